@@ -1,0 +1,59 @@
+"""The paged KV cache of the Triton backend.
+
+Layout: K and V apart, each `[num_blocks, kv_heads, block_size, head_dim]`, contiguous. One head of one
+block is then one contiguous run (4 KiB for 16 keys of 128 bf16 values): a decode program reads whole
+runs, a block is a box of a tensor descriptor, and the flat view `[num_blocks * kv_heads * block_size,
+head_dim]` has the row stride `head_dim` for every geometry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """One layer's keys and values.
+
+    Slot `s` (= block * block_size + offset) of kv head `h` starts, in elements, at
+    `block * (kv_heads * block_size * head_dim) + h * (block_size * head_dim) + offset * head_dim`;
+    the `head_dim` values of a slot are contiguous. All strides below follow from the shape.
+    """
+
+    k: Tensor
+    """[num_blocks, kv_heads, block_size, head_dim], in the spec's `kv_dtype`."""
+    v: Tensor
+    """Same shape, dtype and strides as `k`."""
+
+    @property
+    def block_size(self) -> int:
+        """Keys in a block."""
+        return self.k.shape[2]
+
+    @property
+    def block_stride(self) -> int:
+        """Elements from one block to the next: kv_heads * block_size * head_dim."""
+        return self.k.stride(0)
+
+    @property
+    def head_stride(self) -> int:
+        """Elements from one kv head to the next inside a block: block_size * head_dim."""
+        return self.k.stride(1)
+
+    @property
+    def slot_stride(self) -> int:
+        """Elements from one key to the next inside a block and head: head_dim."""
+        return self.k.stride(2)
+
+
+def new_cache(
+    num_blocks: int, kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> PagedCache:
+    """A cache of `num_blocks` blocks; its contents are arbitrary."""
+    shape = (num_blocks, kv_heads, block_size, head_dim)
+    return PagedCache(
+        torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+    )
