@@ -1,0 +1,186 @@
+"""Finding backends by name, and choosing what serves each operation."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+
+import torch
+
+from backends.interface import AttentionSpec, Backend, BackendError, Device, Scheme, Selection
+
+BUILT_IN = ("torch", "triton", "sdpa", "flash", "rocm")
+ENTRY_POINTS = "backbench.backends"
+OPERATIONS = ("attention", "linear", "operations")
+AUTO_ORDER: Mapping[str, tuple[str, ...]] = {
+    "nvidia": ("triton", "flash", "sdpa", "torch"),
+    "amd": ("rocm", "triton", "sdpa", "torch"),
+    "cpu": ("torch",),
+}
+"""Vendor -> the backends `auto` tries, best first."""
+
+
+def names() -> list[str]:
+    """Every backend there is: built-in ones, then those that installed packages add.
+
+    Raises:
+        BackendError: two backends have the same name.
+    """
+    found = [name for name in BUILT_IN if find_spec(f"backends.{name}") is not None]
+    for point in _entry_points():
+        if point.name in found:
+            raise BackendError(f"Two backends are named {point.name!r}; uninstall or rename {point.value}.")
+        found.append(point.name)
+    return found
+
+
+def load(name: str) -> Backend:
+    """The backend called `name`; its module is imported only now.
+
+    Raises:
+        BackendError: no such backend, or its module cannot be imported.
+    """
+    known = names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known) or known
+        raise BackendError(f"Unknown backend {name!r}; did you mean {' or '.join(close)}?")
+    try:
+        if name in BUILT_IN:
+            backend = getattr(importlib.import_module(f"backends.{name}"), "BACKEND", None)
+        else:
+            backend = next(point for point in _entry_points() if point.name == name).load()
+    except ImportError as error:
+        raise BackendError(f"Backend {name!r} cannot be imported: {error}.") from error
+    if not isinstance(backend, Backend) or backend.name != name:
+        raise BackendError(f"Backend {name!r} does not export a Backend of that name; mend its module.")
+    return backend
+
+
+def select(
+    name: str,
+    *,
+    device: Device,
+    specs: Sequence[AttentionSpec],
+    dtype: torch.dtype,
+    overrides: Mapping[str, str] | None = None,
+) -> Selection:
+    """What serves each operation when backend `name` (or "auto") is asked for.
+
+    Args:
+        specs: the model's distinct attention layers; all must be served.
+        overrides: operation ("attention", "linear", "operations") -> the backend that serves it instead.
+
+    Raises:
+        BackendError: something asked for cannot be served; all reasons are named, and what would work.
+    """
+    overrides = dict(overrides or {})
+    for operation in overrides:
+        if operation not in OPERATIONS:
+            raise BackendError(f"Unknown operation {operation!r}; override one of {', '.join(OPERATIONS)}.")
+    if name == "auto":
+        return _select_auto(device, specs, dtype, overrides)
+    backend = load(name)
+    selection = _assemble(backend, name, device, overrides)
+    if reasons := _reasons(selection, specs, dtype):
+        working = [other for other in names() if other != name and _works(other, device, specs, dtype)]
+        advice = f"these would: {', '.join(working)}" if working else "no other backend could either"
+        raise BackendError(f"Backend {name!r} cannot serve this: {'; '.join(reasons)} ({advice}).")
+    return selection
+
+
+def availability(device: Device) -> list[tuple[str, bool, list[str]]]:
+    """(name, available, reasons why not) of every backend, judged on an ordinary layer."""
+    dtype = torch.float32 if device.vendor == "cpu" else torch.bfloat16
+    spec = AttentionSpec(8, 2, 64, dtype, dtype, block_size=16, scale=0.125)
+    rows = []
+    for name in names():
+        try:
+            reasons = _reasons(_assemble(load(name), name, device, {}), [spec], dtype)
+        except BackendError as error:
+            reasons = [str(error)]
+        rows.append((name, not reasons, reasons))
+    return rows
+
+
+def _entry_points() -> list[EntryPoint]:
+    return sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+
+
+def _select_auto(
+    device: Device, specs: Sequence[AttentionSpec], dtype: torch.dtype, overrides: Mapping[str, str]
+) -> Selection:
+    """The first backend of the vendor's written order that serves everything."""
+    passed_over: dict[str, Sequence[str]] = {}
+    known = names()
+    for name in AUTO_ORDER[device.vendor]:
+        if name not in known:
+            continue
+        try:
+            selection = _assemble(load(name), "auto", device, overrides, passed_over)
+        except BackendError as error:
+            passed_over[name] = [str(error)]
+            continue
+        reasons = _reasons(selection, specs, dtype)
+        if not reasons:
+            return selection
+        passed_over[name] = reasons
+    tried = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in passed_over.items())
+    raise BackendError(f"No backend serves this model on {device.name}: {tried}.")
+
+
+def _assemble(
+    backend: Backend,
+    asked: str,
+    device: Device,
+    overrides: Mapping[str, str],
+    passed_over: dict[str, Sequence[str]] | None = None,
+) -> Selection:
+    """The backend's own operations, the overrides, and its base for what it lacks."""
+
+    def provider(operation: str) -> Backend:
+        chosen = load(overrides[operation]) if operation in overrides else backend
+        while getattr(chosen, operation) is None:
+            if operation in overrides or chosen.base is None:
+                raise BackendError(f"Backend {chosen.name!r} offers no {operation}; choose another for it.")
+            chosen = load(chosen.base)
+        return chosen
+
+    attention, linear, operations = (provider(operation) for operation in OPERATIONS)
+    assert attention.attention and linear.linear and operations.operations
+    return Selection(
+        asked, device, attention.attention, linear.linear, operations.operations, passed_over or {}
+    )
+
+
+def _reasons(selection: Selection, specs: Sequence[AttentionSpec], dtype: torch.dtype) -> list[str]:
+    """Why the selection cannot serve the model; empty = it can. Each reason is given once."""
+    device = selection.device
+    reasons: dict[str, None] = {}
+    for spec in specs:
+        width = spec.q_heads * spec.head_dim
+        found = [
+            *(
+                (selection.attention.name, "attention", why)
+                for why in selection.attention.supports(spec, device)
+            ),
+            *(
+                (selection.linear.name, "linear", why)
+                for why in selection.linear.supports(Scheme(), width, width, dtype, device)
+            ),
+            *(
+                (selection.operations.name, "ops", why)
+                for why in selection.operations.supports(dtype, device)
+            ),
+        ]
+        reasons.update({f"{name} {operation}: {why}": None for name, operation, why in found})
+    return list(reasons)
+
+
+def _works(name: str, device: Device, specs: Sequence[AttentionSpec], dtype: torch.dtype) -> bool:
+    try:
+        return not _reasons(_assemble(load(name), name, device, {}), specs, dtype)
+    except BackendError:
+        return False

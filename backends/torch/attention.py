@@ -1,0 +1,152 @@
+"""Paged attention in plain torch: one sequence at a time, as written in the textbook."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backends.interface import (
+    Attention,
+    AttentionRunner,
+    AttentionSpec,
+    BackendError,
+    Batch,
+    Device,
+    GraphSupport,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+QUERY_TILE = 512
+"""Query tokens whose scores are held at once: bounds the memory of a long prefill."""
+
+
+@dataclass(frozen=True)
+class TorchCache:
+    """One layer's keys and values, [num_blocks * block_size + 1, kv_heads, head_dim] each.
+
+    The spare last row takes the writes of slot -1, so that no write needs a mask.
+    """
+
+    keys: Tensor
+    values: Tensor
+    block_size: int
+
+    def blocks(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as [num_blocks, block_size, kv_heads, head_dim] views."""
+        shape = (-1, self.block_size, *self.keys.shape[1:])
+        return self.keys[:-1].view(shape), self.values[:-1].view(shape)
+
+
+class TorchAttention(Attention):
+    """Gathers each sequence's blocks and computes softmax(q k^T) v (Vaswani et al. 2017)."""
+
+    name = "torch"
+
+    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+        reasons = []
+        if spec.dtype not in DTYPES:
+            reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
+        if spec.kv_dtype != spec.dtype:
+            reasons.append(f"the KV cache must have the model's dtype {spec.dtype}, not {spec.kv_dtype}")
+        if spec.q_heads % spec.kv_heads:
+            reasons.append(f"{spec.q_heads} query heads do not divide among {spec.kv_heads} KV heads")
+        return reasons
+
+    def open(self, spec: AttentionSpec, device: Device) -> TorchRunner:
+        if reasons := self.supports(spec, device):
+            raise BackendError(f"torch attention cannot serve this: {'; '.join(reasons)}.")
+        return TorchRunner(spec, device)
+
+
+class TorchRunner(AttentionRunner):
+    """Sequences are computed one by one, so nothing depends on the rest of the batch."""
+
+    graph = GraphSupport.NEVER
+    batch_invariant = True
+
+    def __init__(self, spec: AttentionSpec, device: Device) -> None:
+        self.spec = spec
+        self.device = device
+
+    def new_cache(self, num_blocks: int) -> TorchCache:
+        spec = self.spec
+        shape = (num_blocks * spec.block_size + 1, spec.kv_heads, spec.head_dim)
+        keys, values = (
+            torch.zeros(shape, dtype=spec.kv_dtype, device=self.device.torch_device) for _ in range(2)
+        )
+        return TorchCache(keys, values, spec.block_size)
+
+    def cache_bytes_per_block(self) -> int:
+        spec = self.spec
+        return 2 * spec.block_size * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
+
+    def plan(self, batch: Batch) -> Hashable:
+        return (batch.num_seqs, batch.num_tokens)
+
+    def write(self, cache: TorchCache, k: Tensor, v: Tensor, batch: Batch) -> None:
+        slots = batch.slots[: k.shape[0]]
+        cache.keys[slots] = k
+        cache.values[slots] = v
+
+    def run(self, q: Tensor, cache: TorchCache, batch: Batch, out: Tensor) -> None:
+        block_size = self.spec.block_size
+        keys, values = cache.blocks()
+        starts = batch.query_start[: batch.num_seqs + 1].tolist()
+        lengths = batch.seq_lens[: batch.num_seqs].tolist()
+        for row, length in enumerate(lengths):
+            start, end = starts[row], starts[row + 1]
+            if start == end or length == 0:
+                continue
+            first = self._first_block(length - (end - start))
+            blocks = batch.block_table[row, first : -(-length // block_size)]
+            live = length - first * block_size
+            k = keys.index_select(0, blocks).flatten(0, 1)[:live]
+            v = values.index_select(0, blocks).flatten(0, 1)[:live]
+            for tile in range(start, end, QUERY_TILE):
+                stop = min(tile + QUERY_TILE, end)
+                visible = live - (end - stop)
+                out[tile:stop] = self._attend(q[tile:stop], k[:visible], v[:visible])
+
+    def _first_block(self, context: int) -> int:
+        """The first block that the query at position `context` (the earliest one) can see."""
+        if self.spec.window is None:
+            return 0
+        return max(0, context - self.spec.window + 1) // self.spec.block_size
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of q [n, q_heads, d] over k, v [m, kv_heads, d]; the last query sits at key m - 1."""
+        spec, n, m = self.spec, q.shape[0], k.shape[0]
+        group = spec.q_heads // spec.kv_heads
+        # Query heads that share a KV head become rows of one matrix: [kv_heads, n * group, d].
+        grouped = q.view(n, spec.kv_heads, group, -1).transpose(0, 1).reshape(spec.kv_heads, n * group, -1)
+        scores = torch.matmul(grouped.float() * spec.scale, k.float().permute(1, 2, 0))
+        if spec.softcap is not None:
+            scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        if n > 1 or spec.window is not None:
+            scores = scores.view(spec.kv_heads, n, group, m).masked_fill(
+                self._hidden(n, m, q.device), -torch.inf
+            )
+            scores = scores.view(spec.kv_heads, n * group, m)
+        weights = torch.softmax(scores, dim=-1).to(v.dtype)
+        attended = torch.matmul(weights, v.transpose(0, 1))
+        return attended.view(spec.kv_heads, n, group, -1).transpose(0, 1).reshape(n, spec.q_heads, -1)
+
+    def _hidden(self, n: int, m: int, device: torch.device) -> Tensor:
+        """[n, 1, m]: True where the key lies after the query or before its window."""
+        query = torch.arange(m - n, m, device=device)[:, None, None]
+        key = torch.arange(m, device=device)
+        hidden = key > query
+        if self.spec.window is not None:
+            hidden |= key <= query - self.spec.window
+        return hidden
+
+    def copy_blocks(self, cache: TorchCache, src: Tensor, dst: Tensor) -> None:
+        for blocks in cache.blocks():
+            blocks[dst] = blocks[src]
+
+    def read(self, cache: TorchCache, ids: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = cache.blocks()
+        return keys[ids], values[ids]

@@ -1,0 +1,120 @@
+"""Backends are found by name, asked for explicitly, and never swapped silently."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+from backends import registry
+from backends.device import cpu
+from backends.interface import AttentionSpec, Backend, BackendError
+from backends.torch import BACKEND as TORCH
+from backends.torch.attention import TorchAttention
+
+SPEC = AttentionSpec(4, 2, 32, torch.float32, torch.float32, 16, 0.2)
+
+
+class Refusing(TorchAttention):
+    name = "refusing"
+
+    def supports(self, spec, device):
+        return ["it never wants to"]
+
+
+REFUSING = Backend("refusing", "Serves nothing.", attention=Refusing())
+
+
+class BorrowedAttention(TorchAttention):
+    name = "borrowed"
+
+
+BORROWED = Backend("borrowed", "Attention only.", attention=BorrowedAttention())
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    """Installed packages that add the backends above, beside torch alone."""
+    monkeypatch.setattr(registry, "BUILT_IN", ("torch",))
+    points = [
+        EntryPoint(name, f"test_registry:{name.upper()}", registry.ENTRY_POINTS)
+        for name in ("borrowed", "refusing")
+    ]
+    monkeypatch.setattr(registry, "_entry_points", lambda: points)
+    loaded = {"borrowed": BORROWED, "refusing": REFUSING}
+    monkeypatch.setattr(EntryPoint, "load", lambda point: loaded[point.name])
+
+
+def select(name, **changes):
+    return registry.select(name, device=cpu(), specs=[SPEC], dtype=torch.float32, **changes)
+
+
+def test_torch_serves_everything():
+    selection = select("torch")
+    assert selection.used == {"attention": "torch", "linear": "torch", "operations": "torch"}
+    assert selection.asked == "torch"
+    assert registry.load("torch") is TORCH
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(BackendError, match=r"Unknown backend 'torhc'; did you mean torch\?"):
+        registry.load("torhc")
+
+
+def test_base_fills_what_a_backend_lacks(plugins):
+    assert select("borrowed").used == {"attention": "borrowed", "linear": "torch", "operations": "torch"}
+
+
+def test_a_refusal_names_reasons_and_alternatives(plugins):
+    with pytest.raises(BackendError, match=r"refusing attention: it never wants to .*these would: torch"):
+        select("refusing")
+
+
+def test_overrides_replace_one_operation(plugins):
+    assert select("torch", overrides={"attention": "borrowed"}).used["attention"] == "borrowed"
+    with pytest.raises(BackendError, match="'borrowed' offers no linear"):
+        select("torch", overrides={"linear": "borrowed"})
+    with pytest.raises(BackendError, match="Unknown operation 'atention'"):
+        select("torch", overrides={"atention": "torch"})
+    with pytest.raises(BackendError, match="it never wants to"):
+        select("torch", overrides={"attention": "refusing"})
+
+
+def test_auto_records_whom_it_passed_over(plugins, monkeypatch):
+    monkeypatch.setattr(registry, "AUTO_ORDER", {"cpu": ("refusing", "torch")})
+    selection = select("auto")
+    assert selection.asked == "auto" and selection.used["attention"] == "torch"
+    assert selection.passed_over == {"refusing": ["refusing attention: it never wants to"]}
+
+
+def test_auto_without_any_fit_says_why(plugins, monkeypatch):
+    monkeypatch.setattr(registry, "AUTO_ORDER", {"cpu": ("refusing",)})
+    with pytest.raises(BackendError, match=r"No backend serves .*it never wants to"):
+        select("auto")
+
+
+def test_availability(plugins):
+    rows = {name: (ok, reasons) for name, ok, reasons in registry.availability(cpu())}
+    assert rows["torch"] == (True, [])
+    assert rows["refusing"] == (False, ["refusing attention: it never wants to"])
+
+
+def test_two_backends_of_one_name_are_an_error(monkeypatch):
+    points = [EntryPoint("torch", "elsewhere:BACKEND", registry.ENTRY_POINTS)]
+    monkeypatch.setattr(registry, "_entry_points", lambda: points)
+    with pytest.raises(BackendError, match="Two backends are named 'torch'"):
+        registry.names()
+
+
+def test_a_backend_that_cannot_be_imported_is_one_line(monkeypatch):
+    points = [EntryPoint("broken", "no_such_module_anywhere:BACKEND", registry.ENTRY_POINTS)]
+    monkeypatch.setattr(registry, "_entry_points", lambda: points)
+    with pytest.raises(BackendError, match="'broken' cannot be imported: No module named"):
+        registry.load("broken")
+
+
+def test_a_module_without_a_backend_is_one_line(plugins, monkeypatch):
+    monkeypatch.setattr(EntryPoint, "load", lambda point: None)
+    with pytest.raises(BackendError, match="'borrowed' does not export a Backend"):
+        registry.load("borrowed")

@@ -1,0 +1,177 @@
+"""The torch attention against dense attention in float64, on permuted blocks with poisoned unused slots."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backends.device import cpu
+from backends.interface import AttentionSpec, BackendError, Batch
+from backends.torch import BACKEND
+from backends.torch import attention as attention_module
+
+SEQUENCES = [(1, 1), (1, 17), (1, 33), (5, 5), (7, 40), (16, 16), (0, 0)]
+"""(query tokens, keys) of each row: decodes first, a whole prompt, chunks on a context, an inert row."""
+
+
+def open_runner(spec: AttentionSpec):
+    return BACKEND.attention.open(spec, cpu())
+
+
+def make_spec(q_heads=4, kv_heads=2, head_dim=32, dtype=torch.float32, block_size=16, **changes):
+    return AttentionSpec(q_heads, kv_heads, head_dim, dtype, dtype, block_size, head_dim**-0.5, **changes)
+
+
+def fill(spec: AttentionSpec, sequences, padding: int = 3):
+    """A runner's cache with random keys and values, the batch, and the dense keys and values per row."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = [-(-length // spec.block_size) for _, length in sequences]
+    runner = open_runner(spec)
+    cache = runner.new_cache(sum(blocks) + 2)
+    cache.keys.fill_(torch.nan)
+    cache.values.fill_(torch.nan)
+    order = torch.randperm(sum(blocks) + 2, generator=generator)
+    table = torch.full((len(sequences), max(blocks) + 1), 0, dtype=torch.int32)
+    dense, slots, keys, values, used = [], [], [], [], 0
+    for row, (_, length) in enumerate(sequences):
+        table[row, : blocks[row]] = order[used : used + blocks[row]]
+        used += blocks[row]
+        k, v = torch.randn(2, length, spec.kv_heads, spec.head_dim, generator=generator).to(spec.dtype)
+        position = torch.arange(length)
+        slots.append(table[row, position // spec.block_size] * spec.block_size + position % spec.block_size)
+        keys.append(k)
+        values.append(v)
+        dense.append((k, v))
+    pad = torch.full((padding, spec.kv_heads, spec.head_dim), torch.nan, dtype=spec.dtype)
+    queries = torch.tensor([count for count, _ in sequences])
+    starts = torch.zeros(len(sequences) + 1, dtype=torch.int32)
+    starts[1:] = queries.cumsum(0)
+    batch = Batch(
+        query_start=starts,
+        seq_lens=torch.tensor([length for _, length in sequences], dtype=torch.int32),
+        block_table=table,
+        slots=torch.cat([*slots, torch.full((padding,), -1)]).long(),
+        num_seqs=len(sequences),
+        num_tokens=int(starts[-1]),
+        num_decodes=3,
+        max_query=int(queries.max()),
+        max_len=max(length for _, length in sequences),
+    )
+    runner.write(cache, torch.cat([*keys, pad]), torch.cat([*values, pad]), batch)
+    q = torch.randn(batch.num_tokens, spec.q_heads, spec.head_dim, generator=generator).to(spec.dtype)
+    return runner, cache, batch, q, dense
+
+
+def dense_attention(spec: AttentionSpec, q, k, v):
+    """q [n, q_heads, d] at the end of k, v [m, kv_heads, d], token by token in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    out = torch.empty_like(q)
+    group = spec.q_heads // spec.kv_heads
+    for i in range(q.shape[0]):
+        position = k.shape[0] - q.shape[0] + i
+        first = 0 if spec.window is None else max(0, position - spec.window + 1)
+        for head in range(spec.q_heads):
+            scores = k[first : position + 1, head // group] @ q[i, head] * spec.scale
+            if spec.softcap is not None:
+                scores = spec.softcap * torch.tanh(scores / spec.softcap)
+            out[i, head] = scores.softmax(0) @ v[first : position + 1, head // group]
+    return out
+
+
+def check(spec: AttentionSpec, sequences=SEQUENCES) -> None:
+    runner, cache, batch, q, dense = fill(spec, sequences)
+    out = torch.empty_like(q)
+    runner.run(q, cache, batch, out)
+    # Values are standard normal. fp32 sums of some 40 terms stay within 1e-5; in half precision the
+    # weights and the result are each rounded once: 2^-8 (bf16) or 2^-11 (fp16) of values up to 4.
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[spec.dtype]
+    for row, (count, _) in enumerate(sequences):
+        start = int(batch.query_start[row])
+        expected = dense_attention(spec, q[start : start + count], *dense[row])
+        torch.testing.assert_close(out[start : start + count].double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("q_heads", "kv_heads"), [(4, 4), (4, 2), (7, 1)])
+@pytest.mark.parametrize("head_dim", [32, 80])
+def test_heads(q_heads, kv_heads, head_dim):
+    check(make_spec(q_heads, kv_heads, head_dim))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    check(make_spec(dtype=dtype))
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 64])
+def test_block_sizes(block_size):
+    check(make_spec(block_size=block_size))
+
+
+@pytest.mark.parametrize("window", [1, 6, 16, 100])
+def test_window(window):
+    check(make_spec(window=window))
+
+
+def test_softcap():
+    check(make_spec(softcap=1.5))
+
+
+def test_long_queries_are_tiled(monkeypatch):
+    monkeypatch.setattr(attention_module, "QUERY_TILE", 3)
+    check(make_spec())
+    check(make_spec(window=5))
+
+
+def test_batch_invariance():
+    """Bits of every row are the same alone and in company, as the runner declares."""
+    spec = make_spec()
+    runner, cache, batch, q, _ = fill(spec, SEQUENCES)
+    assert runner.batch_invariant
+    together = torch.empty_like(q)
+    runner.run(q, cache, batch, together)
+    for row in range(len(SEQUENCES)):
+        start, end = batch.query_start[row : row + 2].tolist()
+        alone = Batch(
+            torch.tensor([0, end - start], dtype=torch.int32),
+            batch.seq_lens[row : row + 1],
+            batch.block_table[row : row + 1],
+            batch.slots,
+            1,
+            end - start,
+            0,
+            end - start,
+            batch.max_len,
+        )
+        out = torch.empty_like(q[start:end])
+        runner.run(q[start:end], cache, alone, out)
+        assert torch.equal(out, together[start:end])
+
+
+def test_skipped_writes_touch_no_block():
+    runner, cache, batch, _, _ = fill(make_spec(), SEQUENCES)
+    everything = torch.arange(cache.blocks()[0].shape[0])
+    before = runner.read(cache, everything)
+    batch.slots = torch.full((4,), -1)
+    junk = torch.ones(4, 2, 32)
+    runner.write(cache, junk, junk, batch)
+    for old, new in zip(before, runner.read(cache, everything), strict=True):
+        torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)
+
+
+def test_copy_blocks():
+    runner, cache, _, _, _ = fill(make_spec(), [(1, 64)])
+    src, dst = torch.tensor([0, 3]), torch.tensor([4, 5])
+    runner.copy_blocks(cache, src, dst)
+    for source, copy in zip(runner.read(cache, src), runner.read(cache, dst), strict=True):
+        torch.testing.assert_close(source, copy, rtol=0, atol=0, equal_nan=True)
+
+
+def test_cache_bytes_per_block():
+    assert open_runner(make_spec()).cache_bytes_per_block() == 2 * 16 * 2 * 32 * 4
+
+
+def test_what_it_cannot_serve_is_named():
+    spec = AttentionSpec(5, 2, 32, torch.float64, torch.float8_e4m3fn, 16, 1.0)
+    assert len(BACKEND.attention.supports(spec, cpu())) == 3
+    with pytest.raises(BackendError, match="5 query heads do not divide among 2"):
+        open_runner(spec)
