@@ -1,0 +1,67 @@
+"""The Triton backend's elementwise operations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backends.interface import AttentionSpec, Device, Operations, Rotary, SamplingBatch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class TritonOperations(Operations):
+    """Fused kernels with fp32 arithmetic; kernels are imported at first use.
+
+    One set serves decode (one token, where latency counts) and prefill (bandwidth): launch shapes follow
+    from the number of rows.
+    """
+
+    name = "triton"
+
+    def supports(self, dtype: torch.dtype, device: Device) -> list[str]:
+        reasons = []
+        if device.vendor == "cpu" and not device.interpret:
+            reasons.append("Triton needs a GPU; use --backend torch or sdpa, or --interpret for correctness")
+        if dtype not in DTYPES:
+            reasons.append(f"dtype {dtype} is none of float32, bfloat16, float16")
+        return reasons
+
+    def embed(self, ids: Tensor, table: Tensor) -> Tensor:
+        from backends.triton.embedding import embed
+
+        return embed(ids, table)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        from backends.triton.norm import rms_norm
+
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        from backends.triton.norm import rms_norm
+
+        return rms_norm(x, weight, eps, residual), residual
+
+    def rotate(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        rotary: Rotary,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        spec: AttentionSpec,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from backends.triton.rotary import rotate
+
+        return rotate(qkv, positions, rotary, q_norm, k_norm, eps, spec)
+
+    def gate(self, gate_up: Tensor) -> Tensor:
+        from backends.triton.gate import gate
+
+        return gate(gate_up)
+
+    def sample(self, logits: Tensor, sampling: SamplingBatch) -> Tensor:
+        from backends.triton.sampling import sample
+
+        return sample(logits, sampling)
