@@ -1,4 +1,4 @@
-"""Per-head norm of queries and keys, and their rotary embedding (Su et al. 2021, rotate-half), in one pass."""
+"""Per-head norm of queries and keys and their rotary embedding (Su et al. 2021, rotate-half) in one pass."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations

@@ -97,14 +97,14 @@ def best_of_chunk_kernel(
             eviction_policy="evict_first",
         ).to(tl.float32)
         worth = True
-        if SCREEN:
+        if SCREEN:  # noqa: SIM102 (a constexpr branch stays apart from a device branch)
             if heat > 0:
                 bound = value * inverse
                 slack = 0.002 + tl.abs(bound) * 1e-6
                 bound += fast_noise(gumbel_uniform(key, token.to(tl.uint32))) + slack
                 worth = tl.max(bound, axis=0) >= best
         if worth:
-            if not GREEDY:
+            if not GREEDY:  # noqa: SIM102
                 if heat > 0:
                     scaled = tl.div_rn(value, divisor)
                     noise = -tl.log(-tl.log(gumbel_uniform(key, token.to(tl.uint32))))
