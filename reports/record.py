@@ -99,6 +99,7 @@ class RunRecord:
     backend: dict[str, Any] = field(default_factory=dict)
     """asked, used {operation: name}, passed_over, tuned, kernel_source_hash, libraries."""
     system: dict[str, Any] = field(default_factory=dict)
+    """device {vendor, arch, name} the engine ran on; every GPU, CPU, RAM."""
     software: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     """docs/metrics.md names and defines every key."""
@@ -107,7 +108,7 @@ class RunRecord:
     schedule: dict[str, Any] = field(default_factory=dict)
     correctness: dict[str, Any] = field(default_factory=dict)
     roofline: dict[str, Any] = field(default_factory=dict)
-    """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, their floors}."""
+    """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, intercept_floor_s, slope_floor_s_per_token}."""
     warmup: dict[str, Any] = field(default_factory=dict)
     """seconds, requests."""
     validity: list[str] = field(default_factory=list)

@@ -1,0 +1,200 @@
+"""Which runs may be compared, what differs between them, and their ratios."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from reports.quantities import QUANTITIES, Quantity, Reading, digits, read
+from reports.record import ReportError, RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HARD_FIELDS: tuple[tuple[str, str], ...] = (
+    ("schema_version", "metric schema"),
+    ("workload.content_hash", "workload"),
+    ("model.name", "model"),
+    ("model.config_hash", "model config"),
+    ("model.dtype", "model dtype"),
+    ("metrics.counts.intended", "requests"),
+    ("metrics.prompt_tokens", "prompt tokens"),
+    ("metrics.output_tokens", "output tokens"),
+)
+"""Two records compare only when all of these agree."""
+
+CONFIGURATION = ("workload", "model", "engine", "backend", "system", "software", "warmup")
+"""The sections that say what was run, as opposed to what came out of it."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that is not the same in every record."""
+
+    field: str
+    values: tuple[Any, ...]
+    """One a record; None where a record lacks the field."""
+
+    def __str__(self) -> str:
+        return f"{self.field}: " + " vs ".join(show(value) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A quantity of a candidate over the reference's."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    """From both runs' intervals, taken at their far ends (so it covers at least as often as they do)."""
+    verdict: str
+    """"better", "worse", "same" (the interval holds 1), "unclear" (no interval), or "" (no ratio)."""
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return ""
+        text = f"{digits(self.value)}×"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} ({digits(self.low)}–{digits(self.high)})"
+
+
+def incomparable(records: Sequence[RunRecord]) -> list[Difference]:
+    """The hard fields that differ, by name; empty means that the records may be compared."""
+    found = []
+    for path, name in HARD_FIELDS:
+        values = tuple(_at(record, path) for record in records)
+        if any(value != values[0] for value in values):
+            found.append(Difference(name, values))
+    return found
+
+
+def require_comparable(records: Sequence[RunRecord]) -> None:
+    """Raises:
+    ReportError: fewer than two records, or hard fields differ; the message names them all.
+    """
+    if len(records) < 2:
+        raise ReportError("A comparison needs at least two runs.")
+    if found := incomparable(records):
+        raise ReportError("These runs do not compare: " + "; ".join(map(str, found)) + ".")
+
+
+def differences(records: Sequence[RunRecord]) -> list[Difference]:
+    """Every configuration field that is not the same in all records, in the record's order."""
+    flat = [dict(configuration(record)) for record in records]
+    names = list(dict.fromkeys(name for each in flat for name in each))
+    rows = [Difference(name, tuple(each.get(name) for each in flat)) for name in names]
+    return [row for row in rows if any(value != row.values[0] for value in row.values)]
+
+
+def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every leaf that says what was run."""
+    yield "run.command", record.run.get("command")
+    yield "run.seed", record.run.get("seed")
+    yield "run.status", record.run.get("status")
+    for section in CONFIGURATION:
+        yield from flatten(getattr(record, section), section)
+
+
+def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """(dotted name, leaf) pairs; lists are leaves unless they hold objects."""
+    if isinstance(value, dict) and value:
+        for key in sorted(value):
+            yield from flatten(value[key], f"{name}.{key}")
+    elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        for index, each in enumerate(value):
+            yield from flatten(each, f"{name}[{index}]")
+    else:
+        yield name, value
+
+
+def show(value: Any) -> str:
+    """A configuration value as a reader sees it."""
+    if value is None or value == {} or value == []:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def labels(records: Sequence[RunRecord]) -> list[str]:
+    """A short distinct name for each record: its backend, and as much more as it takes."""
+    candidates = (
+        "backend.asked",
+        "model.quantization",
+        "model.name",
+        "workload.name",
+        "system.device.name",
+        "software.git_sha",
+        "run.seed",
+    )
+    parts: list[list[str]] = [[] for _ in records]
+    for path in candidates:
+        texts = [show(_at(record, path))[:32] for record in records]
+        if path == "backend.asked" or len(set(texts)) > 1:
+            for part, text in zip(parts, texts, strict=True):
+                part.append(text)
+        names = [" · ".join(part) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    names = [" · ".join(part) for part in parts]
+    return [name if names.count(name) == 1 else f"{name} #{place + 1}" for place, name in enumerate(names)]
+
+
+def ratio(reference: Reading, candidate: Reading, higher_is_better: bool | None) -> Ratio:
+    """candidate / reference, with the widest interval that both readings' intervals allow."""
+    if not reference.value or candidate.value is None:
+        return Ratio(None, None, None, "")
+    value = candidate.value / reference.value
+    low = high = None
+    if candidate.low is not None and candidate.high is not None and reference.low and reference.high:
+        low, high = candidate.low / reference.high, candidate.high / reference.low
+    if higher_is_better is None:
+        verdict = ""
+    elif value == 1 or (low is not None and high is not None and low <= 1 <= high):
+        verdict = "same"
+    elif low is None:
+        verdict = "unclear"
+    else:
+        verdict = "better" if (value > 1) == higher_is_better else "worse"
+    return Ratio(value, low, high, verdict)
+
+
+def compared(records: Sequence[RunRecord]) -> list[Quantity]:
+    """The quantities that at least one record has."""
+    return [each for each in QUANTITIES if any(read(record, each).value is not None for record in records)]
+
+
+def ratio_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """One row a quantity: unit, which way is better, every run's raw value, and the ratios to the first.
+
+    Columns: metric, unit, better ("higher" | "lower" | ""), then for each run its label, and for each
+    run after the first "<label> / <first label>" with the ratio.
+    """
+    import pandas as pd
+
+    names = labels(records)
+    rows = []
+    for each in compared(records):
+        readings = [read(record, each) for record in records]
+        better = {True: "higher", False: "lower", None: ""}[each.higher_is_better]
+        row: dict[str, Any] = {"metric": each.label, "unit": each.unit, "better": better}
+        row |= {name: reading.value for name, reading in zip(names, readings, strict=True)}
+        for name, reading in zip(names[1:], readings[1:], strict=True):
+            row[f"{name} / {names[0]}"] = ratio(readings[0], reading, each.higher_is_better).value
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _at(record: RunRecord, path: str) -> Any:
+    section, *keys = path.split(".")
+    found: Any = getattr(record, section)
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found

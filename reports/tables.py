@@ -1,0 +1,203 @@
+"""The record as tables: what the command line prints, and what Markdown and CSV export."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reports.compare import Difference, compared, labels, ratio, show
+from reports.quantities import (
+    DASH,
+    LATENCIES,
+    NOT_MEASURED,
+    QUANTITIES,
+    STATISTICS,
+    Reading,
+    format_interval,
+    format_reading,
+    format_value,
+    quantity,
+    read,
+)
+from reports.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of texts, with the raw numbers beside them where a cell has one."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    raw: tuple[tuple[float | str | None, ...], ...] = ()
+    """Same shape as `rows`: the number (in the record's own unit) or text a cell shows; used to sort."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a run's summary."""
+
+    group: str
+    label: str
+    value: str
+    """With its unit."""
+    interval: str
+    """95 % interval in the value's unit; empty when there is none."""
+    note: str = ""
+    """Why there is no value."""
+
+
+SUMMARY: tuple[tuple[str, ...], ...] = (
+    ("metrics", "output_tokens_per_s", "steady_state"),
+    ("metrics", "output_tokens_per_s", "whole_run"),
+    ("metrics", "total_tokens_per_s", "whole_run"),
+    ("metrics", "requests_per_s"),
+    ("metrics", "goodput_requests_per_s"),
+    ("metrics", "interactivity_tokens_per_s", "p50"),
+    ("metrics", "interactivity_tokens_per_s", "p10"),
+    ("metrics", "ttft_s", "p50"),
+    ("metrics", "ttft_s", "p99"),
+    ("metrics", "tpot_s", "p50"),
+    ("metrics", "tpot_s", "p99"),
+    ("metrics", "itl_s", "p50"),
+    ("metrics", "itl_s", "p99"),
+    ("metrics", "e2e_s", "p50"),
+    ("memory", "total_bytes"),
+    ("memory", "kv_used_peak_bytes"),
+    ("energy", "joules_per_output_token"),
+    ("metrics", "prefix_cache", "realised"),
+    ("correctness", "max_abs_logprob_diff"),
+    ("correctness", "top1_agreement"),
+)
+"""What a summary shows, in order."""
+
+
+def summary_rows(record: RunRecord) -> list[Line]:
+    """The short table at the end of a run. Quantities that cannot exist here (no SLO, no power meter)
+    are left out; percentiles that the sample is too small for stay, with the reason."""
+    lines = []
+    for path in SUMMARY:
+        each = quantity(*path)
+        reading = read(record, each)
+        too_small = path[-1] in STATISTICS and reading.reason not in (None, NOT_MEASURED)
+        if reading.value is None and not too_small:
+            continue
+        lines.append(
+            Line(
+                each.group,
+                each.label,
+                format_value(reading.value, each.unit),
+                format_interval(reading, each.unit),
+                reading.reason or "",
+            )
+        )
+    return lines
+
+
+def summary_table(record: RunRecord) -> Table:
+    """`summary_rows` as a table."""
+    lines = summary_rows(record)
+    rows = tuple((line.label, line.value, line.interval or line.note or DASH) for line in lines)
+    return Table("Summary", ("Metric", "Value", "95 % interval"), rows)
+
+
+def latency_table(records: Sequence[RunRecord]) -> Table:
+    """Every latency's mean and percentiles; with several records one row a latency and run."""
+    names = labels(records)
+    several = len(records) > 1
+    rows, raw = [], []
+    for key, name, short in LATENCIES:
+        for label, record in zip(names, records, strict=True):
+            readings = [read(record, quantity("metrics", key, statistic)) for statistic in STATISTICS]
+            count = _count(record, key)
+            if all(reading.value is None for reading in readings):
+                continue
+            head = (f"{name} ({short})" if short != name else name, *((label,) if several else ()))
+            rows.append((*head, *(_cell(reading) for reading in readings), f"{count:,}" if count else DASH))
+            raw.append((*head, *(reading.value for reading in readings), float(count)))
+    columns = ("Latency", *(("Run",) if several else ()), "Mean", *STATISTICS[1:], "Samples")
+    return Table("Latency", columns, tuple(rows), tuple(raw))
+
+
+def scorecard_table(records: Sequence[RunRecord], with_ratios: bool = True) -> Table:
+    """One row a run, one column a headline quantity; each cell the value, its interval, and the ratio to
+    the first run."""
+    wanted = [each for each in compared(records) if each.headline]
+    names = labels(records)
+    rows, raw = [], []
+    for place, (name, record) in enumerate(zip(names, records, strict=True)):
+        cells = []
+        for each in wanted:
+            reading = read(record, each)
+            text = format_reading(reading, each.unit)
+            against = ratio(read(records[0], each), reading, each.higher_is_better)
+            if with_ratios and place > 0 and against.value is not None:
+                text += f" · {against}"
+            cells.append(text)
+        rows.append((name, *cells))
+        raw.append((name, *(read(record, each).value for each in wanted)))
+    return Table("Scorecard", ("Run", *(each.label for each in wanted)), tuple(rows), tuple(raw))
+
+
+def comparison_table(records: Sequence[RunRecord], headline_only: bool = False) -> Table:
+    """One row a quantity, one column a run, and the ratio of each run after the first to the first."""
+    names = labels(records)
+    rows = []
+    for each in compared(records):
+        if headline_only and not each.headline:
+            continue
+        readings = [read(record, each) for record in records]
+        ratios = [ratio(readings[0], reading, each.higher_is_better) for reading in readings[1:]]
+        better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
+        values = (format_reading(reading, each.unit) for reading in readings)
+        rows.append((each.label, *values, *(str(found) or DASH for found in ratios), better))
+    ratio_names = [f"{name} / {names[0]}" for name in names[1:]]
+    return Table("Comparison", ("Metric", *names, *ratio_names, "Better"), tuple(rows))
+
+
+def difference_table(found: Sequence[Difference], names: Sequence[str]) -> Table:
+    """The differing fields side by side."""
+    rows = tuple((each.field, *(show(value) for value in each.values)) for each in found)
+    return Table("What differs", ("Field", *names), rows)
+
+
+def full_table(records: Sequence[RunRecord]) -> Table:
+    """Every quantity of every record, unscaled, for CSV: one row a quantity and run."""
+    rows = []
+    for name, record in zip(labels(records), records, strict=True):
+        for each in QUANTITIES:
+            reading = read(record, each)
+            numbers = (reading.value, reading.low, reading.high)
+            texts = ("" if number is None else repr(number) for number in numbers)
+            rows.append((name, ".".join(each.path), each.unit, *texts, reading.reason or ""))
+    return Table("Quantities", ("run", "quantity", "unit", "value", "low", "high", "reason"), tuple(rows))
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub-flavoured Markdown table with its title as a heading."""
+
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = "|" + "|".join([" --- ", *(" ---: " for _ in table.columns[1:])]) + "|"
+    return "\n".join([f"### {table.title}", "", row(table.columns), rule, *map(row, table.rows)]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Comma-separated values with a header line."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)
+    return buffer.getvalue()
+
+
+def _cell(reading: Reading) -> str:
+    return format_reading(reading, "s")
+
+
+def _count(record: RunRecord, key: str) -> int:
+    section = record.metrics.get(key)
+    return int(section.get("count") or 0) if isinstance(section, dict) else 0
