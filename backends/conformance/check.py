@@ -1,0 +1,118 @@
+"""Put a whole backend through its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from backends import registry
+from backends.conformance.attention_cases import full_cases, quick_cases
+from backends.conformance.attention_check import AttentionChecker
+from backends.conformance.linear_check import FULL, QUICK, LinearChecker
+from backends.conformance.matrix import CheckRow, ConformanceMatrix, Status
+from backends.conformance.operation_check import OperationChecker, operation_cases
+from backends.conformance.sampling_check import sampling_cases
+from backends.interface import Attention, Backend, BackendError, Device, Linear, Operations
+
+LEVELS = ("quick", "full")
+
+
+def check(
+    name: str,
+    device: Device,
+    *,
+    level: str = "quick",
+    dtypes: Iterable[torch.dtype] | None = None,
+) -> ConformanceMatrix:
+    """The conformance matrix of the backend called `name` on `device`.
+
+    `level` is "quick" (seconds, also in Triton's interpreter) or "full" (every combination). `dtypes`
+    defaults to what the device is used with: bf16, fp16 and fp32, on a CPU at "quick" fp32 and bf16, in
+    Triton's interpreter fp32 and fp16 (its bf16 matrix product is wrong).
+
+    Raises:
+        BackendError: the backend or the level does not exist.
+    """
+    return check_backend(registry.load(name), device, level=level, dtypes=dtypes)
+
+
+def check_backend(
+    backend: Backend,
+    device: Device,
+    *,
+    level: str = "quick",
+    dtypes: Iterable[torch.dtype] | None = None,
+) -> ConformanceMatrix:
+    """As `check`, for a Backend at hand."""
+    if level not in LEVELS:
+        raise BackendError(f"Unknown conformance level {level!r}; use quick or full.")
+    chosen = tuple(dtypes) if dtypes is not None else default_dtypes(device, level)
+    rows = tuple(_rows(backend, device, level, chosen))
+    return ConformanceMatrix(backend.name, device.name, device.arch, level, rows)
+
+
+def default_dtypes(device: Device, level: str) -> tuple[torch.dtype, ...]:
+    """The dtypes a device is checked with when none are named."""
+    if device.interpret:
+        return (torch.float32, torch.float16)
+    if device.vendor == "cpu" and level == "quick":
+        return (torch.float32, torch.bfloat16)
+    return (torch.bfloat16, torch.float16, torch.float32)
+
+
+def _rows(backend: Backend, device: Device, level: str, dtypes: Sequence[torch.dtype]) -> Iterator[CheckRow]:
+    torch_backend = registry.load("torch")
+    attention, linear, operations = torch_backend.attention, torch_backend.linear, torch_backend.operations
+    if attention is None or linear is None or operations is None:
+        raise BackendError("The torch backend must offer every operation: the others are checked against it.")
+    yield from _attention_rows(backend, attention, operations, device, level, dtypes)
+    yield from _linear_rows(backend, linear, device, level, dtypes)
+    yield from _operation_rows(backend, operations, device, level, dtypes)
+
+
+def _inherited(backend: Backend, operation: str) -> CheckRow:
+    return CheckRow(operation, "all", "all", Status.INHERITED, f"served by {backend.base}")
+
+
+def _attention_rows(
+    backend: Backend,
+    reference: Attention,
+    operations: Operations,
+    device: Device,
+    level: str,
+    dtypes: Sequence[torch.dtype],
+) -> Iterator[CheckRow]:
+    if backend.attention is None:
+        yield _inherited(backend, "attention")
+        return
+    checker = AttentionChecker(backend.attention, operations, reference, device)
+    for dtype in dtypes:
+        for case in quick_cases(dtype) if level == "quick" else full_cases(dtype):
+            yield checker.check(case)
+
+
+def _linear_rows(
+    backend: Backend, reference: Linear, device: Device, level: str, dtypes: Sequence[torch.dtype]
+) -> Iterator[CheckRow]:
+    if backend.linear is None:
+        yield _inherited(backend, "linear")
+        return
+    checker = LinearChecker(backend.linear, reference, device)
+    for dtype in dtypes:
+        for case in QUICK if level == "quick" else FULL:
+            yield checker.check(case, dtype)
+
+
+def _operation_rows(
+    backend: Backend, reference: Operations, device: Device, level: str, dtypes: Sequence[torch.dtype]
+) -> Iterator[CheckRow]:
+    if backend.operations is None:
+        yield _inherited(backend, "operations")
+        return
+    checker = OperationChecker(backend.operations, reference, device)
+    for dtype in dtypes:
+        for case in operation_cases(level):
+            yield checker.check(case, dtype)
+        for draws in sampling_cases(level):
+            yield checker.check(draws, dtype)
