@@ -1,0 +1,286 @@
+"""A step's inputs: filled on the host, copied once, read by every launch from fixed device addresses.
+
+All integers of a step travel in one pinned buffer to one device buffer, so a captured graph needs
+nothing but that copy before its replay. Two host buffers alternate: one can be filled while the
+copy from the other, one step earlier, may still be under way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.interface import Batch, SamplingBatch
+from backends.noise import noise_key
+from engine.scheduler import StepPlan
+
+
+class StepBuffers:
+    """Host and device buffers for steps of at most `max_tokens` tokens and `max_seqs` sequences.
+
+    A negative token id -1 - row stands for "the last token sampled in that row", which may still be
+    on its way when the host fills the buffers.
+    """
+
+    def __init__(
+        self, max_tokens: int, max_seqs: int, max_blocks: int, dummy_row: int, block_size: int, device: torch.device
+    ) -> None:
+        self.max_tokens = max_tokens
+        self.max_seqs = max_seqs
+        self.dummy_row = dummy_row
+        self.block_size = block_size
+        self.max_updates = 2 * max_seqs + -(-max_tokens // block_size)
+        """Block table entries one step can change by computing tokens; prefix hits may change more."""
+        sizes = {
+            "ids": max_tokens,
+            "positions": max_tokens,
+            "slots": max_tokens,
+            "query_start": max_seqs + 1,
+            "seq_lens": max_seqs,
+            "rows": max_seqs,
+            "sample_tokens": max_seqs,
+            "sample_rows": max_seqs,
+            "noise_keys": max_seqs,
+            "forced": max_seqs,
+            "top_k": max_seqs,
+            "update_rows": self.max_updates,
+            "update_columns": self.max_updates,
+            "update_blocks": self.max_updates,
+        }
+        float_sizes = {"temperature": max_seqs, "top_p": max_seqs, "min_p": max_seqs}
+        pinned = device.type != "cpu"
+        total, float_total = sum(sizes.values()), sum(float_sizes.values())
+        self._hosts = [
+            (
+                torch.zeros(total, dtype=torch.int64, pin_memory=pinned),
+                torch.zeros(float_total, dtype=torch.float32, pin_memory=pinned),
+            )
+            for _ in range(2)
+        ]
+        self._device_ints = torch.zeros(total, dtype=torch.int64, device=device)
+        self._device_floats = torch.zeros(float_total, dtype=torch.float32, device=device)
+        self._views = [_split(h.numpy(), sizes) | _split(f.numpy(), float_sizes) for h, f in self._hosts]
+        self.on_device: dict[str, Tensor] = _split(self._device_ints, sizes) | _split(
+            self._device_floats, float_sizes
+        )
+        self._turn = 0
+        self._query_start = torch.zeros(max_seqs + 1, dtype=torch.int32, device=device)
+        self._seq_lens = torch.zeros(max_seqs, dtype=torch.int32, device=device)
+        self._block_table = torch.zeros(max_seqs, max_blocks, dtype=torch.int32, device=device)
+
+    def fill(self, plan: StepPlan, num_seqs: int, num_tokens: int) -> StepInputs:
+        """Write `plan` into the next host buffer, padded to `num_seqs` rows and `num_tokens` tokens."""
+        self._turn ^= 1
+        host = self._views[self._turn]
+        inputs = StepInputs(num_seqs, num_tokens, len(plan.slices), plan.num_tokens)
+        self._fill_decodes(plan, host)
+        self._fill_prefills(plan, host)
+        self._fill_padding(host, inputs)
+        self._fill_updates(plan, host)
+        self._fill_sampling(plan, host, inputs)
+        lengths = host["seq_lens"][: len(plan.slices)]
+        inputs.max_len = int(lengths.max())
+        inputs.context_tokens = int(lengths.sum())
+        inputs.max_query = max((part.num_tokens for part in plan.slices[plan.num_decodes :]), default=1)
+        inputs.num_decodes = num_seqs if plan.num_decodes == len(plan.slices) else plan.num_decodes
+        return inputs
+
+    def fill_inert(self, inputs: StepInputs) -> None:
+        """Fill the next host buffer with padding only, as graph capture needs it."""
+        self._turn ^= 1
+        host = self._views[self._turn]
+        host["query_start"][:] = 0
+        self._fill_padding(host, inputs)
+        self._fill_updates(StepPlan(), host)
+        host["sample_tokens"][:] = 0
+        host["sample_rows"][:] = self.dummy_row
+        host["forced"][:] = -1
+        host["temperature"][:] = 0.0
+
+    def upload(self) -> None:
+        """Copy the buffer filled last to the device; asynchronous on a GPU."""
+        ints, floats = self._hosts[self._turn]
+        self._device_ints.copy_(ints, non_blocking=True)
+        self._device_floats.copy_(floats, non_blocking=True)
+
+    def batch(self, inputs: StepInputs) -> Batch:
+        """The batch as views of this object's device buffers; `unpack` fills them."""
+        seqs, tokens = inputs.num_seqs, inputs.num_tokens
+        return Batch(
+            query_start=self._query_start[: seqs + 1],
+            seq_lens=self._seq_lens[:seqs],
+            block_table=self._block_table[:seqs],
+            slots=self.on_device["slots"][:tokens],
+            num_seqs=seqs,
+            num_tokens=tokens,
+            num_decodes=inputs.num_decodes,
+            max_query=inputs.max_query,
+            max_len=inputs.max_len,
+        )
+
+    def unpack(self, inputs: StepInputs, table: Tensor, last_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids i64[T] and positions i64[T]; fills the batch's buffers from what was uploaded.
+
+        Runs on the device only. table: the persistent block table i32[rows, B], brought up to date first.
+        last_tokens: i64[rows], the token sampled last in each row.
+        """
+        device = self.on_device
+        seqs, tokens = inputs.num_seqs, inputs.num_tokens
+        table.index_put_(
+            (device["update_rows"], device["update_columns"]), device["update_blocks"].to(torch.int32)
+        )
+        torch.index_select(table, 0, device["rows"][:seqs], out=self._block_table[:seqs])
+        ids = device["ids"][:tokens]
+        ids = torch.where(ids < 0, last_tokens[(-1 - ids).clamp_min_(0)], ids)
+        self._query_start[: seqs + 1].copy_(device["query_start"][: seqs + 1])
+        self._seq_lens[:seqs].copy_(device["seq_lens"][:seqs])
+        return ids, device["positions"][:tokens]
+
+    def sampling(self, inputs: StepInputs) -> SamplingBatch:
+        """Sampling parameters of the rows that sample."""
+        device, count = self.on_device, inputs.num_samples
+        return SamplingBatch(
+            temperature=device["temperature"][:count],
+            top_k=device["top_k"][:count].to(torch.int32),
+            top_p=device["top_p"][:count],
+            min_p=device["min_p"][:count],
+            noise_key=device["noise_keys"][:count],
+            all_greedy=inputs.all_greedy,
+            any_filter=inputs.any_filter,
+        )
+
+    def _fill_decodes(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:
+        count, size = plan.num_decodes, self.block_size
+        ids, positions, slots, rows = [], [], [], []
+        for part in plan.slices[:count]:
+            sequence, position = part.sequence, part.start
+            known = sequence.token_ids
+            ids.append(known[position] if position < len(known) else -1 - sequence.row)
+            positions.append(position)
+            slots.append(sequence.blocks[position // size] * size + position % size)
+            rows.append(sequence.row)
+        host["ids"][:count] = ids
+        host["positions"][:count] = positions
+        host["slots"][:count] = slots
+        host["rows"][:count] = rows
+        host["query_start"][: count + 1] = np.arange(count + 1)
+        host["seq_lens"][:count] = host["positions"][:count] + 1
+
+    def _fill_prefills(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:
+        size, offset = self.block_size, plan.num_decodes
+        for i, part in enumerate(plan.slices[plan.num_decodes :], start=plan.num_decodes):
+            sequence, start, count = part.sequence, part.start, part.num_tokens
+            tokens = slice(offset, offset + count)
+            known = sequence.token_ids[start : start + count]
+            host["ids"][tokens] = known + [-1 - sequence.row] * (count - len(known))
+            position = np.arange(start, start + count)
+            host["positions"][tokens] = position
+            blocks = np.asarray(sequence.blocks[: -(-(start + count) // size)])
+            host["slots"][tokens] = blocks[position // size] * size + position % size
+            host["rows"][i] = sequence.row
+            host["seq_lens"][i] = start + count
+            offset += count
+            host["query_start"][i + 1] = offset
+
+    def _fill_padding(self, host: dict[str, np.ndarray], inputs: StepInputs) -> None:
+        tokens = slice(inputs.live_tokens, inputs.num_tokens)
+        seqs = slice(inputs.live_seqs, inputs.num_seqs)
+        host["ids"][tokens] = 0
+        host["positions"][tokens] = 0
+        host["slots"][tokens] = -1
+        host["rows"][seqs] = self.dummy_row
+        host["seq_lens"][seqs] = 0
+        host["query_start"][inputs.live_seqs + 1 : inputs.num_seqs + 1] = inputs.live_tokens
+
+    def _fill_updates(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:
+        count = len(plan.table_updates)
+        if count:
+            updates = np.asarray(plan.table_updates)
+            host["update_rows"][:count] = updates[:, 0]
+            host["update_columns"][:count] = updates[:, 1]
+            host["update_blocks"][:count] = updates[:, 2]
+        host["update_rows"][count:] = self.dummy_row
+        host["update_columns"][count:] = 0
+        host["update_blocks"][count:] = 0
+
+    def _fill_sampling(self, plan: StepPlan, host: dict[str, np.ndarray], inputs: StepInputs) -> None:
+        tokens, rows, keys, forced, params = [], [], [], [], []
+        for i, part in enumerate(plan.slices):
+            if not part.samples:
+                continue
+            sequence = part.sequence
+            tokens.append(i)
+            rows.append(sequence.row)
+            params.append(sequence.params)
+            if sequence.params.temperature:
+                inputs.all_greedy = False
+                keys.append(noise_key(sequence.seed, part.draw))
+            else:
+                keys.append(0)
+            replay = sequence.params.forced_tokens
+            forced.append(-1 if replay is None else replay[part.draw])
+        live = len(tokens)
+        padded = inputs.num_seqs if inputs.num_seqs > inputs.live_seqs else live
+        inputs.num_samples = padded
+        host["sample_tokens"][:live] = host["query_start"][1:][tokens] - 1
+        host["sample_rows"][:live] = rows
+        host["forced"][:live] = forced
+        host["sample_tokens"][live:padded] = 0
+        host["sample_rows"][live:padded] = self.dummy_row
+        host["forced"][live:padded] = -1
+        inputs.any_forced = any(token >= 0 for token in forced)
+        inputs.logprobs = any(p.logprobs for p in params)
+        host["temperature"][:live] = 0.0
+        if not inputs.all_greedy:
+            inputs.any_filter = any(p.top_k or p.top_p < 1 or p.min_p for p in params if p.temperature)
+            host["noise_keys"][:live] = keys
+            host["temperature"][:live] = [p.temperature for p in params]
+            host["top_k"][:live] = [p.top_k for p in params]
+            host["top_p"][:live] = [p.top_p for p in params]
+            host["min_p"][:live] = [p.min_p for p in params]
+        host["temperature"][live:padded] = 0.0
+
+
+class StepInputs:
+    """Host-side facts about a filled step: its padded shape, what is live in it, and what it asks for."""
+
+    __slots__ = (
+        "all_greedy",
+        "any_filter",
+        "any_forced",
+        "context_tokens",
+        "live_seqs",
+        "live_tokens",
+        "logprobs",
+        "max_len",
+        "max_query",
+        "num_decodes",
+        "num_samples",
+        "num_seqs",
+        "num_tokens",
+    )
+
+    def __init__(self, num_seqs: int, num_tokens: int, live_seqs: int, live_tokens: int) -> None:
+        self.num_seqs = num_seqs
+        self.num_tokens = num_tokens
+        self.live_seqs = live_seqs
+        self.live_tokens = live_tokens
+        self.num_samples = 0
+        self.num_decodes = 0
+        self.max_query = 1
+        self.max_len = 0
+        self.context_tokens = 0
+        self.all_greedy = True
+        self.any_filter = False
+        self.any_forced = False
+        self.logprobs = False
+
+
+def _split(buffer, sizes: dict[str, int]) -> dict:  # type: ignore[no-untyped-def, type-arg]
+    """Consecutive named views of a flat array or tensor."""
+    views, start = {}, 0
+    for name, size in sizes.items():
+        views[name] = buffer[start : start + size]
+        start += size
+    return views

@@ -1,0 +1,364 @@
+"""The reference engine: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from backends.interface import Device, Selection
+from backends.registry import select
+from engine import sizing
+from engine.blocks import BlockPool
+from engine.checkpoint import ModelSource, Weights
+from engine.config import EngineConfig
+from engine.model import Decoder, attention_specs
+from engine.request import Completion, EngineError, SamplingParams, StepStats, Token
+from engine.runner import Runner, StepInFlight, device_seconds
+from engine.scheduler import Scheduler, StepPlan
+from engine.sequence import Sequence as TokenSequence
+from engine.stopping import StopWatcher
+
+
+class Engine:
+    """One model on one device behind one backend selection.
+
+    `step` advances every running request; with overlap it launches the next step before it reads the
+    oldest one in flight, so the tokens it returns belong to the latter.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        selection: Selection,
+        config: EngineConfig,
+        *,
+        weights: Weights,
+        tokenizer: Any = None,
+        max_steps_in_flight: int = 1,
+    ) -> None:
+        """`config` must be realised: `num_blocks` and `max_len` decided (see `Engine.open`)."""
+        if config.num_blocks is None or config.max_len is None:
+            raise EngineError("Engine needs a realised config with num_blocks and max_len; use Engine.open.")
+        self.selection = selection
+        self.config = config
+        self.model_config = decoder.config
+        self.weights = weights
+        self.tokenizer = tokenizer
+        self.max_steps_in_flight = max_steps_in_flight
+        self.decoder = decoder
+        self.pool = BlockPool(config.num_blocks, config.block_size, config.prefix_cache)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_seqs=config.max_seqs,
+            max_step_tokens=config.max_step_tokens,
+            prefill_chunk=config.prefill_chunk,
+        )
+        self.runner = Runner(
+            decoder,
+            selection.operations,
+            num_blocks=config.num_blocks,
+            block_size=config.block_size,
+            num_rows=self.scheduler.num_rows,
+            max_seqs=config.max_seqs,
+            max_step_tokens=config.max_step_tokens,
+            max_len=config.max_len,
+            device=selection.device.torch_device,
+            graphs=config.graphs,
+        )
+        self.peak_blocks_used = 0
+        self._requests: dict[str, list[TokenSequence]] = {}
+        self._unforked: dict[str, TokenSequence] = {}
+        """Requests with n > 1 whose prompt is not computed yet."""
+        self._watchers: dict[tuple[str, int], StopWatcher] = {}
+        self._in_flight: deque[tuple[StepInFlight, int, int, int]] = deque()
+        """Launched steps with (start ns, host ns so far, waiting requests after scheduling)."""
+        self._stats: list[StepStats] = []
+        self._arrivals = 0
+        self._steps = 0
+        self._eos = frozenset(decoder.config.eos_token_ids)
+
+    @classmethod
+    def open(
+        cls,
+        source: ModelSource,
+        *,
+        backend: str,
+        device: Device,
+        dtype: torch.dtype | None = None,
+        config: EngineConfig | None = None,
+        overrides: Mapping[str, str] | None = None,
+        weights: Weights | None = None,
+        tokenizer: Any = None,
+    ) -> Engine:
+        """Load `source` and size the engine for `device`.
+
+        dtype: None = fp32 on a CPU, else the checkpoint's. weights: share those of another engine.
+        Raises EngineError or BackendError with one line saying what is wrong.
+        """
+        model = source.config
+        on_cpu = device.torch_device.type == "cpu"
+        dtype = dtype or (torch.float32 if on_cpu else model.dtype)
+        config = sizing.realise_limits(config or EngineConfig(), model)
+        assert config.max_len is not None
+        limits = {
+            "block_size": config.block_size,
+            "max_seqs": config.max_seqs,
+            "max_tokens": config.max_step_tokens,
+            "max_len": config.max_len,
+        }
+        specs = attention_specs(model, dtype=dtype, **limits)
+        selection = select(backend, device=device, specs=specs, dtype=dtype, overrides=overrides)
+        if weights is None:
+            weights = source.load_weights(device.torch_device, dtype)
+        decoder = Decoder(model, weights, selection, dtype=dtype, **limits)
+        config = sizing.realise_pool(config, decoder, device)
+        overlapped = config.overlap and not on_cpu
+        return cls(
+            decoder,
+            selection,
+            config,
+            weights=weights,
+            tokenizer=tokenizer,
+            max_steps_in_flight=2 if overlapped else 1,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request is unfinished or any step in flight."""
+        return bool(self._requests or self._in_flight)
+
+    def add_request(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Queue a request of token ids. Raises EngineError where it can never be served."""
+        self._check(request_id, prompt, params)
+        sequence = TokenSequence(request_id, 0, prompt, params, self._arrivals)
+        self._arrivals += 1
+        self._requests[request_id] = [sequence]
+        if params.n > 1:
+            self._unforked[request_id] = sequence
+        if params.stop:
+            for index in range(params.n):
+                self._watchers[request_id, index] = StopWatcher(self.tokenizer, params.stop)
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request at once; unknown or finished ones are ignored. Its tokens in flight are discarded."""
+        for sequence in self._requests.pop(request_id, []):
+            if sequence.finish_reason is None:
+                self.scheduler.finish(sequence, "abort")
+            self._watchers.pop((request_id, sequence.index), None)
+        self._unforked.pop(request_id, None)
+
+    def step(self) -> list[Token]:
+        """Advance by one step; returns the tokens that became visible, at least one step's worth in order."""
+        while len(self._in_flight) < self.max_steps_in_flight:
+            if not self._launch():
+                break
+        if not self._in_flight:
+            if self._requests:
+                raise EngineError("No request can make progress; this is a scheduler defect, please report it.")
+            return []
+        return self._land()
+
+    def generate(self, prompts: Iterable[Sequence[int]], params: SamplingParams) -> list[Completion]:
+        """Serve token-id prompts together and block until all are done; n completions a prompt, in order."""
+        ids = []
+        completions: dict[tuple[str, int], Completion] = {}
+        for i, prompt in enumerate(prompts):
+            request_id = f"generate-{self._arrivals}-{i}"
+            self.add_request(request_id, prompt, params)
+            ids.append(request_id)
+        wanted = set(ids)
+        while not wanted.isdisjoint(self._requests):
+            for token in self.step():
+                if token.request_id not in wanted:
+                    continue
+                key = (token.request_id, token.index)
+                done = completions.setdefault(key, Completion(*key))
+                done.token_ids.append(token.token_id)
+                if token.logprob is not None and token.top_token is not None:
+                    done.logprobs.append(token.logprob)
+                    done.top_tokens.append(token.top_token)
+                done.finish_reason = token.finish_reason
+        for done in completions.values():
+            if self.tokenizer is not None:
+                done.text = self.tokenizer.decode(done.token_ids)
+        return [completions[request_id, index] for request_id in ids for index in range(params.n)]
+
+    def warm_up(self, params: SamplingParams | None = None) -> float:
+        """Compile and capture every launch that requests like `params` can need; returns the seconds it took.
+
+        Leaves no request, no statistics and an empty prefix cache behind.
+        """
+        if self.has_work:
+            raise EngineError("warm_up needs an idle engine; finish or abort its requests first.")
+        start = device_seconds()
+        params = params or SamplingParams()
+        sampled = params.temperature > 0
+        filtered = sampled and bool(params.top_k or params.top_p < 1 or params.min_p)
+        self.runner.capture(sampled=sampled, filtered=filtered, logprobs=params.logprobs)
+        longest = self.config.max_len or 1
+        budget = self.config.max_step_tokens
+        outputs = min(4, longest - 1)
+        short = replace(params, max_tokens=outputs, n=1, ignore_eos=True, forced_tokens=None, stop=())
+        vocab = self.model_config.vocab_size
+        for length in sorted({1, min(33, longest - outputs), min(budget, longest - outputs)}):
+            self.generate([[(7 * i + length) % vocab for i in range(length)]] * 2, short)
+        self.reset_prefix_cache()
+        self._stats.clear()
+        self._steps = 0
+        self.scheduler.preemptions = 0
+        self.peak_blocks_used = 0
+        self.runner.graph_misses = 0
+        return device_seconds() - start
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix, so that a run starts cold."""
+        self.pool.reset_prefix_cache()
+
+    def take_step_stats(self) -> list[StepStats]:
+        """Statistics of the steps landed since the last call."""
+        stats, self._stats = self._stats, []
+        return stats
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting and what came of it, for the record."""
+        return {
+            **asdict(self.config),
+            "max_steps_in_flight": self.max_steps_in_flight,
+            "graphs_captured": self.runner.num_graphs,
+            "graph_misses": self.runner.graph_misses,
+            "preemptions": self.scheduler.preemptions,
+        }
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights and of the KV pool, reserved and used at its peak."""
+        per_block = self.decoder.cache_bytes_per_block()
+        return {
+            "weights_bytes": self.weights.num_bytes,
+            "kv_pool_bytes": per_block * self.pool.num_blocks,
+            "kv_used_peak_bytes": per_block * self.peak_blocks_used,
+        }
+
+    def _check(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
+        max_len, vocab = self.config.max_len or 0, self.model_config.vocab_size
+        if request_id in self._requests:
+            raise EngineError(f"Request {request_id!r} is already being served; give each request its own id.")
+        if not prompt:
+            raise EngineError(f"Request {request_id!r} has an empty prompt; give at least one token.")
+        if not all(0 <= token < vocab for token in prompt):
+            raise EngineError(f"Request {request_id!r} has token ids outside the vocabulary of {vocab}.")
+        total = len(prompt) + params.max_tokens
+        if total > max_len:
+            raise EngineError(
+                f"Request {request_id!r} needs {len(prompt)} + {params.max_tokens} tokens, more than the context "
+                f"of {max_len}; shorten the prompt or max_tokens."
+            )
+        blocks = -(-(total - 1) // self.config.block_size) + (params.n > 1)
+        if blocks > self.pool.num_blocks:
+            raise EngineError(
+                f"Request {request_id!r} needs {blocks} KV blocks, more than the whole pool of "
+                f"{self.pool.num_blocks}; raise --num-blocks or shorten the request."
+            )
+        if params.stop and self.tokenizer is None:
+            raise EngineError("Stop strings need a tokenizer; open the engine with one, or use stop_token_ids.")
+
+    def _launch(self) -> bool:
+        start = time.perf_counter_ns()
+        plan = self.scheduler.schedule()
+        if not plan.slices:
+            return False
+        self.peak_blocks_used = max(self.peak_blocks_used, self.pool.num_used)
+        step = self.runner.launch(plan)
+        host_ns = time.perf_counter_ns() - start
+        self._in_flight.append((step, start, host_ns, len(self.scheduler.waiting)))
+        return True
+
+    def _land(self) -> list[Token]:
+        step, start, host_ns, waiting = self._in_flight.popleft()
+        tokens, logprobs, top_tokens = step.read()
+        end = time.perf_counter_ns()
+        visible: list[Token] = []
+        sample = 0
+        for part in step.plan.slices:
+            sequence = part.sequence
+            sampled = tokens[sample] if part.samples else None
+            counts = self.scheduler.land(part, sampled)
+            if counts:
+                assert sampled is not None
+                self._fork_if_ready(sequence)
+                reason = self._stop_reason(sequence, sampled)
+                if reason is not None:
+                    self._finish(sequence, reason)
+                visible.append(
+                    Token(
+                        sequence.request_id,
+                        sequence.index,
+                        sampled,
+                        None if logprobs is None or not sequence.params.logprobs else logprobs[sample],
+                        None if top_tokens is None or not sequence.params.logprobs else top_tokens[sample],
+                        reason,
+                    )
+                )
+            sample += part.samples
+        host_ns += time.perf_counter_ns() - end
+        self._record(step, start, end, host_ns, waiting)
+        return visible
+
+    def _fork_if_ready(self, parent: TokenSequence) -> None:
+        if self._unforked.get(parent.request_id) is not parent:
+            return
+        del self._unforked[parent.request_id]
+        prompt = parent.token_ids[: parent.prompt_len]
+        family = self._requests[parent.request_id]
+        for index in range(1, parent.params.n):
+            child = TokenSequence(parent.request_id, index, prompt, parent.params, parent.order)
+            family.append(child)
+        for child in reversed(family[1:]):
+            self.scheduler.fork(parent, child)
+
+    def _stop_reason(self, sequence: TokenSequence, token: int) -> str | None:
+        params = sequence.params
+        if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
+            return "stop"
+        if params.stop and self._watchers[sequence.request_id, sequence.index].push(token):
+            return "stop"
+        if len(sequence.token_ids) - sequence.prompt_len >= params.max_tokens:
+            return "length"
+        return None
+
+    def _finish(self, sequence: TokenSequence, reason: str) -> None:
+        self.scheduler.finish(sequence, reason)
+        self._watchers.pop((sequence.request_id, sequence.index), None)
+        family = self._requests[sequence.request_id]
+        if len(family) == sequence.params.n and all(member.finish_reason for member in family):
+            del self._requests[sequence.request_id]
+
+    def _record(self, step: StepInFlight, start: int, end: int, host_ns: int, waiting: int) -> None:
+        plan: StepPlan = step.plan
+        decodes = plan.num_decodes
+        self._stats.append(
+            StepStats(
+                step=self._steps,
+                start_ns=start,
+                end_ns=end,
+                host_ns=host_ns,
+                num_seqs=len(plan.slices),
+                num_tokens=plan.num_tokens,
+                num_prefill_tokens=plan.num_tokens - decodes,
+                num_decodes=decodes,
+                context_tokens=step.inputs.context_tokens,
+                running=len(self.scheduler.running),
+                waiting=waiting,
+                kv_blocks_used=self.pool.num_used,
+                kv_blocks_total=self.pool.num_blocks,
+                prefix_hit_tokens=plan.prefix_hit_tokens,
+                preemptions=plan.preemptions,
+                graph=step.graph,
+            )
+        )
+        self._steps += 1

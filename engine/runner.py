@@ -1,0 +1,236 @@
+"""Runs steps on the device: inputs in, one forward pass, sampled tokens on their way back.
+
+Nothing here waits for the device except `StepInFlight.read`. Decode-only steps replay a captured graph
+where the backend allows it; a graph is keyed by every host integer its launches bake in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.interface import Batch, GraphSupport, Operations
+from engine.batch import StepBuffers, StepInputs
+from engine.model import Decoder
+from engine.scheduler import StepPlan
+
+
+@dataclass
+class StepOutput:
+    """Device tensors a step leaves: tokens i64[S], and with log-probabilities f32[S] and top tokens i64[S]."""
+
+    tokens: Tensor
+    logprobs: Tensor | None = None
+    top_tokens: Tensor | None = None
+
+
+class StepInFlight:
+    """A launched step whose results may not be there yet."""
+
+    def __init__(self, plan: StepPlan, inputs: StepInputs, output: StepOutput | None, graph: bool) -> None:
+        self.plan = plan
+        self.inputs = inputs
+        self.graph = graph
+        self._event: torch.cuda.Event | None = None
+        self._results: list[Tensor] = []
+        if output is None:
+            return
+        live = sum(part.samples for part in plan.slices)
+        results = [output.tokens, output.logprobs, output.top_tokens]
+        for result in results:
+            if result is None:
+                break
+            if result.is_cuda:
+                host = torch.empty(live, dtype=result.dtype, pin_memory=True)
+                host.copy_(result[:live], non_blocking=True)
+            else:
+                host = result[:live]
+            self._results.append(host)
+        if output.tokens.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> tuple[list[int], list[float] | None, list[int] | None]:
+        """Wait for the step; (tokens, log-probabilities, top tokens) of the slices that sampled, in order."""
+        if self._event is not None:
+            self._event.synchronize()
+        if not self._results:
+            return [], None, None
+        lists: list[Any] = [result.tolist() for result in self._results]
+        return (lists[0], lists[1], lists[2]) if len(lists) == 3 else (lists[0], None, None)
+
+
+class Runner:
+    """Owns the device's request tables, the KV caches, the step buffers and the captured graphs."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        operations: Operations,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_rows: int,
+        max_seqs: int,
+        max_step_tokens: int,
+        max_len: int,
+        device: torch.device,
+        graphs: bool,
+    ) -> None:
+        self.decoder = decoder
+        self.operations = operations
+        self.device = device
+        self.max_len = max_len
+        max_blocks = -(-max_len // block_size)
+        self.caches = decoder.new_caches(num_blocks)
+        self._table = torch.zeros(num_rows + 1, max_blocks, dtype=torch.int32, device=device)
+        self._last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
+        shape = (max_blocks, num_rows, block_size, device)
+        self._mixed = StepBuffers(max_step_tokens, max_seqs, *shape)
+        self.graphs_enabled = (
+            graphs and device.type == "cuda" and decoder.graph_support >= GraphSupport.DECODE
+        )
+        self._graph_sizes = graph_sizes(min(max_seqs, max_step_tokens)) if self.graphs_enabled else []
+        self._decode = StepBuffers(max_seqs, max_seqs, *shape) if self.graphs_enabled else self._mixed
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
+        self._batches: dict[int, Batch] = {}
+        self.graph_misses = 0
+        """Decode steps that found no captured graph and ran eagerly."""
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs captured so far."""
+        return len(self._graphs)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> StepInFlight:
+        """Start a step; returns at once on a GPU."""
+        if plan.copies:
+            source, target = torch.tensor(plan.copies, device=self.device).T
+            self.decoder.copy_blocks(self.caches, source, target)
+        count = len(plan.slices)
+        if self.graphs_enabled and plan.num_decodes == count and count <= self._graph_sizes[-1]:
+            return self._launch_decode(plan, count)
+        self._spill_updates(plan, self._mixed)
+        inputs = self._mixed.fill(plan, count, plan.num_tokens)
+        self._mixed.upload()
+        output = self._compute(self._mixed, inputs, self._mixed.batch(inputs))
+        return StepInFlight(plan, inputs, output, graph=False)
+
+    @torch.inference_mode()
+    def capture(self, *, sampled: bool = False, filtered: bool = False, logprobs: bool = False) -> int:
+        """Capture a graph for every decode size and launch key; returns how many were captured.
+
+        `sampled`, `filtered` and `logprobs` say which kinds of sampling the graphs must serve.
+        """
+        before = len(self._graphs)
+        for size in reversed(self._graph_sizes):
+            for max_len in max_len_ladder(self.max_len):
+                inputs = StepInputs(size, size, size, size)
+                inputs.num_decodes = inputs.num_samples = size
+                inputs.max_len = max_len
+                inputs.all_greedy = not sampled
+                inputs.any_filter = filtered
+                inputs.logprobs = logprobs
+                self._capture_one(inputs)
+        return len(self._graphs) - before
+
+    def _launch_decode(self, plan: StepPlan, count: int) -> StepInFlight:
+        size = next(size for size in self._graph_sizes if size >= count)
+        self._spill_updates(plan, self._decode)
+        inputs = self._decode.fill(plan, size, size)
+        self._decode.upload()
+        batch = self._decode_batch(inputs)
+        captured = self._graphs.get(self._graph_key(inputs, batch))
+        if captured is None:
+            self.graph_misses += 1
+            return StepInFlight(plan, inputs, self._compute(self._decode, inputs, batch), graph=False)
+        captured[0].replay()
+        return StepInFlight(plan, inputs, captured[1], graph=True)
+
+    def _compute(self, buffers: StepBuffers, inputs: StepInputs, batch: Batch) -> StepOutput | None:
+        """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
+        ids, positions = buffers.unpack(inputs, self._table, self._last_tokens)
+        hidden = self.decoder.forward(ids, positions, batch, self.caches)
+        count = inputs.num_samples
+        if count == 0:
+            return None
+        if count < inputs.num_tokens:
+            hidden = hidden[buffers.on_device["sample_tokens"][:count]]
+        logits = self.decoder.logits(hidden)
+        tokens = self.operations.sample(logits, buffers.sampling(inputs))
+        if inputs.any_forced:
+            forced = buffers.on_device["forced"][:count]
+            tokens = torch.where(forced >= 0, forced, tokens)
+        self._last_tokens.index_put_((buffers.on_device["sample_rows"][:count],), tokens)
+        if not inputs.logprobs:
+            return StepOutput(tokens)
+        all_logprobs = torch.log_softmax(logits.float(), dim=-1)
+        chosen = all_logprobs.gather(1, tokens[:, None])[:, 0]
+        return StepOutput(tokens, chosen, all_logprobs.argmax(dim=-1))
+
+    def _capture_one(self, inputs: StepInputs) -> None:
+        batch = self._decode_batch(inputs)
+        key = self._graph_key(inputs, batch)
+        if key in self._graphs:
+            return
+        self._fill_inert(inputs)
+        # A first eager pass compiles kernels and fills library workspaces, which capture must not see.
+        self._compute(self._decode, inputs, batch)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            output = self._compute(self._decode, inputs, batch)
+        assert output is not None
+        self._graphs[key] = (graph, output)
+
+    def _fill_inert(self, inputs: StepInputs) -> None:
+        """Inputs that write nothing anyone reads: every row is padding."""
+        empty = StepInputs(inputs.num_seqs, inputs.num_tokens, 0, 0)
+        self._decode.fill_inert(empty)
+        self._decode.upload()
+
+    def _decode_batch(self, inputs: StepInputs) -> Batch:
+        batch = self._batches.get(inputs.num_seqs)
+        if batch is None:
+            batch = self._batches[inputs.num_seqs] = self._decode.batch(inputs)
+        batch.max_len = inputs.max_len
+        return batch
+
+    def _graph_key(self, inputs: StepInputs, batch: Batch) -> Hashable:
+        flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs)
+        return (inputs.num_seqs, flags, self.decoder.plan(batch))
+
+    def _spill_updates(self, plan: StepPlan, buffers: StepBuffers) -> None:
+        """Apply table updates at once where prefix hits made more of them than the step buffer holds."""
+        if len(plan.table_updates) > buffers.max_updates:
+            rows, columns, blocks = torch.tensor(plan.table_updates, device=self.device).T
+            self._table.index_put_((rows, columns), blocks.to(torch.int32))
+            plan.table_updates = []
+
+
+def graph_sizes(max_seqs: int) -> list[int]:
+    """Batch sizes worth a graph: dense where padding would cost most, `max_seqs` always among them."""
+    ladder = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1025, 64)]
+    return [size for size in ladder if size < max_seqs] + [min(max_seqs, 1024)]
+
+
+def max_len_ladder(max_len: int) -> list[int]:
+    """Upper bounds of sequence length to capture for, longest first; equal launch keys are captured once."""
+    ladder = [max_len]
+    while ladder[-1] > 128:
+        ladder.append(1 << ((ladder[-1] - 1).bit_length() - 1))
+    return ladder
+
+
+def device_seconds() -> float:
+    """Wall time in seconds with the device idle on both sides, for warm-up times."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
