@@ -1,0 +1,24 @@
+"""BurstGPT traces: CSV, seconds; part 3 has extra columns, so columns are read by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from workloads.readers.text import Clock, read_csv
+from workloads.trace import TraceRow
+
+COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
+
+
+def read_burstgpt(path: Path) -> Iterator[TraceRow]:
+    """Rows in file order; rows with 0 response tokens are recorded failures and left out."""
+    clock = Clock("Timestamp")
+    for place, row in read_csv(path, COLUMNS):
+        arrival_ns = clock.check(place, place.seconds_ns("Timestamp", row["Timestamp"]))
+        output_tokens = place.whole("Response tokens", row["Response tokens"])
+        input_tokens = place.whole("Request tokens", row["Request tokens"], 0 if output_tokens == 0 else 1)
+        if output_tokens == 0:
+            continue
+        session = row.get("Session ID", "").strip() or None
+        yield TraceRow(input_tokens, output_tokens, arrival_ns, session=session)

@@ -1,0 +1,73 @@
+"""A user's own log: JSONL of OpenAI chat or completion request bodies, optionally with a `timestamp`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from workloads.readers.text import Clock, Place, read_jsonl, whole_list
+from workloads.trace import TraceRow
+
+
+def read_openai(path: Path, tokenize: Callable[[str], list[int]] | None) -> Iterator[tuple[TraceRow, bool]]:
+    """(row, has a timestamp) in file order; the first time is 0, times in seconds.
+
+    `prompt` may be token ids; text needs `tokenize`. Messages are joined as "role: content" lines, as no chat
+    template is known here. The output length is `max_completion_tokens` or `max_tokens`.
+    """
+    start_ns: int | None = None
+    clock = Clock("timestamp")
+    for place, body in read_jsonl(path, ()):
+        prompt = _prompt(place, body, tokenize)
+        if not prompt:
+            place.fail("prompt", "is empty.")
+        limit = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+        arrival_ns = 0
+        if "timestamp" in body:
+            absolute_ns = place.seconds_ns("timestamp", body["timestamp"])
+            start_ns = absolute_ns if start_ns is None else start_ns
+            arrival_ns = clock.check(place, absolute_ns - start_ns)
+        row = TraceRow(
+            input_tokens=len(prompt),
+            output_tokens=place.whole(limit, body.get(limit), 1),
+            arrival_ns=arrival_ns,
+            prompt=prompt,
+            temperature=_temperature(place, body),
+        )
+        yield row, "timestamp" in body
+
+
+def _prompt(
+    place: Place, body: dict[str, Any], tokenize: Callable[[str], list[int]] | None
+) -> tuple[int, ...]:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list):
+        return whole_list(place, "prompt", prompt)
+    field = "messages" if "messages" in body else "prompt"
+    text = _messages(place, body["messages"]) if field == "messages" else prompt
+    if not isinstance(text, str):
+        place.fail(field, "give `messages`, or a `prompt` of text or token ids.")
+    if tokenize is None:
+        place.fail(field, "text needs a tokenizer; choose a model that has one.")
+    return tuple(tokenize(text))
+
+
+def _messages(place: Place, messages: object) -> str:
+    if not isinstance(messages, list) or not messages:
+        place.fail("messages", "is no list of messages.")
+    lines = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            place.fail("messages.content", "missing, or not a string.")
+        lines.append(f"{message.get('role', 'user')}: {message['content']}")
+    return "\n".join(lines)
+
+
+def _temperature(place: Place, body: dict[str, Any]) -> float | None:
+    value = body.get("temperature")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        place.fail("temperature", f"{value!r} is no number of at least 0.")
+    return float(value)

@@ -1,0 +1,40 @@
+"""Qwen Bailian traces: JSONL with seconds, chat turns and ids of 16-token blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from workloads.readers.text import Clock, read_jsonl, whole_list
+from workloads.trace import TraceRow
+
+BLOCK_TOKENS = 16
+FIELDS = ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length", "hash_ids")
+
+
+def read_qwen_bailian(path: Path) -> Iterator[TraceRow]:
+    """Rows in file order; `session` is the chat's first turn. WorkloadError names file, line and field.
+
+    A last, partial block may have an id or not; tokens without an id are the request's own.
+    """
+    roots: dict[int, int] = {}
+    clock = Clock("timestamp")
+    for place, row in read_jsonl(path, FIELDS):
+        chat = place.whole("chat_id", row["chat_id"], 0, 2**63 - 1)
+        parent = place.whole("parent_chat_id", row["parent_chat_id"], -1, 2**63 - 1)
+        # A parent before the file's start is a root that was not recorded.
+        roots[chat] = chat if parent == -1 else roots.get(parent, parent)
+        input_tokens = place.whole("input_length", row["input_length"], 1)
+        block_ids = whole_list(place, "hash_ids", row["hash_ids"])
+        if not input_tokens // BLOCK_TOKENS <= len(block_ids) <= -(-input_tokens // BLOCK_TOKENS):
+            place.fail(
+                "hash_ids", f"{len(block_ids)} ids do not fit {input_tokens} tokens in blocks of 16."
+            )
+        yield TraceRow(
+            input_tokens=input_tokens,
+            output_tokens=place.whole("output_length", row["output_length"], 1),
+            arrival_ns=clock.check(place, place.seconds_ns("timestamp", row["timestamp"])),
+            block_ids=block_ids,
+            block_tokens=BLOCK_TOKENS,
+            session=str(roots[chat]),
+        )

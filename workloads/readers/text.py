@@ -1,0 +1,145 @@
+"""What every reader needs: lines of a plain or gzipped file, rows of CSV and JSONL, checked fields."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from workloads.request import WorkloadError
+
+MAXIMUM_TOKENS = 100_000_000
+"""A larger token count is a misread column, not a request."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands, for errors."""
+
+    path: Path
+    line: int
+
+    def fail(self, field: str, problem: str) -> NoReturn:
+        """Raise WorkloadError naming file, line and field."""
+        raise WorkloadError(f"{self.path}, line {self.line}, field {field}: {problem}")
+
+    def whole(self, field: str, value: object, minimum: int = 0, maximum: int = MAXIMUM_TOKENS) -> int:
+        """A whole number in [minimum, maximum], from JSON or from CSV text."""
+        text = str(value).strip()
+        is_number = isinstance(value, (int, str)) and not isinstance(value, bool)
+        if not is_number or len(text) > 20 or not (text.isascii() and text.lstrip("-").isdigit()):
+            self.fail(field, f"{_shown(value)} is no whole number.")
+        number = int(text)
+        if not minimum <= number <= maximum:
+            self.fail(field, f"{number} is not between {minimum} and {maximum}.")
+        return number
+
+    def seconds_ns(self, field: str, value: object, unit_ns: int = 1_000_000_000) -> int:
+        """A time of at least 0, given in units of `unit_ns` (seconds by default), in ns."""
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            self.fail(field, f"{_shown(value)} is no number.")
+        if not (math.isfinite(number) and 0 <= number * unit_ns < 2**62):
+            self.fail(field, f"{_shown(value)} is no time of at least 0.")
+        return round(number * unit_ns)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def open_text(path: Path) -> TextIO:
+    """Open for reading as UTF-8; gzip is recognised by its first two bytes, not by the name."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+    except OSError as error:
+        raise WorkloadError(f"cannot read '{path}': {error.strerror}.") from None
+    if magic == b"\x1f\x8b":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open("r", encoding="utf-8-sig", newline="")
+
+
+def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
+    """Every line with its place. Unreadable bytes become a WorkloadError at the line they follow."""
+    number = 0
+    with open_text(path) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield Place(path, number), line
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, OSError) as error:
+            Place(path, number + 1).fail("(the whole line)", f"unreadable: {error}")
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Rows by column name. The header must hold `columns`, in any order, among others or not."""
+    place = Place(path, 1)
+
+    def text() -> Iterator[str]:
+        nonlocal place
+        for place, line in read_lines(path):
+            yield line
+
+    rows = csv.reader(text())
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            place.fail(missing[0], f"no such column; the header has {', '.join(header) or 'nothing'}.")
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                field = header[min(len(row), len(header) - 1)]
+                place.fail(field, f"{len(row)} values where the header has {len(header)}.")
+            yield place, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        place.fail("(the whole line)", f"malformed CSV: {error}")
+
+
+def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """One JSON object a line; each must hold `fields`."""
+    for place, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            place.fail("(the whole line)", f"malformed JSON: {error}")
+        if not isinstance(row, dict):
+            place.fail("(the whole line)", f"{_shown(row)} is no JSON object.")
+        for name in fields:
+            if name not in row:
+                place.fail(name, "is missing.")
+        yield place, row
+
+
+def whole_list(place: Place, field: str, value: object) -> tuple[int, ...]:
+    """A JSON list of whole numbers of at least 0 (block ids)."""
+    if not isinstance(value, list):
+        place.fail(field, f"{_shown(value)} is no list.")
+    return tuple(place.whole(field, item, 0, 2**63 - 1) for item in value)
+
+
+@dataclass
+class Clock:
+    """Checks that a trace's times do not go backwards."""
+
+    field: str
+    last_ns: int = 0
+
+    def check(self, place: Place, arrival_ns: int) -> int:
+        """The time itself; WorkloadError when it lies before the row above."""
+        if arrival_ns < self.last_ns:
+            place.fail(self.field, "goes back in time; sort the file by time.")
+        self.last_ns = arrival_ns
+        return arrival_ns

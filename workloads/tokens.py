@@ -1,0 +1,63 @@
+"""Prompt tokens: synthetic, uniform over the vocabulary, a function of the seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from workloads.request import Request
+from workloads.streams import stream
+from workloads.trace import TraceRow
+
+
+class TokenSource:
+    """Makes the prompts of one workload. Keeps the trace blocks it has made, as they repeat."""
+
+    def __init__(self, seed: int, vocab_size: int) -> None:
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self._blocks: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def draw(self, name: str, index: int, count: int) -> tuple[int, ...]:
+        """The first `count` tokens of a stream; more of the same stream only appends."""
+        return tuple(stream(self.seed, name, index).integers(self.vocab_size, size=count).tolist())
+
+    def block(self, block_id: int, block_tokens: int) -> tuple[int, ...]:
+        """The tokens of a trace block."""
+        key = (block_id, block_tokens)
+        if key not in self._blocks:
+            self._blocks[key] = self.draw(f"block/{block_tokens}", block_id, block_tokens)
+        return self._blocks[key]
+
+    def prompt(self, index: int, row: TraceRow) -> tuple[int, ...]:
+        """Exactly `row.input_tokens` tokens for the request at position `index`."""
+        count = row.input_tokens
+        if row.prompt is not None:
+            return row.prompt[:count]
+        if row.history is not None:
+            return self.draw(f"history/{row.history}", 0, count)
+        head: tuple[int, ...] = ()
+        if row.prefix is not None:
+            group, prefix_tokens = row.prefix
+            head = self.draw("prefix", group, min(prefix_tokens, count))
+        if row.block_ids:
+            needed = -(-count // row.block_tokens)
+            blocks = (self.block(i, row.block_tokens) for i in row.block_ids[:needed])
+            head = tuple(token for block in blocks for token in block)[:count]
+        return head + self.draw("prompt", index, count - len(head))
+
+
+def content_hash(requests: Iterable[Request]) -> str:
+    """SHA-256 (hex) of the realised stream: arrival ns, token ids and output lengths, in order.
+
+    Each request enters as little-endian int64 (arrival, prompt length, output length) and int32 ids, so the
+    value does not depend on machine, process or how the requests were made.
+    """
+    digest = hashlib.sha256(b"backbench workload 1\n")
+    for request in requests:
+        lengths = (request.arrival_ns, len(request.prompt), request.output_tokens)
+        digest.update(np.array(lengths, dtype="<i8").tobytes())
+        digest.update(np.array(request.prompt, dtype="<i4").tobytes())
+    return digest.hexdigest()

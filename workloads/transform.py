@@ -1,0 +1,124 @@
+"""What may be done to a trace before it is replayed. Each returns rows and its record for the parameters.
+
+Window, sampling, session limit and tick spreading work on rows as they stream by; clipping, on those chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from workloads.streams import stream
+from workloads.trace import TraceRow
+
+Record = dict[str, Any]
+MOONCAKE_TICK_NS = 3_000_000_000
+
+
+def scale_time(rows: Iterable[TraceRow], factor: float) -> tuple[Iterator[TraceRow], Record]:
+    """Multiply every arrival by `factor`: 0.5 sends twice as fast."""
+    scaled = (replace(row, arrival_ns=round(row.arrival_ns * factor)) for row in rows)
+    return scaled, {"kind": "time_scale", "factor": factor}
+
+
+def window(rows: Iterable[TraceRow], start_s: float, end_s: float) -> tuple[Iterator[TraceRow], Record]:
+    """Keep arrivals in [start, end) seconds; the window's start becomes time 0. Stops reading at its end."""
+    start_ns, end_ns = round(start_s * 1e9), round(end_s * 1e9)
+    before_end = itertools.takewhile(lambda row: row.arrival_ns < end_ns, rows)
+    kept = (
+        replace(row, arrival_ns=row.arrival_ns - start_ns) for row in before_end if row.arrival_ns >= start_ns
+    )
+    return kept, {"kind": "window", "start_s": start_s, "end_s": end_s}
+
+
+def sample(rows: Iterable[TraceRow], fraction: float, seed: int) -> tuple[Iterator[TraceRow], Record]:
+    """Keep each row (whole sessions, where rows have one) with probability `fraction`, at its own time."""
+    draws = stream(seed, "sample")
+    sessions: dict[str, bool] = {}
+
+    def kept() -> Iterator[TraceRow]:
+        for row in rows:
+            if row.session is None:
+                keep = bool(draws.random() < fraction)
+            else:
+                if row.session not in sessions:
+                    sessions[row.session] = bool(draws.random() < fraction)
+                keep = sessions[row.session]
+            if keep:
+                yield row
+
+    return kept(), {"kind": "sample", "fraction": fraction, "seed": seed}
+
+
+def limit_sessions(rows: Iterable[TraceRow], limit: int) -> tuple[Iterator[TraceRow], Record]:
+    """Keep the first `limit` sessions; a row without a session is one of its own."""
+    seen: set[str] = set()
+
+    def kept() -> Iterator[TraceRow]:
+        alone = 0
+        for row in rows:
+            if row.session in seen:
+                yield row
+            elif len(seen) + alone < limit:
+                if row.session is None:
+                    alone += 1
+                else:
+                    seen.add(row.session)
+                yield row
+
+    return kept(), {"kind": "session_limit", "sessions": limit}
+
+
+def spread_ticks(
+    rows: Iterable[TraceRow], seed: int, tick_ns: int = MOONCAKE_TICK_NS
+) -> tuple[Iterator[TraceRow], Record]:
+    """Move each arrival by a uniform time within its tick, keeping the order within the tick.
+
+    A trace recorded on ticks and replayed literally makes bursts that never happened.
+    """
+
+    def spread() -> Iterator[TraceRow]:
+        for arrival_ns, group in itertools.groupby(rows, key=lambda row: row.arrival_ns):
+            tick = list(group)
+            # One stream per tick: the draws of a tick do not depend on those before it.
+            draws = stream(seed, "tick", arrival_ns).integers(tick_ns, size=len(tick))
+            for row, offset_ns in zip(tick, sorted(draws.tolist()), strict=True):
+                yield replace(row, arrival_ns=arrival_ns + offset_ns)
+
+    # Ticks lie 1 ms early now and then (5999, 6000), which would let two ticks overlap by that much.
+    return _in_order(spread(), tick_ns), {"kind": "spread_ticks", "tick_s": tick_ns / 1e9, "seed": seed}
+
+
+def _in_order(rows: Iterator[TraceRow], slack_ns: int) -> Iterator[TraceRow]:
+    """Sort rows that are out of order by less than `slack_ns`, holding back only that much."""
+    held: list[TraceRow] = []
+    for row in rows:
+        held.append(row)
+        if row.arrival_ns - held[0].arrival_ns > 2 * slack_ns:
+            held.sort(key=lambda item: item.arrival_ns)
+            ready = row.arrival_ns - slack_ns
+            yield from itertools.takewhile(lambda item: item.arrival_ns < ready, held)
+            held = [item for item in held if item.arrival_ns >= ready]
+    yield from sorted(held, key=lambda item: item.arrival_ns)
+
+
+def clip_lengths(rows: Iterable[TraceRow], max_len: int) -> tuple[list[TraceRow], Record]:
+    """Shorten requests to a context of `max_len` tokens, prompt and output together.
+
+    The prompt gives way first, losing its end (so shared prefixes stay shared), down to half the context;
+    then the output does.
+    """
+    clipped: list[TraceRow] = []
+    record: Record = {"kind": "clip", "max_len": max_len, "requests": 0, "input_tokens": 0, "output_tokens": 0}
+    for row in rows:
+        if row.input_tokens + row.output_tokens > max_len:
+            input_tokens = min(row.input_tokens, max(max_len - row.output_tokens, (max_len + 1) // 2))
+            output_tokens = min(row.output_tokens, max_len - input_tokens)
+            record["requests"] += 1
+            record["input_tokens"] += row.input_tokens - input_tokens
+            record["output_tokens"] += row.output_tokens - output_tokens
+            row = replace(row, input_tokens=input_tokens, output_tokens=output_tokens)
+        clipped.append(row)
+    return clipped, record
