@@ -1,0 +1,311 @@
+"""The checks pass for the torch backend and catch every planted fault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from backends import device
+from backends.conformance import Status, check, check_backend
+from backends.conformance.attention_cases import BLOCK_SIZES, GROUPS, HEAD_DIMS, full_cases, quick_cases
+from backends.interface import Attention, AttentionSpec, Backend, BackendError, Batch, Device
+from backends.torch import BACKEND
+from backends.torch.attention import TorchAttention, TorchRunner
+from backends.torch.linear import TorchLinear
+from backends.torch.operations import TorchOperations
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Device:
+    return device.detect(prefer="cpu")
+
+
+def test_torch_passes_the_quick_level_in_fp32_and_bf16(cpu: Device) -> None:
+    matrix = check("torch", cpu)
+    assert matrix.ok, "\n".join(matrix.lines())
+    assert {row.dtype for row in matrix.rows} == {"float32", "bfloat16"}
+    assert {row.operation for row in matrix.rows} == {"attention", "linear", "operations"}
+    assert matrix.counts()["pass"] > 100
+
+
+def test_the_matrix_survives_json_and_says_what_was_refused(cpu: Device) -> None:
+    matrix = check("torch", cpu, dtypes=[torch.float32])
+    stored = json.loads(json.dumps(matrix.to_json()))
+    assert stored["counts"] == matrix.counts()
+    refused = [row for row in stored["rows"] if row["status"] == "refused"]
+    assert refused and all(row["detail"] for row in refused)
+
+
+def test_the_levels_cover_every_head_size_ratio_and_block_size() -> None:
+    for cases in (list(quick_cases(torch.float32)), list(full_cases(torch.float32))):
+        specs = [case.spec for case in cases]
+        assert {spec.head_dim for spec in specs} == set(HEAD_DIMS)
+        assert {spec.q_heads // spec.kv_heads for spec in specs} == set(GROUPS)
+        assert {spec.block_size for spec in specs} == set(BLOCK_SIZES)
+    crossed = {(c.spec.head_dim, c.spec.q_heads // c.spec.kv_heads) for c in full_cases(torch.float32)}
+    assert crossed >= {(d, g) for d in HEAD_DIMS for g in GROUPS}
+
+
+def test_an_unknown_level_is_one_line(cpu: Device) -> None:
+    with pytest.raises(BackendError, match="quick or full"):
+        check("torch", cpu, level="slow")
+
+
+def test_an_unsupported_dtype_is_refused_with_the_reason(cpu: Device) -> None:
+    matrix = check("torch", cpu, dtypes=[torch.float64])
+    assert {row.status for row in matrix.rows} == {Status.REFUSED}
+    assert all("float64" in row.detail for row in matrix.rows)
+
+
+def test_an_operation_left_to_the_base_is_said_to_be(cpu: Device) -> None:
+    matrix = check_backend(Backend("thin", "", attention=TorchAttention()), cpu, dtypes=[torch.float32])
+    inherited = {row.operation for row in matrix.rows if row.status is Status.INHERITED}
+    assert inherited == {"linear", "operations"}
+
+
+class Faulty(Attention):
+    """Torch's attention with one thing wrong."""
+
+    name = "faulty"
+
+    def __init__(self, runner: type[TorchRunner], spoil: Callable[[AttentionSpec], AttentionSpec]) -> None:
+        self.runner = runner
+        self.spoil = spoil
+
+    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+        return []
+
+    def open(self, spec: AttentionSpec, device: Device) -> TorchRunner:
+        return self.runner(self.spoil(spec), device)
+
+
+class ShortByOne(TorchRunner):
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        super().run(q, cache, replace(batch, seq_lens=(batch.seq_lens - 1).clamp(min=1)), out)
+
+
+class SwappedKeysAndValues(TorchRunner):
+    def write(self, cache: Any, k: Tensor, v: Tensor, batch: Batch) -> None:
+        super().write(cache, v, k, batch)
+
+
+class UnwrittenRow(TorchRunner):
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        kept = out[0].clone()
+        super().run(q, cache, batch, out)
+        out[0] = kept
+
+
+class WrongHeadStride(TorchRunner):
+    """Reads the keys as if heads came before slots within a block."""
+
+    def write(self, cache: Any, k: Tensor, v: Tensor, batch: Batch) -> None:
+        super().write(cache, k.transpose(0, 1).reshape(k.shape), v, batch)
+
+
+class WritesPadding(TorchRunner):
+    """Slot -1 lands in slot 0 of the cache."""
+
+    def write(self, cache: Any, k: Tensor, v: Tensor, batch: Batch) -> None:
+        super().write(cache, k, v, replace(batch, slots=batch.slots.clamp(min=0)))
+
+
+class StaleLastBlock(TorchRunner):
+    """Reads one block too many and lets what lies there through."""
+
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        super().run(q, cache, batch, out)
+        size = self.spec.block_size
+        last = int(batch.seq_lens[0]) - 1
+        beyond = (int(batch.block_table[0, last // size]) * size + (last + 1) % size) % (
+            len(cache.values) - 1
+        )
+        out[0, 0] += 0 * cache.values[beyond, 0]
+
+
+class LogicalBlocks(TorchRunner):
+    """Forgets the block table."""
+
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        ordered = torch.arange(batch.block_table.numel(), dtype=torch.int32) % len(cache.blocks()[0])
+        super().run(q, cache, replace(batch, block_table=ordered.view_as(batch.block_table)), out)
+
+
+class ForgetsTheCopy(TorchRunner):
+    def copy_blocks(self, cache: Any, src: Tensor, dst: Tensor) -> None:
+        pass
+
+
+class NotInvariant(TorchRunner):
+    """The company decides the last bits."""
+
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        super().run(q, cache, batch, out)
+        out *= 1 + 2e-7 * batch.num_seqs
+
+
+class NoLongContext(TorchRunner):
+    """Drops the keys past 512, as a split that is never reduced would."""
+
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        super().run(q, cache, replace(batch, seq_lens=batch.seq_lens.clamp(max=512)), out)
+
+
+def unchanged(spec: AttentionSpec) -> AttentionSpec:
+    return spec
+
+
+FAULTS: dict[str, tuple[type[TorchRunner], Callable[[AttentionSpec], AttentionSpec], str]] = {
+    "scale 2 % off": (TorchRunner, lambda spec: replace(spec, scale=1.02 * spec.scale), "values"),
+    "window one too wide": (
+        TorchRunner,
+        lambda spec: replace(spec, window=spec.window + 1 if spec.window else None),
+        "window",
+    ),
+    "softcap ignored": (TorchRunner, lambda spec: replace(spec, softcap=None), "softcap"),
+    "length short by one": (ShortByOne, unchanged, "decode"),
+    "K and V swapped": (SwappedKeysAndValues, unchanged, "decode"),
+    "wrong head stride": (WrongHeadStride, unchanged, "decode"),
+    "unwritten output row": (UnwrittenRow, unchanged, "decode"),
+    "padding written": (WritesPadding, unchanged, "padding"),
+    "reads past the end": (StaleLastBlock, unchanged, "decode"),
+    "block table ignored": (LogicalBlocks, unchanged, "decode"),
+    "copy forgotten": (ForgetsTheCopy, unchanged, "fork"),
+    "company changes bits": (NotInvariant, unchanged, "invariance"),
+    "long contexts cut": (NoLongContext, unchanged, "long"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_planted_attention_fault_is_caught(fault: str, dtype: torch.dtype, cpu: Device) -> None:
+    runner, spoil, where = FAULTS[fault]
+    if fault == "company changes bits" and dtype == torch.bfloat16:
+        pytest.skip("a change of 1e-7 is below bf16's resolution")
+    backend = Backend("faulty", "", attention=Faulty(runner, spoil))
+    wrong = check_backend(backend, cpu, dtypes=[dtype]).wrong
+    assert any(where in row.case or where == "values" for row in wrong), [row.case for row in wrong]
+    assert all(row.detail for row in wrong)
+
+
+def test_batch_invariance_is_only_demanded_where_it_is_declared(cpu: Device) -> None:
+    class Honest(NotInvariant):
+        batch_invariant = False
+
+    backend = Backend("honest", "", attention=Faulty(Honest, unchanged))
+    matrix = check_backend(backend, cpu, dtypes=[torch.float32])
+    rows = [row for row in matrix.rows if row.case.startswith("invariance")]
+    assert matrix.ok
+    assert rows and all("bits differ" in row.detail for row in rows)
+
+
+def test_an_exception_is_a_wrong_result_not_a_crash(cpu: Device) -> None:
+    class Raises(TorchRunner):
+        def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+            raise ValueError("no such kernel\nsecond line")
+
+    matrix = check_backend(Backend("raises", "", Faulty(Raises, unchanged)), cpu, dtypes=[torch.float32])
+    assert any(row.detail == "raised ValueError: no such kernel" for row in matrix.wrong)
+
+
+class ForgetsBias(TorchLinear):
+    def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+        return super().run(x, packed)
+
+
+class LowPrecision(TorchLinear):
+    """Rounds the inputs to bf16, as TF32-like shortcuts do."""
+
+    def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+        return super().run(x.bfloat16().to(x.dtype), packed, bias)
+
+
+@pytest.mark.parametrize("linear", [ForgetsBias(), LowPrecision()], ids=["bias", "precision"])
+def test_a_planted_linear_fault_is_caught(linear: TorchLinear, cpu: Device) -> None:
+    wrong = check_backend(Backend("faulty", "", linear=linear), cpu, dtypes=[torch.float32]).wrong
+    assert {row.operation for row in wrong} == {"linear"}
+
+
+class NormWithoutEps(TorchOperations):
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return super().rms_norm(x, weight - 1, eps)
+
+
+class InterleavedRotary(TorchOperations):
+    def rotate(self, qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().rotate(qkv, *rest)
+        return q.roll(1, -1), k, v
+
+
+class LastMaximum(TorchOperations):
+    def sample(self, logits: Tensor, sampling: Any) -> Tensor:
+        if sampling.all_greedy:
+            return logits.shape[-1] - 1 - logits.flip(-1).argmax(-1)
+        return super().sample(logits, sampling)
+
+
+class IgnoresFilters(TorchOperations):
+    def sample(self, logits: Tensor, sampling: Any) -> Tensor:
+        return super().sample(logits, replace(sampling, any_filter=False))
+
+
+class OtherNoise(TorchOperations):
+    def sample(self, logits: Tensor, sampling: Any) -> Tensor:
+        return super().sample(logits, replace(sampling, noise_key=sampling.noise_key ^ 1))
+
+
+@pytest.mark.parametrize(
+    ("operations", "where"),
+    [
+        (NormWithoutEps(), "rms_norm"),
+        (InterleavedRotary(), "rotate"),
+        (LastMaximum(), "sample ties"),
+        (IgnoresFilters(), "sample filters"),
+        (OtherNoise(), "sample temperature"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else type(x).__name__,
+)
+def test_a_planted_operation_fault_is_caught(operations: TorchOperations, where: str, cpu: Device) -> None:
+    wrong = check_backend(Backend("faulty", "", operations=operations), cpu, dtypes=[torch.float32]).wrong
+    assert any(row.case.startswith(where) for row in wrong)
+
+
+def test_a_fused_write_is_compared_with_rotate_and_write(cpu: Device) -> None:
+    class Fused(TorchRunner):
+        fused_write = True
+        forget_norm = False
+
+        def rotate_and_write(  # type: ignore[override]
+            self,
+            qkv: Tensor,
+            positions: Tensor,
+            rotary: Any,
+            q_norm: Any,
+            k_norm: Any,
+            eps: float,
+            cache: Any,
+            batch: Batch,
+        ) -> Tensor:
+            k_norm = None if self.forget_norm else k_norm
+            assert BACKEND.operations is not None
+            q, k, v = BACKEND.operations.rotate(qkv, positions, rotary, q_norm, k_norm, eps, self.spec)
+            self.write(cache, k, v, batch)
+            return q
+
+    class Forgetful(Fused):
+        forget_norm = True
+
+    def fused_row(runner: type[TorchRunner]) -> Any:
+        backend = Backend("fused", "", attention=Faulty(runner, unchanged))
+        rows = check_backend(backend, cpu, dtypes=[torch.bfloat16]).rows
+        return next(row for row in rows if row.case.startswith("fused write"))
+
+    assert fused_row(Fused).status is Status.PASS
+    assert fused_row(Forgetful).status is Status.WRONG
+    assert "K" in fused_row(Forgetful).detail
