@@ -48,7 +48,7 @@ def pack_mooncake(source: Path, target: Path) -> None:
         chain = [-1, *row.block_ids]
         if any(parents[child] != parent for parent, child in zip(chain, row.block_ids[:known], strict=False)):
             raise SystemExit(f"{source}: a block id has two predecessors")
-        if list(row.block_ids[known:]) != list(range(len(parents), len(parents) + len(row.block_ids) - known)):
+        if row.block_ids[known:] != tuple(range(len(parents), len(parents) + len(row.block_ids) - known)):
             raise SystemExit(f"{source}: new block ids are not numbered in order")
         parents.extend(chain[known:-1])
         tails.append(chain[known])

@@ -54,7 +54,7 @@ class Arrivals:
             self._check_cv()
         elif kind in PROFILE_FORMS:
             if self.rate is not None or self.cv is not None:
-                raise WorkloadError(f"arrival '{self.spec}' carries its own rates; leave out --rate and --cv.")
+                raise WorkloadError(f"arrival '{self.spec}' has its own rates; leave out --rate and --cv.")
             _profile(self.spec)
         else:
             valid = [*RATE_KINDS, *PROFILE_FORMS]
@@ -96,7 +96,7 @@ class Arrivals:
 def check_rate(rate: float) -> None:
     """WorkloadError unless the rate is a positive, finite number of requests per second."""
     if not (math.isfinite(rate) and 0 < rate <= 1e6):
-        raise WorkloadError(f"the rate must be above 0 and at most 1e6 requests/s, not {rate:g}; change --rate.")
+        raise WorkloadError(f"--rate must be above 0 and at most 1e6 requests/s, not {rate:g}.")
 
 
 def _weibull_shape(cv: float) -> float:

@@ -54,13 +54,13 @@ def parse_lengths(spec: str) -> Lengths:
     optional = form.count("[")
     if not required <= len(values) <= required + optional:
         raise WorkloadError(f"length spec '{spec}' has {len(values)} numbers; write it as {form}.")
-    if not build_holds(kind, values):
+    if not _in_range(kind, values):
         raise WorkloadError(f"length spec '{spec}' is out of range; write it as {form}, lengths at least 1.")
     maximum = int(values[required]) if len(values) > required else None
     return Lengths(spec, build(values), maximum)
 
 
-def build_holds(kind: str, values: list[float]) -> bool:
+def _in_range(kind: str, values: list[float]) -> bool:
     """Whether the numbers of a spec make sense: lengths >= 1, spreads >= 0, ends in order."""
     if kind in ("normal", "lognormal"):
         return values[0] >= 1 and values[1] >= 0 and all(value >= 1 for value in values[2:])

@@ -1,4 +1,4 @@
-"""The traces that ship with the project: small arrays in workloads/data, decoded to rows as they are needed."""
+"""The traces that ship with the project: small arrays in workloads/data, decoded as they are needed."""
 
 from __future__ import annotations
 
@@ -55,4 +55,6 @@ def _load(name: str) -> dict[str, NDArray[np.generic]]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError) as error:
-        raise WorkloadError(f"packed trace '{path}' cannot be read ({error}); reinstall the package.") from None
+        raise WorkloadError(
+            f"packed trace '{path}' cannot be read ({error}); reinstall the package."
+        ) from None

@@ -19,10 +19,13 @@ class TokenSource:
         self.seed = seed
         self.vocab_size = vocab_size
         self._blocks: dict[tuple[int, int], tuple[int, ...]] = {}
+        # One int object an id, shared by all prompts: 8 bytes a token instead of 36.
+        self._ids = np.arange(vocab_size).astype(object)
 
     def draw(self, name: str, index: int, count: int) -> tuple[int, ...]:
         """The first `count` tokens of a stream; more of the same stream only appends."""
-        return tuple(stream(self.seed, name, index).integers(self.vocab_size, size=count).tolist())
+        drawn = stream(self.seed, name, index).integers(self.vocab_size, size=count)
+        return tuple(self._ids[drawn].tolist())
 
     def block(self, block_id: int, block_tokens: int) -> tuple[int, ...]:
         """The tokens of a trace block."""
@@ -36,8 +39,6 @@ class TokenSource:
         count = row.input_tokens
         if row.prompt is not None:
             return row.prompt[:count]
-        if row.history is not None:
-            return self.draw(f"history/{row.history}", 0, count)
         head: tuple[int, ...] = ()
         if row.prefix is not None:
             group, prefix_tokens = row.prefix
@@ -46,6 +47,8 @@ class TokenSource:
             needed = -(-count // row.block_tokens)
             blocks = (self.block(i, row.block_tokens) for i in row.block_ids[:needed])
             head = tuple(token for block in blocks for token in block)[:count]
+        if row.history is not None:
+            return head + self.draw(f"history/{row.history}", 0, count - len(head))
         return head + self.draw("prompt", index, count - len(head))
 
 

@@ -99,7 +99,7 @@ def _in_order(rows: Iterator[TraceRow], slack_ns: int) -> Iterator[TraceRow]:
         if row.arrival_ns - held[0].arrival_ns > 2 * slack_ns:
             held.sort(key=lambda item: item.arrival_ns)
             ready = row.arrival_ns - slack_ns
-            yield from itertools.takewhile(lambda item: item.arrival_ns < ready, held)
+            yield from [item for item in held if item.arrival_ns < ready]
             held = [item for item in held if item.arrival_ns >= ready]
     yield from sorted(held, key=lambda item: item.arrival_ns)
 
@@ -111,7 +111,13 @@ def clip_lengths(rows: Iterable[TraceRow], max_len: int) -> tuple[list[TraceRow]
     then the output does.
     """
     clipped: list[TraceRow] = []
-    record: Record = {"kind": "clip", "max_len": max_len, "requests": 0, "input_tokens": 0, "output_tokens": 0}
+    record: Record = {
+        "kind": "clip",
+        "max_len": max_len,
+        "requests": 0,
+        "input_tokens": 0,
+        "output_tokens": 0,
+    }
     for row in rows:
         if row.input_tokens + row.output_tokens > max_len:
             input_tokens = min(row.input_tokens, max(max_len - row.output_tokens, (max_len + 1) // 2))

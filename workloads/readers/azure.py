@@ -1,4 +1,4 @@
-"""Azure LLM inference traces (2023 conv and code, 2024 weeks): CSV TIMESTAMP,ContextTokens,GeneratedTokens."""
+"""Azure LLM inference traces (2023, and the 2024 weeks): CSV TIMESTAMP,ContextTokens,GeneratedTokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which reader a file needs: CSV by its header, JSON by its first character and fields. Names do not count."""
+"""Which reader a file needs: CSV by its header, JSON by its first character and fields, never by name."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def detect(path: Path) -> str:
     """
     with open_text(path) as file:
         try:
-            line = next((line for line in iter(lambda: file.readline(_HEAD_CHARACTERS), "") if line.strip()), "")
+            lines = iter(lambda: file.readline(_HEAD_CHARACTERS), "")
+            head = next((line.strip() for line in lines if line.strip()), "")
         except (UnicodeDecodeError, EOFError, OSError) as error:
             raise WorkloadError(f"'{path}' is no readable text: {error}.") from None
-    head = line.strip()
     if head.startswith("["):
         return "sharegpt"
     found = _json_format(head) if head.startswith("{") else _csv_format(head)

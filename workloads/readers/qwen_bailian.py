@@ -27,9 +27,7 @@ def read_qwen_bailian(path: Path) -> Iterator[TraceRow]:
         input_tokens = place.whole("input_length", row["input_length"], 1)
         block_ids = whole_list(place, "hash_ids", row["hash_ids"])
         if not input_tokens // BLOCK_TOKENS <= len(block_ids) <= -(-input_tokens // BLOCK_TOKENS):
-            place.fail(
-                "hash_ids", f"{len(block_ids)} ids do not fit {input_tokens} tokens in blocks of 16."
-            )
+            place.fail("hash_ids", f"{len(block_ids)} ids do not fit {input_tokens} tokens in blocks of 16.")
         yield TraceRow(
             input_tokens=input_tokens,
             output_tokens=place.whole("output_length", row["output_length"], 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def read_sharegpt(path: Path) -> Iterator[Conversation]:
         if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
             place.fail("conversations", "missing, or not a list of turns.")
         turns = [_turn(place, turn) for turn in entry["conversations"]]
-        for (role, text), (next_role, next_text) in zip(turns, turns[1:], strict=False):
+        for (role, text), (next_role, next_text) in itertools.pairwise(turns):
             if role in PROMPT_ROLES and next_role in ANSWER_ROLES:
                 yield Conversation(text, next_text, place.line)
                 break

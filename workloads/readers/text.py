@@ -86,7 +86,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[s
 
     def text() -> Iterator[str]:
         nonlocal place
-        for place, line in read_lines(path):
+        for current, line in read_lines(path):
+            place = current
             yield line
 
     rows = csv.reader(text())

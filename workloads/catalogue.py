@@ -1,0 +1,144 @@
+"""The workloads there are, by name; a file's path is one too.
+
+    make("sharegpt", WorkloadOptions(num_requests=64))
+    make("batch:64x1024+129", WorkloadOptions(vocab_size=151_936))
+    make("trace.jsonl.gz", WorkloadOptions(time_scale=0.5))
+
+A file's format is told from its content, plain or gzipped (workloads/readers/detect.py says how).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from workloads import sources
+from workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
+from workloads.readers.detect import detect
+from workloads.realise import Draft, realise
+from workloads.request import Workload, WorkloadError
+
+_OFFERS = frozenset({"num_requests", "rate", "arrival", "cv", "concurrency", "all_at_once"})
+_TRACE = _OFFERS | {"time_scale", "window_s", "sample", "sessions"}
+_TICKS = _TRACE | {"tick"}
+_SHAREGPT = _OFFERS | {"dataset"}
+_SYNTHETIC = _OFFERS | {"input_lengths", "output_lengths", "shared_prefix", "turns"}
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A workload's name, what it is in one line, its defaults, and the options it takes."""
+
+    name: str
+    summary: str
+    defaults: dict[str, Any]
+    options: frozenset[str]
+    """Besides seed, vocab_size, max_len, tokenize, temperature and clip, which every workload takes."""
+    make: Callable[[str, WorkloadOptions], Draft]
+
+
+def names() -> list[CatalogueEntry]:
+    """Every workload of the catalogue, in the order they are shown."""
+    closed = {"num_requests": sources.DEFAULT_REQUESTS, "concurrency": DEFAULT_CONCURRENCY}
+    timed = {"num_requests": sources.DEFAULT_REQUESTS, "time_scale": 1.0, "clip": True}
+    lengths = {"input_lengths": sources.DEFAULT_INPUT, "output_lengths": sources.DEFAULT_OUTPUT}
+    return [
+        CatalogueEntry(
+            "sharegpt",
+            "ShareGPT chats: real lengths with synthetic tokens, or real text from --dataset FILE",
+            closed,
+            _SHAREGPT,
+            sources.sharegpt,
+        ),
+        CatalogueEntry(
+            "azure-conv",
+            "Azure LLM inference trace 2023, conversation: lengths and arrival times, 5.5 requests/s",
+            timed,
+            _TRACE,
+            sources.packed_trace,
+        ),
+        CatalogueEntry(
+            "azure-code",
+            "Azure LLM inference trace 2023, coding: long prompts, short answers, bursts and silences",
+            timed,
+            _TRACE,
+            sources.packed_trace,
+        ),
+        CatalogueEntry(
+            "mooncake",
+            "Mooncake conversation trace: 12k-token prompts that share prefixes, 3.4 requests/s",
+            timed | {"tick": "spread"},
+            _TICKS,
+            sources.packed_trace,
+        ),
+        CatalogueEntry(
+            "synthetic",
+            "drawn lengths, with optional shared prefixes and multi-turn sessions",
+            closed | lengths,
+            _SYNTHETIC,
+            lambda _, options: sources.synthetic(options),
+        ),
+        CatalogueEntry(
+            "nano256",
+            "nano-vLLM's bench.py: 256 prompts of 100-1024 random tokens, all at once, temperature 0.6",
+            {"num_requests": 256, "all_at_once": True, "temperature": 0.6},
+            frozenset({"num_requests", "all_at_once"}),
+            lambda _, options: sources.nano256(options),
+        ),
+        CatalogueEntry(
+            "batch:REQUESTSxINPUT+OUTPUT",
+            "identical lengths, all at once: batch:64x1024+129",
+            {"all_at_once": True},
+            frozenset({"all_at_once"}),
+            sources.batch,
+        ),
+    ]
+
+
+def make(name_or_file: str, options: WorkloadOptions | None = None) -> Workload:
+    """The workload called so, or read from that file.
+
+    A catalogue name wins over a file of that name. Raises WorkloadError (one line) for an unknown name,
+    a missing or malformed file, options that conflict or do not apply, and requests that do not fit.
+    """
+    options = options or WorkloadOptions()
+    entry = _entry(name_or_file)
+    if entry is not None:
+        options.require_accepted(name_or_file, entry.options)
+        return realise(entry.make(name_or_file, options), options)
+    path = Path(name_or_file)
+    if path.is_file():
+        return realise(_from_file(path, options), options)
+    raise WorkloadError(_unknown(name_or_file))
+
+
+def _entry(name: str) -> CatalogueEntry | None:
+    kind = name.partition(":")[0]
+    for entry in names():
+        if entry.name == name or (kind == "batch" and entry.name.startswith("batch:")):
+            return entry
+    return None
+
+
+def _from_file(path: Path, options: WorkloadOptions) -> Draft:
+    found = detect(path)
+    if found == "sharegpt":
+        options.require_accepted(path.name, _OFFERS)
+        return sources.sharegpt(path.name, replace(options, dataset=path))
+    if found == "openai":
+        options.require_accepted(path.name, _OFFERS | {"time_scale"})
+        return sources.openai_file(path, options)
+    options.require_accepted(path.name, _TICKS if found == "mooncake" else _TRACE)
+    return sources.trace_file(path, found, options)
+
+
+def _unknown(name: str) -> str:
+    known = [entry.name for entry in names()]
+    if "/" in name or Path(name).suffix:
+        return f"no workload and no file '{name}'; give one of {', '.join(known)}, or an existing file."
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}, and files."
+    return f"unknown workload '{name}'; {hint}"

@@ -1,0 +1,109 @@
+"""From rows to requests: clip or refuse, time, fill with tokens, hash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from workloads.options import Offer, WorkloadOptions
+from workloads.request import Request, Workload, WorkloadError
+from workloads.streams import stream
+from workloads.tokens import TokenSource, content_hash
+from workloads.trace import TraceRow
+from workloads.transform import clip_lengths, scale_time
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A workload before it has tokens and times."""
+
+    name: str
+    rows: list[TraceRow]
+    offer: Offer
+    source: dict[str, Any]
+    """Where the rows come from, for the record."""
+    transformations: list[dict[str, Any]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    temperature: float = 0.0
+    """Where neither the options nor the row name one."""
+    clip: bool = False
+    """Whether clipping is the default here."""
+
+
+def realise(draft: Draft, options: WorkloadOptions) -> Workload:
+    """The workload. WorkloadError when a request does not fit the context or the vocabulary."""
+    transformations = list(draft.transformations)
+    rows = draft.rows
+    if options.max_len is not None:
+        if draft.clip if options.clip is None else options.clip:
+            rows, record = clip_lengths(rows, options.max_len)
+            transformations.append(record)
+        _require_fit(rows, options.max_len)
+    _require_vocabulary(rows, options.vocab_size)
+    if draft.offer.time_scale is not None:
+        scaled, record = scale_time(rows, draft.offer.time_scale)
+        rows = list(scaled)
+        transformations.append(record)
+    arrivals_ns = _arrivals_ns(draft.offer, rows, options.seed)
+    source = TokenSource(options.seed, options.vocab_size)
+    seeds = stream(options.seed, "sampling").integers(2**31, size=len(rows)).tolist()
+    requests = tuple(
+        Request(
+            id=index,
+            arrival_ns=arrivals_ns[index],
+            prompt=source.prompt(index, row),
+            output_tokens=row.output_tokens,
+            session=row.session,
+            temperature=_temperature(options, row, draft),
+            seed=seeds[index],
+        )
+        for index, row in enumerate(rows)
+    )
+    parameters = {
+        "source": draft.source,
+        "seed": options.seed,
+        "num_requests": len(requests),
+        "vocab_size": options.vocab_size,
+        "max_len": options.max_len,
+        "offered": draft.offer.parameters(),
+        "transformations": transformations,
+    }
+    return Workload(
+        name=draft.name,
+        requests=requests,
+        concurrency=draft.offer.concurrency,
+        parameters=parameters,
+        content_hash=content_hash(requests),
+        notes=draft.notes,
+    )
+
+
+def _arrivals_ns(offer: Offer, rows: list[TraceRow], seed: int) -> list[int]:
+    if offer.arrivals is not None:
+        return offer.arrivals.times_ns(stream(seed, "arrivals"), len(rows))
+    return [row.arrival_ns if offer.mode == "trace" else 0 for row in rows]
+
+
+def _temperature(options: WorkloadOptions, row: TraceRow, draft: Draft) -> float:
+    if options.temperature is not None:
+        return options.temperature
+    return draft.temperature if row.temperature is None else row.temperature
+
+
+def _require_fit(rows: list[TraceRow], max_len: int) -> None:
+    for index, row in enumerate(rows):
+        if row.input_tokens + row.output_tokens > max_len:
+            raise WorkloadError(
+                f"request {index} has {row.input_tokens} prompt + {row.output_tokens} output tokens, more "
+                f"than the model's context of {max_len}; choose shorter lengths, a model with a longer "
+                "context, or --clip."
+            )
+
+
+def _require_vocabulary(rows: list[TraceRow], vocab_size: int) -> None:
+    for index, row in enumerate(rows):
+        if row.prompt and not 0 <= min(row.prompt) <= max(row.prompt) < vocab_size:
+            raise WorkloadError(
+                f"request {index} has token id {max(row.prompt)}, outside the model's vocabulary of "
+                f"{vocab_size}; tokenize with the model's own tokenizer."
+            )

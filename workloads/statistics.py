@@ -1,0 +1,111 @@
+"""What a workload is like, without running it: arrivals, prefixes, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from workloads.request import WorkloadError
+from workloads.trace import TraceRow
+
+
+@dataclass(frozen=True)
+class LengthSummary:
+    """Of a set of lengths, in tokens; percentiles are numpy's linear ones."""
+
+    count: int
+    mean: float
+    std: float
+    minimum: int
+    p50: float
+    p90: float
+    p99: float
+    maximum: int
+
+
+def summarise_lengths(lengths: Sequence[int]) -> LengthSummary:
+    """Summary of at least one length."""
+    if not lengths:
+        raise WorkloadError("there is no request to summarise.")
+    values = np.asarray(lengths, dtype=np.float64)
+    p50, p90, p99 = np.percentile(values, [50, 90, 99]).tolist()
+    return LengthSummary(
+        len(lengths), float(values.mean()), float(values.std()), min(lengths), p50, p90, p99, max(lengths)
+    )
+
+
+def gap_cv(arrivals_ns: Sequence[int]) -> float | None:
+    """Coefficient of variation of the gaps between arrivals; 1 for Poisson, 0 for constant.
+
+    None with fewer than two gaps, or where all arrive at once.
+    """
+    gaps = np.diff(np.sort(np.asarray(arrivals_ns, dtype=np.int64)))
+    if len(gaps) < 2 or gaps.sum() == 0:
+        return None
+    return float(gaps.std() / gaps.mean())
+
+
+def index_of_dispersion(arrivals_ns: Sequence[int], window_ns: int) -> float | None:
+    """Variance over mean of the arrivals counted in whole windows; 1 for Poisson, 0 for constant.
+
+    With m windows of a Poisson process, (m - 1) times this is chi-squared with m - 1 degrees of freedom
+    (Cox and Lewis 1966), so its standard deviation is sqrt(2 / (m - 1)). The last, partial window is left
+    out. None with fewer than two whole windows.
+    """
+    if window_ns < 1:
+        raise WorkloadError(f"the window must be at least 1 ns, not {window_ns}.")
+    arrivals = np.asarray(arrivals_ns, dtype=np.int64)
+    windows = int((arrivals.max() - arrivals.min()) // window_ns) if len(arrivals) else 0
+    if windows < 2:
+        return None
+    places = (arrivals - arrivals.min()) // window_ns
+    counts = np.bincount(places[places < windows], minlength=windows)
+    return float(counts.var(ddof=1) / counts.mean()) if counts.any() else None
+
+
+def ideal_prefix_hit_ratio(prompts: Iterable[Sequence[int]], block_size: int) -> float:
+    """Share of prompt tokens that a prefix cache of unlimited size would hold, prompts in order.
+
+    Whole blocks only, and never a prompt's last token, as an engine needs it for the first output. What the
+    outputs of earlier requests would add is not counted.
+    """
+    if block_size < 1:
+        raise WorkloadError(f"the block size must be at least 1 token, not {block_size}.")
+    children: dict[tuple[int, bytes], int] = {}
+    hit_tokens = total_tokens = 0
+    for prompt in prompts:
+        tokens = np.asarray(prompt, dtype="<i4")
+        total_tokens += len(tokens)
+        node, known = 0, True
+        hits = 0
+        for start in range(0, len(tokens) - block_size + 1, block_size):
+            key = (node, tokens[start : start + block_size].tobytes())
+            known = known and key in children
+            hits += block_size if known else 0
+            node = children.setdefault(key, len(children) + 1)
+        hit_tokens += min(hits, max(len(tokens) - 1, 0))
+    return hit_tokens / total_tokens if total_tokens else 0.0
+
+
+def block_reuse_ratio(rows: Iterable[TraceRow]) -> float:
+    """Share of a trace's block ids that an earlier row has had; blocks of a row are chained."""
+    seen: set[int] = set()
+    reused = total = 0
+    for row in rows:
+        total += len(row.block_ids)
+        reused += sum(1 for block_id in row.block_ids if block_id in seen)
+        seen.update(row.block_ids)
+    return reused / total if total else 0.0
+
+
+def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kolmogorov-Smirnov distance of two samples: the largest gap between their distribution functions."""
+    if not len(first) or not len(second):
+        raise WorkloadError("both samples need at least one value.")
+    a, b = np.sort(np.asarray(first)), np.sort(np.asarray(second))
+    values = np.concatenate([a, b])
+    below_a = np.searchsorted(a, values, side="right") / len(a)
+    below_b = np.searchsorted(b, values, side="right") / len(b)
+    return float(np.abs(below_a - below_b).max())
