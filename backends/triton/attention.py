@@ -1,0 +1,211 @@
+"""Paged attention by Triton kernels: a split-KV decode kernel and a tiled prefill kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.interface import (
+    Attention,
+    AttentionRunner,
+    AttentionSpec,
+    BackendError,
+    Batch,
+    Device,
+    GraphSupport,
+    Rotary,
+)
+from backends.triton.attention_tuning import attention_config
+from backends.triton.cache import PagedCache, new_cache
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 256
+MAX_GROUP = 32
+LOG2_E = math.log2(math.e)
+
+
+class TritonAttention(Attention):
+    """One portable source for NVIDIA and AMD GPUs; kernels are imported when a runner opens."""
+
+    name = "triton"
+
+    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+        reasons = []
+        if device.vendor == "cpu" and not device.interpret:
+            reasons.append("needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness")
+        if spec.dtype not in DTYPES:
+            reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
+        if spec.kv_dtype not in (spec.dtype, torch.float8_e4m3fn):
+            reasons.append(f"KV dtype {spec.kv_dtype} is neither {spec.dtype} nor float8_e4m3fn")
+        if spec.kv_dtype == torch.float8_e4m3fn and device.arch in ("sm80", "sm86", "sm87", "gfx90a"):
+            reasons.append(f"{device.arch} cannot convert a float8_e4m3fn KV cache; use {spec.dtype}")
+        if spec.q_heads % spec.kv_heads:
+            reasons.append(f"{spec.q_heads} query heads do not divide among {spec.kv_heads} KV heads")
+        elif spec.q_heads // spec.kv_heads > MAX_GROUP:
+            reasons.append(f"{spec.q_heads // spec.kv_heads} query heads a KV head; at most {MAX_GROUP}")
+        if not 16 <= spec.head_dim <= MAX_HEAD_DIM or spec.head_dim % 8:
+            reasons.append(f"head_dim {spec.head_dim} is no multiple of 8 from 16 to {MAX_HEAD_DIM}")
+        return reasons
+
+    def open(self, spec: AttentionSpec, device: Device) -> TritonRunner:
+        if reasons := self.supports(spec, device):
+            raise BackendError(f"triton attention cannot serve this: {'; '.join(reasons)}.")
+        return TritonRunner(spec, device)
+
+
+class TritonRunner(AttentionRunner):
+    """Attention for one spec. Its workspace is reused by every launch: one stream at a time."""
+
+    graph = GraphSupport.MIXED
+    batch_invariant = False
+    fused_write = True
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        device: Device,
+        decode: dict[str, Any] | None = None,
+        prefill: dict[str, Any] | None = None,
+    ) -> None:
+        """Args `decode` and `prefill` replace entries of the written configurations, for tuning."""
+        self.spec = spec
+        self.device = device
+        self.group = spec.q_heads // spec.kv_heads
+        self.decode = attention_config(device, spec, "decode") | (decode or {})
+        self.prefill = attention_config(device, spec, "prefill") | (prefill or {})
+        self.programs = self.decode.pop("programs_per_unit") * (device.units if not device.interpret else 1)
+        place = device.torch_device
+        self._piece_sums = torch.empty((2 * self.programs, self.group, spec.head_dim), device=place)
+        self._piece_stats = torch.empty((2 * self.programs, 2, self.group), device=place)
+        self._counters = torch.zeros(spec.max_seqs * spec.kv_heads, dtype=torch.int32, device=place)
+
+    def new_cache(self, num_blocks: int) -> PagedCache:
+        spec = self.spec
+        return new_cache(
+            num_blocks,
+            spec.kv_heads,
+            spec.block_size,
+            spec.head_dim,
+            spec.kv_dtype,
+            self.device.torch_device,
+        )
+
+    def cache_bytes_per_block(self) -> int:
+        spec = self.spec
+        return 2 * spec.block_size * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
+
+    def plan(self, batch: Batch) -> Hashable:
+        """Rows of each kind, and the prefill grid: the decode grid never changes."""
+        return (batch.num_seqs, batch.num_decodes, self._query_tiles(batch))
+
+    def write(self, cache: PagedCache, k: Tensor, v: Tensor, batch: Batch) -> None:
+        from backends.triton.kv_write import kv_write
+
+        kv_write(cache, k, v, batch.slots)
+
+    def rotate_and_write(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        rotary: Rotary,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        cache: PagedCache,
+        batch: Batch,
+    ) -> Tensor:
+        from backends.triton.fused_write import rotate_and_write
+
+        return rotate_and_write(qkv, positions, rotary, q_norm, k_norm, eps, cache, batch.slots, self.spec)
+
+    def run(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
+        if not out.is_contiguous():
+            raise BackendError("triton attention writes a contiguous output; pass one.")
+        q = q.contiguous()
+        if batch.num_decodes:
+            self._run_decode(q, cache, batch, out)
+        if batch.num_seqs > batch.num_decodes:
+            self._run_prefill(q, cache, batch, out)
+
+    def _run_decode(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
+        from backends.triton.decode_attention import decode_kernel
+
+        decode_kernel[(self.programs,)](
+            q, cache.k, cache.v, batch.block_table, batch.seq_lens, out,
+            self._piece_sums, self._piece_stats, self._counters,
+            batch.num_decodes, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(),
+            GROUP_PAD=_power_of_two(self.group),
+            M=max(16, _power_of_two(self.group)),
+            **self.decode,
+            **self._geometry(q),
+        )  # fmt: skip
+
+    def _run_prefill(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
+        from backends.triton.prefill_attention import prefill_kernel
+
+        keys: Any = cache.k
+        values: Any = cache.v
+        if self.prefill["DESCRIPTOR"]:
+            keys, values = self._descriptor(cache.k), self._descriptor(cache.v)
+        prefill_kernel[(self.spec.kv_heads, self._query_tiles(batch))](
+            q, keys, values, batch.block_table, batch.query_start, batch.seq_lens, out,
+            batch.num_decodes, batch.num_seqs, batch.block_table.stride(0), cache.block_stride,
+            *self._scale_and_cap(),
+            **self.prefill,
+            **self._geometry(q),
+        )  # fmt: skip
+
+    def _query_tiles(self, batch: Batch) -> int:
+        """At most this many query tiles: every prefill row may end in a tile that is not full."""
+        tokens = self.prefill["M"] // self.group
+        rows = batch.num_seqs - batch.num_decodes
+        return (batch.num_tokens - batch.num_decodes + rows * (tokens - 1)) // tokens
+
+    def _descriptor(self, cache: Tensor) -> Any:
+        """Boxes [TILE, padded head_dim] of the flat cache; a box never crosses a block."""
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        flat = cache.view(-1, self.spec.head_dim)
+        box = [self.prefill["TILE"], _power_of_two(self.spec.head_dim)]
+        return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), box)
+
+    def _scale_and_cap(self) -> tuple[float, float]:
+        """What `softmax.scaled_scores` multiplies by."""
+        if self.spec.softcap is None:
+            return self.spec.scale * LOG2_E, 0.0
+        return self.spec.scale / self.spec.softcap, self.spec.softcap * LOG2_E
+
+    def _geometry(self, q: Tensor) -> dict[str, Any]:
+        from backends.triton.launch import overlap
+
+        spec = self.spec
+        return {
+            "KV_HEADS": spec.kv_heads,
+            "GROUP": self.group,
+            "HEAD_DIM": spec.head_dim,
+            "PADDED_DIM": _power_of_two(spec.head_dim),
+            "BLOCK_SIZE": spec.block_size,
+            "ROWS": _power_of_two(spec.max_seqs),
+            "WINDOW": spec.window or 0,
+            "CAPPED": spec.softcap is not None,
+            "WIDEN": self.device.interpret,
+            **overlap(q),
+        }
+
+    def copy_blocks(self, cache: PagedCache, src: Tensor, dst: Tensor) -> None:
+        for side in (cache.k, cache.v):
+            raw = side.view(torch.uint8)  # a copy of bits, for every dtype
+            raw[dst] = raw[src]
+
+    def read(self, cache: PagedCache, ids: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = (side.view(torch.uint8)[ids].view(side.dtype).transpose(1, 2) for side in (cache.k, cache.v))
+        return k, v
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << max(number - 1, 0).bit_length()
