@@ -106,8 +106,8 @@ def compile_kernel(
         divisible_by_16 = tuple(name for name, kind in signature.items() if kind.startswith("*"))
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
     attributes = {places[name]: [["tt.divisibility", 16]] for name in divisible_by_16}
-    constants = {places[name]: value for name, value in constants.items()}
-    source = ASTSource(kernel, types, constants, attributes)
+    values = {places[name]: value for name, value in constants.items()}
+    source = ASTSource(kernel, types, values, attributes)
     compiled = triton.compile(source, target=gpu_target(target), options=options)
     return _resources(compiled, target)
 

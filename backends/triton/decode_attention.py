@@ -23,7 +23,7 @@ def decode_piece(
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Attention of q [M, PADDED_DIM] over key tiles first to last: unnormalised sum, maximum (base 2), sum."""
+    """Attention of q [M, PADDED_DIM] over tiles first to last: unnormalised sum, maximum (base 2), total."""
     M: tl.constexpr = q.shape[0]
     maximum = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)

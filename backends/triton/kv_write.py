@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.triton.cache import PagedCache
-from backends.triton.launch import overlap, release_successor, wait_for_predecessor
+from backends.triton.launch import interpreted, overlap, release_successor, wait_for_predecessor
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def kv_write_kernel(
     KV_HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program a token: k, v [T, KV_HEADS, HEAD_DIM] (token strides given) to slot `slots[t]`; -1 skips."""
+    """One program a token: k, v [T, KV_HEADS, HEAD_DIM] go to slot `slots[t]`; -1 skips."""
     release_successor(PDL)
     wait_for_predecessor(PDL)
     token = tl.program_id(0).to(tl.int64)
@@ -41,7 +41,9 @@ def kv_write(cache: PagedCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
     tokens, kv_heads, head_dim = k.shape
     if tokens == 0:
         return
-    padded_dim = triton.next_power_of_2(head_dim)
+    if interpreted(kv_write_kernel):
+        # The interpreter rounds to float8 wrongly; torch does not.
+        k, v = k.to(cache.k.dtype), v.to(cache.v.dtype)
     if k.stride()[1:] != (head_dim, 1):
         k = k.contiguous()
     if v.stride()[1:] != (head_dim, 1):
@@ -51,7 +53,7 @@ def kv_write(cache: PagedCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
         KV_HEADS=kv_heads,
         HEADS_PAD=triton.next_power_of_2(kv_heads),
         HEAD_DIM=head_dim,
-        PADDED_DIM=padded_dim,
+        PADDED_DIM=triton.next_power_of_2(head_dim),
         BLOCK_SIZE=cache.block_size,
         num_warps=4,
         **overlap(k),

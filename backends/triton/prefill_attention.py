@@ -23,7 +23,7 @@ def load_tile(
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, DESCRIPTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Keys (or values) `first` to first + TILE of one head: [TILE, PADDED_DIM]; zero past `length` if MASKED."""
+    """Keys or values first to first + TILE of one head: [TILE, PADDED_DIM]; zero past `length` if MASKED."""
     if DESCRIPTOR:
         return cache.load([(block * KV_HEADS + head) * BLOCK_SIZE + first % BLOCK_SIZE, 0])
     else:  # noqa: RET505 (the compiler follows both returns otherwise)
@@ -34,7 +34,7 @@ def load_tile(
         if MASKED:
             mask = (key < length)[:, None] & (column < HEAD_DIM)[None, :]
             return tl.load(pointers, mask=mask, other=0.0)
-        elif PADDED_DIM != HEAD_DIM:
+        elif PADDED_DIM != HEAD_DIM:  # noqa: RET505
             return tl.load(pointers, mask=(column < HEAD_DIM)[None, :], other=0.0)
         else:
             return tl.load(pointers)
