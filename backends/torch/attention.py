@@ -55,7 +55,7 @@ class TorchAttention(Attention):
             reasons.append(f"{spec.q_heads} query heads do not divide among {spec.kv_heads} KV heads")
         return reasons
 
-    def open(self, spec: AttentionSpec, device: Device) -> TorchRunner:
+    def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
         if reasons := self.supports(spec, device):
             raise BackendError(f"torch attention cannot serve this: {'; '.join(reasons)}.")
         return TorchRunner(spec, device)

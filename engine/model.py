@@ -1,0 +1,209 @@
+"""The Llama family's forward pass over a paged cache, with every operation served by a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.interface import (
+    AttentionRunner,
+    AttentionSpec,
+    BackendError,
+    Batch,
+    GraphSupport,
+    Selection,
+    Weight,
+)
+from engine.model_config import ModelConfig
+from engine.rope import rotary_table
+from engine.weights import LayerWeights, Weights
+
+
+def attention_specs(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    block_size: int,
+    max_seqs: int,
+    max_tokens: int,
+    max_len: int,
+) -> list[AttentionSpec]:
+    """Each layer's attention spec; layers that agree have equal ones."""
+    return [
+        AttentionSpec(
+            q_heads=config.q_heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=dtype,
+            kv_dtype=dtype,
+            block_size=block_size,
+            scale=config.head_dim**-0.5,
+            # A window that covers the longest sequence hides nothing.
+            window=window if window is not None and window < max_len else None,
+            max_seqs=max_seqs,
+            max_tokens=max_tokens,
+            max_len=max_len,
+        )
+        for window in config.windows
+    ]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, ready to run: its weights, its packed linears, its attention."""
+
+    weights: LayerWeights
+    spec: AttentionSpec
+    runner: AttentionRunner
+    qkv: Any
+    output: Any
+    gate_up: Any
+    down: Any
+
+
+class Decoder:
+    """One model behind one backend selection. Holds no request state; caches are passed in.
+
+    T = tokens in the batch, S = rows sampled, H = hidden size, V = vocabulary size. `forward` and
+    `logits` never wait for the device unless the backend does, so they can be captured in a graph
+    where `graph_support` allows it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        selection: Selection,
+        *,
+        dtype: torch.dtype,
+        block_size: int,
+        max_seqs: int,
+        max_tokens: int,
+        max_len: int,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.device = selection.device
+        self.dtype = dtype
+        self.block_size = block_size
+        self.operations = selection.operations
+        self.linear = selection.linear
+        self.rotary = rotary_table(config, self.device.torch_device, max_len)
+        specs = attention_specs(
+            config,
+            dtype=dtype,
+            block_size=block_size,
+            max_seqs=max_seqs,
+            max_tokens=max_tokens,
+            max_len=max_len,
+        )
+        self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
+        self.layers = [
+            Layer(
+                weights=layer,
+                spec=spec,
+                runner=self.runners[spec],
+                qkv=self._pack(layer.qkv),
+                output=self._pack(layer.output),
+                gate_up=self._pack(layer.gate_up),
+                down=self._pack(layer.down),
+            )
+            for layer, spec in zip(weights.layers, specs, strict=True)
+        ]
+        self.lm_head = self._pack(weights.lm_head)
+
+    @property
+    def graph_support(self) -> GraphSupport:
+        """Which batches may be captured: what every layer's attention allows."""
+        return min(runner.graph for runner in self.runners.values())
+
+    def new_caches(self, num_blocks: int) -> list[Any]:
+        """Every layer's KV cache of `num_blocks` blocks."""
+        return [layer.runner.new_cache(num_blocks) for layer in self.layers]
+
+    def cache_bytes_per_block(self) -> int:
+        """Device bytes one block takes over all layers."""
+        return sum(layer.runner.cache_bytes_per_block() for layer in self.layers)
+
+    def plan(self, batch: Batch) -> Hashable:
+        """Every host integer that the launches for `batch` bake in: the key of a captured graph."""
+        return tuple(runner.plan(batch) for runner in self.runners.values())
+
+    def copy_blocks(self, caches: Sequence[Any], src: Tensor, dst: Tensor) -> None:
+        """Copy blocks src[i] -> dst[i] (i64 device tensors) in every layer."""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            layer.runner.copy_blocks(cache, src, dst)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, positions: Tensor, batch: Batch, caches: Sequence[Any]) -> Tensor:
+        """Hidden states [T, H] before the final norm, for ids and positions i64[T].
+
+        Writes the tokens' keys and values into `caches`. Rows of padding hold anything.
+        """
+        operations, eps = self.operations, self.config.rms_norm_eps
+        residual = operations.embed(ids, self.weights.embedding)
+        x = operations.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            if index > 0:
+                x, residual = operations.add_rms_norm(x, residual, layer.weights.attention_norm, eps)
+            x = self._attend(layer, x, positions, batch, cache)
+            x, residual = operations.add_rms_norm(x, residual, layer.weights.ffn_norm, eps)
+            gated = operations.gate(self.linear.run(x, layer.gate_up))
+            x = self.linear.run(gated, layer.down)
+        return x + residual
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [S, V], in the model's dtype, of rows [S, H] of what `forward` returned."""
+        normed = self.operations.rms_norm(hidden, self.weights.final_norm, self.config.rms_norm_eps)
+        return self.linear.run(normed, self.lm_head)
+
+    def profile(self, num_tokens: int, num_seqs: int) -> None:
+        """Run one prefill of `num_tokens` and `num_seqs` rows of logits, to see what memory a step needs."""
+        device = self.device.torch_device
+        batch = whole_sequence(num_tokens, self.block_size, device)
+        shared = {spec: runner.new_cache(batch.block_table.shape[1]) for spec, runner in self.runners.items()}
+        ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+        positions = torch.arange(num_tokens, device=device)
+        hidden = self.forward(ids, positions, batch, [shared[layer.spec] for layer in self.layers])
+        rows = torch.arange(num_seqs, device=device) % num_tokens
+        self.logits(hidden[rows]).float()
+
+    def _attend(self, layer: Layer, x: Tensor, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
+        weights, runner, eps = layer.weights, layer.runner, self.config.rms_norm_eps
+        qkv = self.linear.run(x, layer.qkv, weights.qkv_bias)
+        norms = (weights.q_norm, weights.k_norm)
+        if runner.fused_write:
+            q = runner.rotate_and_write(qkv, positions, self.rotary, *norms, eps, cache, batch)
+        else:
+            q, k, v = self.operations.rotate(qkv, positions, self.rotary, *norms, eps, layer.spec)
+            runner.write(cache, k, v, batch)
+        out = torch.empty_like(q)
+        runner.run(q, cache, batch, out)
+        return self.linear.run(out.flatten(1), layer.output)
+
+    def _pack(self, weight: Weight) -> Any:
+        n, k = weight.q.shape
+        if reasons := self.linear.supports(weight.scheme, n, k, self.dtype, self.device):
+            raise BackendError(f"{self.linear.name} linear cannot serve [{n}, {k}]: {'; '.join(reasons)}.")
+        return self.linear.pack(weight, self.device)
+
+
+def whole_sequence(num_tokens: int, block_size: int, device: torch.device) -> Batch:
+    """The batch of one whole sequence in blocks 0, 1, 2, ...: a forward pass without an engine."""
+    num_blocks = -(-num_tokens // block_size)
+    return Batch(
+        query_start=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
+        seq_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
+        block_table=torch.arange(num_blocks, dtype=torch.int32, device=device)[None],
+        slots=torch.arange(num_tokens, device=device),
+        num_seqs=1,
+        num_tokens=num_tokens,
+        num_decodes=1 if num_tokens == 1 else 0,
+        max_query=num_tokens,
+        max_len=num_tokens,
+    )
