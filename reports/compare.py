@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HARD_FIELDS: tuple[tuple[str, str], ...] = (
-    ("schema_version", "metric schema"),
+    ("schema_version", "record schema"),
+    ("metrics.schema", "metric schema"),
     ("workload.content_hash", "workload"),
     ("model.name", "model"),
     ("model.config_hash", "model config"),

@@ -10,6 +10,7 @@ import numpy as np
 
 from reports.quantities import digits, format_value
 from reports.record import RunRecord
+from reports.sections import step_seconds
 from reports.style import RunStyle
 
 if TYPE_CHECKING:
@@ -156,16 +157,19 @@ def time_axis(values_s: np.ndarray) -> tuple[float, str]:
     return (1.0, "s") if middle >= 1 else (1e-3, "ms") if middle >= 1e-3 else (1e-6, "µs")
 
 
-def ttft_samples(requests: pd.DataFrame) -> Samples:
-    """From the intended time; a request without a first token counts in the total."""
-    waits = (requests["first_ns"] - requests["intended_ns"]).dropna().to_numpy(dtype=float) / 1e9
-    return Samples(waits, len(requests))
+def ttft_samples(run: RunData) -> Samples:
+    """From the intended time; a request that failed or never began counts in the total."""
+    answered = run.requests[run.requests["finished"] & run.requests["first_ns"].notna()]
+    waits = (answered["first_ns"] - answered["intended_ns"]).to_numpy(dtype=float) / 1e9
+    counts = run.record.metrics.get("counts") or {}
+    unanswered = (counts.get("failed") or 0) + (counts.get("never_sent") or 0)
+    return Samples(waits, len(waits) + unanswered)
 
 
-def itl_samples(requests: pd.DataFrame) -> Samples:
+def itl_samples(run: RunData) -> Samples:
     """Gaps between chunks, shared out over the tokens of the later chunk; unknown counts are left out."""
     pooled = []
-    for times, counts in zip(requests["token_ns"], requests["token_counts"], strict=True):
+    for times, counts in zip(run.requests["token_ns"], run.requests["token_counts"], strict=True):
         gaps = np.diff(np.asarray(times, dtype=float)) / 1e9
         tokens = np.asarray(counts, dtype=float)[1:]
         known = np.isfinite(tokens) & (tokens > 0)
@@ -229,7 +233,7 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
         decodes = run.steps[(run.steps["num_prefill_tokens"] == 0) & (run.steps["num_decodes"] > 0)]
         if decodes.empty:
             continue
-        seconds = (decodes["end_ns"] - decodes["start_ns"]).to_numpy(dtype=float) / 1e9
+        seconds = step_seconds(run.steps)[decodes.index]
         context = decodes["context_tokens"].to_numpy(dtype=float)
         keep = np.unique(np.linspace(0, len(seconds) - 1, min(POINTS, len(seconds))).round().astype(int))
         hover = f"{run.style.label}<br>%{{x:,}} context tokens<br>%{{y:.4~g}} ms<extra></extra>"

@@ -193,11 +193,15 @@ def format_value(value: float | None, unit: str) -> str:
 
 
 def format_interval(reading: Reading, unit: str) -> str:
-    """The interval in the value's own unit, e.g. "41.0–49.3"; empty without one."""
-    if reading.value is None or reading.low is None or reading.high is None:
+    """The interval in the value's own unit, e.g. "41.0–49.3"; empty without one.
+
+    A null upper end beside a lower one was infinite: failed requests reach into the interval.
+    """
+    if reading.value is None or reading.low is None:
         return ""
     factor, _ = scale(reading.value, unit)
-    return f"{digits(reading.low / factor)}–{digits(reading.high / factor)}"
+    high = "∞" if reading.high is None else digits(reading.high / factor)
+    return f"{digits(reading.low / factor)}–{high}"
 
 
 def format_reading(reading: Reading, unit: str) -> str:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.compare import Difference, compared, labels, ratio, show
+from reports.compare import Difference, Ratio, compared, labels, ratio, show
 from reports.quantities import (
     DASH,
     LATENCIES,
@@ -16,7 +16,6 @@ from reports.quantities import (
     STATISTICS,
     Reading,
     format_interval,
-    format_reading,
     format_value,
     quantity,
     read,
@@ -25,14 +24,36 @@ from reports.record import RunRecord
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One cell: what it says, and the number it says it about."""
+
+    value: str
+    interval: str = ""
+    ratio: str = ""
+    """To the first run, with its interval."""
+    verdict: str = ""
+    """The ratio's verdict: "better", "worse", "same", "unclear" or ""."""
+    note: str = ""
+    """Why there is no value."""
+    sort: float | str | None = None
+    """What the cell sorts by: the number in the record's own unit, or a text."""
+
+    def __str__(self) -> str:
+        interval = f" ({self.interval})" if self.interval else ""
+        return self.value + interval + (f" · {self.ratio}" if self.ratio else "")
+
+
+@dataclass(frozen=True)
 class Table:
-    """A titled table of texts, with the raw numbers beside them where a cell has one."""
+    """A titled table. The first column names the row."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    raw: tuple[tuple[float | str | None, ...], ...] = ()
-    """Same shape as `rows`: the number (in the record's own unit) or text a cell shows; used to sort."""
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def texts(self) -> list[tuple[str, ...]]:
+        """Every row as plain text."""
+        return [tuple(map(str, row)) for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -99,7 +120,7 @@ def summary_rows(record: RunRecord) -> list[Line]:
 def summary_table(record: RunRecord) -> Table:
     """`summary_rows` as a table."""
     lines = summary_rows(record)
-    rows = tuple((line.label, line.value, line.interval or line.note or DASH) for line in lines)
+    rows = tuple(_texts(line.label, line.value, line.interval or line.note or DASH) for line in lines)
     return Table("Summary", ("Metric", "Value", "95 % interval"), rows)
 
 
@@ -107,41 +128,49 @@ def latency_table(records: Sequence[RunRecord]) -> Table:
     """Every latency's mean and percentiles; with several records one row a latency and run."""
     names = labels(records)
     several = len(records) > 1
-    rows, raw = [], []
+    rows = []
     for key, name, short in LATENCIES:
         for label, record in zip(names, records, strict=True):
             readings = [read(record, quantity("metrics", key, statistic)) for statistic in STATISTICS]
-            count = _count(record, key)
             if all(reading.value is None for reading in readings):
                 continue
-            head = (f"{name} ({short})" if short != name else name, *((label,) if several else ()))
-            rows.append((*head, *(_cell(reading) for reading in readings), f"{count:,}" if count else DASH))
-            raw.append((*head, *(reading.value for reading in readings), float(count)))
+            head = _texts(short if short == name else f"{name} ({short})", *((label,) if several else ()))
+            count = _count(record, key)
+            rows.append((*head, *(_cell(each, "s") for each in readings), Cell(f"{count:,}", sort=count)))
     columns = ("Latency", *(("Run",) if several else ()), "Mean", *STATISTICS[1:], "Samples")
-    return Table("Latency", columns, tuple(rows), tuple(raw))
+    return Table("Latency", columns, tuple(rows))
 
 
 def scorecard_table(records: Sequence[RunRecord], with_ratios: bool = True) -> Table:
     """One row a run, one column a headline quantity; each cell the value, its interval, and the ratio to
     the first run."""
     wanted = [each for each in compared(records) if each.headline]
-    names = labels(records)
-    rows, raw = [], []
-    for place, (name, record) in enumerate(zip(names, records, strict=True)):
-        cells = []
+    rows = []
+    for place, (name, record) in enumerate(zip(labels(records), records, strict=True)):
+        cells = [Cell(name, sort=name)]
         for each in wanted:
             reading = read(record, each)
-            text = format_reading(reading, each.unit)
             against = ratio(read(records[0], each), reading, each.higher_is_better)
-            if with_ratios and place > 0 and against.value is not None:
-                text += f" · {against}"
-            cells.append(text)
-        rows.append((name, *cells))
-        raw.append((name, *(read(record, each).value for each in wanted)))
-    return Table("Scorecard", ("Run", *(each.label for each in wanted)), tuple(rows), tuple(raw))
+            shown = with_ratios and place > 0
+            cells.append(_cell(reading, each.unit, against if shown else None))
+        rows.append(tuple(cells))
+    return Table("Scorecard", ("Run", *(each.label for each in wanted)), tuple(rows))
 
 
-def comparison_table(records: Sequence[RunRecord], headline_only: bool = False) -> Table:
+def quantity_table(record: RunRecord) -> Table:
+    """One run's quantities but the latencies, which have a table of their own."""
+    rows = []
+    for each in compared([record]):
+        if each.group != "Latency":
+            better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
+            reading = read(record, each)
+            rows.append((*_texts(each.label, each.group), _cell(reading, each.unit), *_texts(better)))
+    return Table("Quantities", ("Metric", "Group", "Value", "Better"), tuple(rows))
+
+
+def comparison_table(
+    records: Sequence[RunRecord], headline_only: bool = False, with_ratios: bool = True
+) -> Table:
     """One row a quantity, one column a run, and the ratio of each run after the first to the first."""
     names = labels(records)
     rows = []
@@ -149,17 +178,19 @@ def comparison_table(records: Sequence[RunRecord], headline_only: bool = False) 
         if headline_only and not each.headline:
             continue
         readings = [read(record, each) for record in records]
-        ratios = [ratio(readings[0], reading, each.higher_is_better) for reading in readings[1:]]
+        cells = [*_texts(each.label), *(_cell(reading, each.unit) for reading in readings)]
+        for reading in readings[1:] if with_ratios else []:
+            found = ratio(readings[0], reading, each.higher_is_better)
+            cells.append(Cell(str(found) or DASH, verdict=found.verdict, sort=found.value))
         better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
-        values = (format_reading(reading, each.unit) for reading in readings)
-        rows.append((each.label, *values, *(str(found) or DASH for found in ratios), better))
-    ratio_names = [f"{name} / {names[0]}" for name in names[1:]]
+        rows.append((*cells, *_texts(better)))
+    ratio_names = [f"{name} / {names[0]}" for name in names[1:]] if with_ratios else []
     return Table("Comparison", ("Metric", *names, *ratio_names, "Better"), tuple(rows))
 
 
 def difference_table(found: Sequence[Difference], names: Sequence[str]) -> Table:
     """The differing fields side by side."""
-    rows = tuple((each.field, *(show(value) for value in each.values)) for each in found)
+    rows = tuple(_texts(each.field, *(show(value) for value in each.values)) for each in found)
     return Table("What differs", ("Field", *names), rows)
 
 
@@ -170,8 +201,8 @@ def full_table(records: Sequence[RunRecord]) -> Table:
         for each in QUANTITIES:
             reading = read(record, each)
             numbers = (reading.value, reading.low, reading.high)
-            texts = ("" if number is None else repr(number) for number in numbers)
-            rows.append((name, ".".join(each.path), each.unit, *texts, reading.reason or ""))
+            texts = ("" if number is None else repr(float(number)) for number in numbers)
+            rows.append(_texts(name, ".".join(each.path), each.unit, *texts, reading.reason or ""))
     return Table("Quantities", ("run", "quantity", "unit", "value", "low", "high", "reason"), tuple(rows))
 
 
@@ -182,7 +213,7 @@ def to_markdown(table: Table) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     rule = "|" + "|".join([" --- ", *(" ---: " for _ in table.columns[1:])]) + "|"
-    return "\n".join([f"### {table.title}", "", row(table.columns), rule, *map(row, table.rows)]) + "\n"
+    return "\n".join([f"### {table.title}", "", row(table.columns), rule, *map(row, table.texts())]) + "\n"
 
 
 def to_csv(table: Table) -> str:
@@ -190,12 +221,18 @@ def to_csv(table: Table) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.columns)
-    writer.writerows(table.rows)
+    writer.writerows(table.texts())
     return buffer.getvalue()
 
 
-def _cell(reading: Reading) -> str:
-    return format_reading(reading, "s")
+def _texts(*texts: str) -> tuple[Cell, ...]:
+    return tuple(Cell(text, sort=text) for text in texts)
+
+
+def _cell(reading: Reading, unit: str, against: Ratio | None = None) -> Cell:
+    value, interval = format_value(reading.value, unit), format_interval(reading, unit)
+    ratio_text, verdict = (str(against), against.verdict) if against is not None else ("", "")
+    return Cell(value, interval, ratio_text, verdict, reading.reason or "", reading.value)
 
 
 def _count(record: RunRecord, key: str) -> int:
