@@ -15,9 +15,9 @@ from engine.request import EngineError, SamplingParams, Token
 class AsyncEngine:
     """Drives an `Engine` from one worker thread; all engine calls happen there, between steps.
 
-        async with AsyncEngine(engine) as front:
-            async for token in front.stream(prompt, SamplingParams(max_tokens=32)):
-                ...
+    async with AsyncEngine(engine) as front:
+        async for token in front.stream(prompt, SamplingParams(max_tokens=32)):
+            ...
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -24,11 +24,13 @@ class StepBuffers:
     """
 
     def __init__(
-        self, max_tokens: int, max_seqs: int, max_blocks: int, dummy_row: int, block_size: int, device: torch.device
+        self, max_tokens: int, max_seqs: int, table: np.ndarray, block_size: int, device: torch.device
     ) -> None:
+        """`table`: the host's copy of the block table, i32[rows + 1, B]; its last row is padding's."""
         self.max_tokens = max_tokens
         self.max_seqs = max_seqs
-        self.dummy_row = dummy_row
+        self._table = table
+        self.dummy_row = len(table) - 1
         self.block_size = block_size
         self.max_updates = 2 * max_seqs + -(-max_tokens // block_size)
         """Block table entries one step can change by computing tokens; prefix hits may change more."""
@@ -67,7 +69,7 @@ class StepBuffers:
         self._turn = 0
         self._query_start = torch.zeros(max_seqs + 1, dtype=torch.int32, device=device)
         self._seq_lens = torch.zeros(max_seqs, dtype=torch.int32, device=device)
-        self._block_table = torch.zeros(max_seqs, max_blocks, dtype=torch.int32, device=device)
+        self._block_table = torch.zeros(max_seqs, table.shape[1], dtype=torch.int32, device=device)
 
     def fill(self, plan: StepPlan, num_seqs: int, num_tokens: int) -> StepInputs:
         """Write `plan` into the next host buffer, padded to `num_seqs` rows and `num_tokens` tokens."""
@@ -152,18 +154,18 @@ class StepBuffers:
 
     def _fill_decodes(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:
         count, size = plan.num_decodes, self.block_size
-        ids, positions, slots, rows = [], [], [], []
+        ids, starts, rows = [], [], []
         for part in plan.slices[:count]:
-            sequence, position = part.sequence, part.start
-            known = sequence.token_ids
-            ids.append(known[position] if position < len(known) else -1 - sequence.row)
-            positions.append(position)
-            slots.append(sequence.blocks[position // size] * size + position % size)
-            rows.append(sequence.row)
+            sequence, start = part.sequence, part.start
+            row, known = sequence.row, sequence.token_ids
+            ids.append(known[start] if start < len(known) else -1 - row)
+            starts.append(start)
+            rows.append(row)
+        positions = host["positions"][:count]
+        positions[:] = starts
         host["ids"][:count] = ids
-        host["positions"][:count] = positions
-        host["slots"][:count] = slots
         host["rows"][:count] = rows
+        host["slots"][:count] = self._table[rows, positions // size] * size + positions % size
         host["query_start"][: count + 1] = np.arange(count + 1)
         host["seq_lens"][:count] = host["positions"][:count] + 1
 
@@ -176,8 +178,7 @@ class StepBuffers:
             host["ids"][tokens] = known + [-1 - sequence.row] * (count - len(known))
             position = np.arange(start, start + count)
             host["positions"][tokens] = position
-            blocks = np.asarray(sequence.blocks[: -(-(start + count) // size)])
-            host["slots"][tokens] = blocks[position // size] * size + position % size
+            host["slots"][tokens] = self._table[sequence.row, position // size] * size + position % size
             host["rows"][i] = sequence.row
             host["seq_lens"][i] = start + count
             offset += count

@@ -52,6 +52,10 @@ class BlockPool:
         """How many sequences read `block`."""
         return self._readers[block]
 
+    def is_shared(self, block: int) -> bool:
+        """True when writing to `block` could be seen by others: more readers, or found by its hash."""
+        return self._readers[block] > 1 or self._digests[block] is not None
+
     def allocate(self) -> int:
         """A block with one reader and no past; evicts the least recently used cached block if it must."""
         if not self._free:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,6 @@ from backends.interface import Device, Selection
 from backends.registry import select
 from engine import sizing
 from engine.blocks import BlockPool
-from engine.checkpoint import ModelSource, Weights
 from engine.config import EngineConfig
 from engine.model import Decoder, attention_specs
 from engine.request import Completion, EngineError, SamplingParams, StepStats, Token
@@ -22,6 +21,10 @@ from engine.runner import Runner, StepInFlight, device_seconds
 from engine.scheduler import Scheduler, StepPlan
 from engine.sequence import Sequence as TokenSequence
 from engine.stopping import StopWatcher
+from engine.weights import Weights
+
+if TYPE_CHECKING:
+    from engine.checkpoint import ModelSource
 
 
 class Engine:
@@ -160,19 +163,24 @@ class Engine:
                 break
         if not self._in_flight:
             if self._requests:
-                raise EngineError("No request can make progress; this is a scheduler defect, please report it.")
+                raise EngineError(
+                    "No request can make progress; this is a scheduler defect, please report it."
+                )
             return []
-        return self._land()
+        visible = self._land()
+        while self._in_flight and not self._requests:
+            self._land()
+        return visible
 
     def generate(self, prompts: Iterable[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """Serve token-id prompts together and block until all are done; n completions a prompt, in order."""
-        ids = []
-        completions: dict[tuple[str, int], Completion] = {}
-        for i, prompt in enumerate(prompts):
-            request_id = f"generate-{self._arrivals}-{i}"
+        asked = {f"generate-{self._arrivals}-{i}": prompt for i, prompt in enumerate(prompts)}
+        for request_id, prompt in asked.items():
+            self._check(request_id, prompt, params)
+        for request_id, prompt in asked.items():
             self.add_request(request_id, prompt, params)
-            ids.append(request_id)
-        wanted = set(ids)
+        completions: dict[tuple[str, int], Completion] = {}
+        wanted = set(asked)
         while not wanted.isdisjoint(self._requests):
             for token in self.step():
                 if token.request_id not in wanted:
@@ -187,7 +195,7 @@ class Engine:
         for done in completions.values():
             if self.tokenizer is not None:
                 done.text = self.tokenizer.decode(done.token_ids)
-        return [completions[request_id, index] for request_id in ids for index in range(params.n)]
+        return [completions[request_id, index] for request_id in asked for index in range(params.n)]
 
     def warm_up(self, params: SamplingParams | None = None) -> float:
         """Compile and capture every launch that requests like `params` can need; returns the seconds it took.
@@ -247,7 +255,9 @@ class Engine:
     def _check(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
         max_len, vocab = self.config.max_len or 0, self.model_config.vocab_size
         if request_id in self._requests:
-            raise EngineError(f"Request {request_id!r} is already being served; give each request its own id.")
+            raise EngineError(
+                f"Request {request_id!r} is already being served; give each request its own id."
+            )
         if not prompt:
             raise EngineError(f"Request {request_id!r} has an empty prompt; give at least one token.")
         if not all(0 <= token < vocab for token in prompt):
@@ -265,7 +275,9 @@ class Engine:
                 f"{self.pool.num_blocks}; raise --num-blocks or shorten the request."
             )
         if params.stop and self.tokenizer is None:
-            raise EngineError("Stop strings need a tokenizer; open the engine with one, or use stop_token_ids.")
+            raise EngineError(
+                "Stop strings need a tokenizer; open the engine with one, or use stop_token_ids."
+            )
 
     def _launch(self) -> bool:
         start = time.perf_counter_ns()

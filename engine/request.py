@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class EngineError(Exception):
@@ -54,9 +55,8 @@ class SamplingParams:
                 raise EngineError(message)
 
 
-@dataclass(frozen=True)
-class Token:
-    """One newly visible output token."""
+class Token(NamedTuple):
+    """One newly visible output token. A named tuple, as hundreds are made at every step."""
 
     request_id: str
     index: int

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,15 +89,16 @@ class Runner:
         self.max_len = max_len
         max_blocks = -(-max_len // block_size)
         self.caches = decoder.new_caches(num_blocks)
+        self._host_table = np.zeros((num_rows + 1, max_blocks), dtype=np.int32)
         self._table = torch.zeros(num_rows + 1, max_blocks, dtype=torch.int32, device=device)
         self._last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
-        shape = (max_blocks, num_rows, block_size, device)
-        self._mixed = StepBuffers(max_step_tokens, max_seqs, *shape)
+        rest = (self._host_table, block_size, device)
+        self._mixed = StepBuffers(max_step_tokens, max_seqs, *rest)
         self.graphs_enabled = (
             graphs and device.type == "cuda" and decoder.graph_support >= GraphSupport.DECODE
         )
         self._graph_sizes = graph_sizes(min(max_seqs, max_step_tokens)) if self.graphs_enabled else []
-        self._decode = StepBuffers(max_seqs, max_seqs, *shape) if self.graphs_enabled else self._mixed
+        self._decode = StepBuffers(max_seqs, max_seqs, *rest) if self.graphs_enabled else self._mixed
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
         self._batches: dict[int, Batch] = {}
         self.graph_misses = 0
@@ -116,7 +118,7 @@ class Runner:
         count = len(plan.slices)
         if self.graphs_enabled and plan.num_decodes == count and count <= self._graph_sizes[-1]:
             return self._launch_decode(plan, count)
-        self._spill_updates(plan, self._mixed)
+        self._update_tables(plan, self._mixed)
         inputs = self._mixed.fill(plan, count, plan.num_tokens)
         self._mixed.upload()
         output = self._compute(self._mixed, inputs, self._mixed.batch(inputs))
@@ -142,7 +144,7 @@ class Runner:
 
     def _launch_decode(self, plan: StepPlan, count: int) -> StepInFlight:
         size = next(size for size in self._graph_sizes if size >= count)
-        self._spill_updates(plan, self._decode)
+        self._update_tables(plan, self._decode)
         inputs = self._decode.fill(plan, size, size)
         self._decode.upload()
         batch = self._decode_batch(inputs)
@@ -207,10 +209,17 @@ class Runner:
         flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs)
         return (inputs.num_seqs, flags, self.decoder.plan(batch))
 
-    def _spill_updates(self, plan: StepPlan, buffers: StepBuffers) -> None:
-        """Apply table updates at once where prefix hits made more of them than the step buffer holds."""
-        if len(plan.table_updates) > buffers.max_updates:
-            rows, columns, blocks = torch.tensor(plan.table_updates, device=self.device).T
+    def _update_tables(self, plan: StepPlan, buffers: StepBuffers) -> None:
+        """Bring the host's block table up to date; the device's follows with the step's inputs.
+
+        Where prefix hits changed more entries than those hold, the device's is updated here.
+        """
+        if not plan.table_updates:
+            return
+        updates = np.asarray(plan.table_updates)
+        self._host_table[updates[:, 0], updates[:, 1]] = updates[:, 2]
+        if len(updates) > buffers.max_updates:
+            rows, columns, blocks = torch.tensor(updates, device=self.device).T
             self._table.index_put_((rows, columns), blocks.to(torch.int32))
             plan.table_updates = []
 

@@ -93,21 +93,21 @@ class Scheduler:
         """
         sequence = part.sequence
         sequence.in_flight -= 1
-        if part.samples:
-            sequence.pending -= 1
         ended = sequence.finish_reason is not None
         counts = part.samples and not ended
         if counts:
             assert token is not None
             sequence.token_ids.append(token)
-        preempted = sequence.num_computed < part.start + part.num_tokens
+        landed = part.start + part.num_tokens
+        preempted = sequence.num_computed < landed
         if ended or preempted:
             if sequence.in_flight == 0:
                 self._releasing -= 1
                 self._release(sequence)
         else:
-            sequence.num_landed = part.start + part.num_tokens
-            self._publish(sequence)
+            sequence.num_landed = landed
+            if landed >= (sequence.num_published + 1) * self.pool.block_size:
+                self._publish(sequence)
         return counts
 
     def finish(self, sequence: Sequence, reason: str) -> None:
@@ -130,6 +130,7 @@ class Scheduler:
             return
         child.blocks = parent.blocks[: -(-parent.prompt_len // self.pool.block_size)]
         self.pool.acquire(child.blocks)
+        child.forked = parent.forked = True
         child.num_computed = child.num_landed = child.prompt_len - 1
         child.num_published = child.num_computed // self.pool.block_size
         self._start(child)
@@ -140,9 +141,10 @@ class Scheduler:
         budget = self.max_step_tokens
         catching_up: list[Sequence] = []
         for sequence in list(self.running):
-            if not sequence.running or not sequence.wants_step:
+            num_tokens = sequence.num_tokens
+            if not sequence.running or num_tokens >= sequence.end_len:
                 continue
-            if sequence.num_tokens - sequence.num_computed > 1:
+            if num_tokens - sequence.num_computed > 1:
                 catching_up.append(sequence)
             elif budget and self._make_room(plan, sequence, 1):
                 decodes.append(self._take(plan, sequence, 1))
@@ -204,8 +206,9 @@ class Scheduler:
         """Fresh blocks that computing `count` more tokens takes, copies of shared ones included."""
         size = self.pool.block_size
         needed = -(-(sequence.num_computed + count) // size) - len(sequence.blocks)
-        for block in sequence.blocks[sequence.num_computed // size :]:
-            needed += self.pool.readers(block) > 1
+        if sequence.forked:
+            for block in sequence.blocks[sequence.num_computed // size :]:
+                needed += self.pool.is_shared(block)
         return needed
 
     def _take(self, plan: StepPlan, sequence: Sequence, count: int) -> Slice:
@@ -214,24 +217,29 @@ class Scheduler:
         start = sequence.num_computed
         end = start + count
         blocks = sequence.blocks
-        for i in range(start // size, len(blocks)):
-            if self.pool.readers(blocks[i]) > 1:
-                copy = self.pool.allocate()
-                plan.copies.append((blocks[i], copy))
-                self._table_updates.append((sequence.row, i, copy))
-                self.pool.release((blocks[i],))
-                blocks[i] = copy
+        if sequence.forked:
+            self._copy_shared(plan, sequence, start // size)
         while len(blocks) * size < end:
             block = self.pool.allocate()
             self._table_updates.append((sequence.row, len(blocks), block))
             blocks.append(block)
-        samples = end == sequence.num_tokens
-        part = Slice(sequence, start, count, samples, sequence.num_output)
+        known = sequence.num_tokens
+        samples = end == known
         sequence.num_computed = end
         sequence.in_flight += 1
-        if samples:
-            sequence.pending += 1
-        return part
+        sequence.num_tokens = known + samples
+        return Slice(sequence, start, count, samples, known - sequence.prompt_len)
+
+    def _copy_shared(self, plan: StepPlan, sequence: Sequence, first: int) -> None:
+        """Give a sequence its own copies of the blocks from `first` on that others read or may find."""
+        for i in range(first, len(sequence.blocks)):
+            source = sequence.blocks[i]
+            if self.pool.is_shared(source):
+                copy = self.pool.allocate()
+                plan.copies.append((source, copy))
+                self._table_updates.append((sequence.row, i, copy))
+                self.pool.release((source,))
+                sequence.blocks[i] = copy
 
     def _start(self, sequence: Sequence) -> None:
         sequence.row = self._free_rows.pop()
@@ -262,5 +270,6 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
+        sequence.forked = False
         self._free_rows.append(sequence.row)
         sequence.row = -1

@@ -10,22 +10,24 @@ from engine.request import SamplingParams
 class Sequence:
     """Mutable state of one sequence; owned by the scheduler.
 
-    Counts never wait for the device: `num_computed` and `pending` run ahead to what the steps in flight
+    Counts never wait for the device: `num_computed` and `num_tokens` run ahead to what the steps in flight
     will have done, while `num_landed` and `token_ids` hold what the host has seen.
     """
 
     __slots__ = (
         "blocks",
         "digests",
+        "end_len",
         "finish_reason",
+        "forked",
         "in_flight",
         "index",
         "num_computed",
         "num_landed",
         "num_published",
+        "num_tokens",
         "order",
         "params",
-        "pending",
         "prompt_len",
         "request_id",
         "row",
@@ -44,16 +46,20 @@ class Sequence:
         """First come, first served: lower goes first."""
         self.seed = params.seed + index
         self.token_ids = list(prompt)
+        """Prompt and output tokens whose values the host knows."""
         self.prompt_len = len(self.token_ids)
-        self.pending = 0
-        """Tokens sampled by steps in flight, whose values the host does not know yet."""
-        self.in_flight = 0
-        """Steps in flight that include this sequence."""
+        self.end_len = self.prompt_len + params.max_tokens
+        self.num_tokens = self.prompt_len
+        """Prompt and output tokens, those being sampled by steps in flight included."""
         self.num_computed = 0
         """Tokens whose K and V are in the cache once the steps in flight are done."""
         self.num_landed = 0
         """Tokens whose K and V are in the cache now."""
+        self.in_flight = 0
+        """Steps in flight that include this sequence."""
         self.blocks: list[int] = []
+        self.forked = False
+        """True when a block it may write can have other readers."""
         self.digests: list[bytes] = []
         """Chained hashes of the leading full blocks, as far as they were needed."""
         self.num_published = 0
@@ -63,16 +69,6 @@ class Sequence:
         self.finish_reason: str | None = None
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and output tokens, those in flight included."""
-        return len(self.token_ids) + self.pending
-
-    @property
-    def num_output(self) -> int:
-        """Output tokens, those in flight included."""
-        return len(self.token_ids) + self.pending - self.prompt_len
-
-    @property
     def wants_step(self) -> bool:
         """True while there is a token to compute that can still lead to another output token."""
-        return self.finish_reason is None and self.num_output < self.params.max_tokens
+        return self.finish_reason is None and self.num_tokens < self.end_len

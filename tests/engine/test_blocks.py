@@ -35,7 +35,10 @@ def test_a_hit_needs_the_same_prefix_not_only_the_same_block() -> None:
 
 def test_digest_depends_on_parent_tokens_and_extra() -> None:
     base = block_digest(b"", [1, 2])
-    assert len({base, block_digest(base, [1, 2]), block_digest(b"", [2, 1]), block_digest(b"", [1, 2], b"x")}) == 4
+    assert (
+        len({base, block_digest(base, [1, 2]), block_digest(b"", [2, 1]), block_digest(b"", [1, 2], b"x")})
+        == 4
+    )
 
 
 def test_cached_blocks_survive_release_until_evicted_tail_first() -> None:

@@ -1,0 +1,86 @@
+"""The asyncio front: streams join a running batch, and leaving one aborts its request."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from engine_fixtures import open_small
+
+from engine.async_engine import AsyncEngine
+from engine.request import EngineError, SamplingParams
+
+PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
+
+
+async def collect(front: AsyncEngine, prompt: list[int], params: SamplingParams = PARAMS) -> list[int]:
+    return [token.token_id async for token in front.stream(prompt, params)]
+
+
+def test_concurrent_streams_get_their_own_tokens() -> None:
+    engine = open_small()
+    asked = [[1, 2, 3], [4, 5], [6] * 20]
+    expected = [done.token_ids for done in engine.generate(asked, PARAMS)]
+
+    async def main() -> list[list[int]]:
+        async with AsyncEngine(engine) as front:
+            first = asyncio.create_task(collect(front, asked[0]))
+            await asyncio.sleep(0.01)
+            return [await first, *await asyncio.gather(*(collect(front, prompt) for prompt in asked[1:]))]
+
+    assert asyncio.run(main()) == expected
+
+
+def test_leaving_a_stream_aborts_its_request() -> None:
+    engine = open_small()
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as front:
+            stream = front.stream([1, 2, 3], SamplingParams(max_tokens=100, ignore_eos=True))
+            async for _ in stream:
+                break
+            await stream.aclose()
+            assert len(await collect(front, [4, 5])) == 12
+
+    asyncio.run(main())
+    assert not engine.has_work
+    assert engine.pool.num_used == 0
+
+
+def test_a_refused_request_raises_in_its_own_stream_only() -> None:
+    engine = open_small()
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as front:
+            fine = asyncio.create_task(collect(front, [1, 2]))
+            with pytest.raises(EngineError, match="empty prompt"):
+                await collect(front, [])
+            assert len(await fine) == 12
+
+    asyncio.run(main())
+
+
+def test_a_failed_step_reaches_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_small()
+
+    def broken() -> None:
+        raise EngineError("the device is gone")
+
+    monkeypatch.setattr(engine, "step", broken)
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as front:
+            results = await asyncio.gather(collect(front, [1]), collect(front, [2]), return_exceptions=True)
+            assert [str(result) for result in results] == ["the device is gone"] * 2
+
+    asyncio.run(main())
+
+
+def test_streaming_needs_the_context_manager() -> None:
+    front_error = "async with AsyncEngine"
+
+    async def main() -> None:
+        with pytest.raises(EngineError, match=front_error):
+            await collect(AsyncEngine(open_small()), [1])
+
+    asyncio.run(main())
