@@ -1,0 +1,101 @@
+"""`bench workloads`, `bench models`, `bench backends`: what there is."""
+
+from __future__ import annotations
+
+import click
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+
+
+@click.command()
+@_JSON
+def workloads(as_json: bool) -> None:
+    """List the workloads; a data set's file is one too."""
+    from harness.commands.output import print_json, print_table
+    from workloads.catalogue import names
+    from workloads.options import flag
+
+    entries = names()
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": entry.name,
+                    "summary": entry.summary,
+                    "defaults": entry.defaults,
+                    "options": sorted(flag(name) for name in entry.options),
+                }
+                for entry in entries
+            ]
+        )
+        return
+    print_table("Workloads", ("Name", "What it is"), [(entry.name, entry.summary) for entry in entries])
+
+
+@click.command()
+@_JSON
+def models(as_json: bool) -> None:
+    """List the models that need no path; a checkpoint directory or a hub id is one too."""
+    from engine.checkpoint import find_model, model_names
+    from harness.commands.output import print_json, print_table
+
+    found = []
+    for name in model_names():
+        config = find_model(name).config
+        found.append(
+            {
+                "name": name,
+                "architecture": config.architecture,
+                "parameters": config.num_parameters,
+                "layers": config.num_layers,
+                "context": config.max_len,
+                "weights": "random" if name.startswith("shape:") else "bundled",
+            }
+        )
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            str(each["name"]),
+            str(each["architecture"]),
+            f"{each['parameters'] / 1e6:,.1f} M",
+            f"{each['context']:,}",
+            str(each["weights"]),
+        )
+        for each in found
+    ]
+    print_table("Models", ("Name", "Architecture", "Parameters", "Context", "Weights"), rows, right=(2, 3))
+    click.echo("Also: the directory of a checkpoint, or a Hugging Face id.")
+
+
+@click.command()
+@click.option("--interpret", is_flag=True, help="Judge with Triton's interpreter.")
+@_JSON
+def backends(interpret: bool, as_json: bool) -> None:
+    """List the backends, and why one is unavailable here."""
+    from backends.device import detect
+    from backends.interface import BackendError
+    from backends.registry import availability, load
+    from harness.commands.output import print_json, print_table
+
+    device = detect(interpret=interpret)
+    found = []
+    for name, available, reasons in availability(device):
+        try:
+            summary = load(name).summary
+        except BackendError:
+            summary = ""
+        found.append({"name": name, "available": available, "summary": summary, "reasons": reasons})
+    if as_json:
+        print_json({"device": device.name, "backends": found})
+        return
+    rows = [
+        (
+            str(each["name"]),
+            "yes" if each["available"] else "no",
+            "; ".join(each["reasons"]) or str(each["summary"]),
+        )
+        for each in found
+    ]
+    print_table(f"Backends on {device.name}", ("Name", "Here", "What it is, or why not"), rows)

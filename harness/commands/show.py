@@ -1,0 +1,28 @@
+"""`bench show`: a run's summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the whole record as JSON.")
+def show(run: Path, as_json: bool) -> None:
+    """Print the summary of the run directory RUN."""
+    from dataclasses import asdict
+
+    from harness.commands.output import headline, print_json, print_report_table, print_validity
+    from reports.record import RunDirectory
+    from reports.tables import latency_table, summary_table
+
+    record = RunDirectory.open(run).read_record()
+    if as_json:
+        print_json(asdict(record))
+        return
+    click.echo(headline(record))
+    print_report_table(summary_table(record))
+    print_report_table(latency_table([record]))
+    print_validity(record)

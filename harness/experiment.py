@@ -1,0 +1,350 @@
+"""One experiment from its options to a run directory."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import correctness, energy, memory, provenance, roofline, validity
+from harness.engine_target import EngineTarget
+from harness.errors import HarnessError
+from harness.frames import request_frame, step_frame, telemetry_frame
+from harness.metrics import Context, compute, windows
+from harness.options import RunOptions
+from harness.replay import Progress, Replay, mode_of, replay, salted_warmup
+from harness.telemetry import NvmlSensor, Telemetry, open_sensors
+from harness.verify import sign
+from reports.record import RunDirectory, RunRecord
+
+if TYPE_CHECKING:
+    from backends.interface import Device
+    from engine.checkpoint import ModelSource
+    from engine.engine import Engine
+    from workloads.request import Workload
+
+CPU_REQUESTS = 64
+"""Default number of requests on a CPU, where a run should take about a minute."""
+GPU_REQUESTS = 512
+CPU_CONCURRENCY = 16
+GPU_CONCURRENCY = 64
+MOST_WARMUP = 16
+
+
+class Observer:
+    """What a caller may watch; the default watches nothing."""
+
+    def stage(self, text: str) -> None:
+        """A new stage of the run began."""
+
+    def progress(self, progress: Progress, target: EngineTarget) -> None:
+        """The replay advanced."""
+
+    def idle(self) -> None:
+        """The replay ended."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run as it was written."""
+
+    directory: RunDirectory
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What the runs of one experiment share."""
+
+    device: Device
+    source: ModelSource
+    engine: Engine
+    idle_bytes: int | None
+    peaks: roofline.Peaks
+    accelerator: dict[str, Any]
+    warm_up_s: float
+
+
+def run(options: RunOptions, observer: Observer) -> list[Outcome]:
+    """Run the experiment `options.repeat` times; each run writes its own directory.
+
+    The run directory is made first, then names and the workload are checked, and only then is the model
+    loaded. A directory in which nothing was written is removed again. An interrupted run ends the series.
+    """
+    path = options.out or default_directory(options)
+    paths = [path] if options.repeat == 1 else [path / str(i + 1) for i in range(options.repeat)]
+    if options.repeat > 1:
+        RunDirectory.create(path)
+    directories = [RunDirectory.create(each) for each in paths]
+    outcomes: list[Outcome] = []
+    try:
+        machine, workload = _prepare(options, observer)
+        for index, directory in enumerate(directories):
+            observer.stage(
+                f"Replaying {workload.name}" + (f", run {index + 1}" if options.repeat > 1 else "")
+            )
+            outcomes.append(_run_once(options, machine, workload, directory, observer, index))
+            if outcomes[-1].record.run["status"] == "interrupted":
+                break
+    finally:
+        for each in [*reversed(paths), path]:
+            if each.is_dir() and not any(each.iterdir()):
+                each.rmdir()
+    return outcomes
+
+
+def default_directory(options: RunOptions) -> Path:
+    """runs/<utc>-<workload>-<backend>, with a number where that is taken."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = Path(options.workload).name.split(".")[0].replace(":", "-")
+    base = Path("runs") / f"{stamp}-{name}-{options.backend}"
+    for suffix in itertools.count():
+        path = base if suffix == 0 else base.with_name(f"{base.name}-{suffix}")
+        if not path.exists():
+            return path
+    raise AssertionError("unreachable")
+
+
+def _prepare(options: RunOptions, observer: Observer) -> tuple[_Machine, Workload]:
+    from backends.device import detect
+    from backends.registry import load
+    from engine.checkpoint import find_model
+    from engine.config import EngineConfig
+    from engine.engine import Engine
+
+    if options.interpret:
+        _interpret()
+    config = EngineConfig(**options.engine)
+    for name in {options.backend, *options.overrides.values()} - {"auto"}:
+        load(name)
+    observer.stage("Preparing the workload")
+    device = detect(interpret=options.interpret)
+    source = find_model(options.model)
+    workload = make_workload(options, source, device, config.max_len)
+    accelerator = describe_accelerator(device)
+    idle_bytes = memory.idle_device_bytes(device)
+    observer.stage(f"Loading {options.model}")
+    engine = Engine.open(
+        source,
+        backend=options.backend,
+        device=device,
+        dtype=_dtype(options.dtype),
+        config=config,
+        overrides=options.overrides,
+    )
+    require_fit(workload, engine)
+    observer.stage("Warming up")
+    warm_up_s = engine.warm_up()
+    peaks = roofline.measure_peaks(device, engine.decoder.dtype)
+    return _Machine(device, source, engine, idle_bytes, peaks, accelerator, warm_up_s), workload
+
+
+def _interpret() -> None:
+    """Triton reads this when kernels are decorated, so it is set before any backend is imported."""
+    import os
+
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _dtype(name: str | None) -> Any:
+    if name is None:
+        return None
+    import torch
+
+    return getattr(torch, name)
+
+
+def make_workload(options: RunOptions, source: ModelSource, device: Device, max_len: int | None) -> Workload:
+    """The realised workload, sized for the device where nothing was said."""
+    from workloads.catalogue import make
+    from workloads.catalogue import names as catalogue
+    from workloads.options import WorkloadOptions
+
+    load = dict(options.load)
+    on_cpu = device.torch_device.type == "cpu"
+    defaults = {entry.name: entry for entry in catalogue()}.get(options.workload)
+    if defaults is not None:
+        if (
+            "num_requests" in defaults.options
+            and "num_requests" not in load
+            and "num_requests" in defaults.defaults
+        ):
+            load["num_requests"] = CPU_REQUESTS if on_cpu else GPU_REQUESTS
+        offered = {"rate", "arrival", "concurrency", "time_scale", "all_at_once"} & load.keys()
+        if not offered and "concurrency" in defaults.defaults:
+            load["concurrency"] = CPU_CONCURRENCY if on_cpu else GPU_CONCURRENCY
+    config = source.config
+    context = config.max_len if max_len is None else min(max_len, config.max_len)
+    if "dataset" in load or Path(options.workload).is_file():
+        tokenizer = source.tokenizer()
+        load["tokenize"] = lambda text: tokenizer.encode(text, add_special_tokens=False)
+    return make(
+        options.workload,
+        WorkloadOptions(seed=options.seed, vocab_size=config.vocab_size, max_len=context, **load),
+    )
+
+
+def describe_accelerator(device: Device) -> dict[str, Any]:
+    """What the driver says of the GPU, before this process takes it; empty without one."""
+    if device.vendor != "nvidia":
+        return {}
+    try:
+        sensor = NvmlSensor(device.torch_device.index or 0)
+    except (ImportError, RuntimeError):
+        return {}
+    facts = sensor.describe()
+    sensor.close()
+    return facts
+
+
+def require_fit(workload: Workload, engine: Engine) -> None:
+    """HarnessError when a request can never be served: better now than in the middle of a run."""
+    config = engine.config
+    assert config.max_len is not None and config.num_blocks is not None
+    for request in workload.requests:
+        length = len(request.prompt) + request.output_tokens
+        if length > config.max_len:
+            raise HarnessError(
+                f"Request {request.id} needs {len(request.prompt)} prompt + {request.output_tokens} output "
+                f"tokens, more than the context of {config.max_len}; raise --max-len."
+            )
+        blocks = -(-length // config.block_size)
+        if blocks > config.num_blocks:
+            raise HarnessError(
+                f"Request {request.id} needs {blocks} KV blocks and the pool has {config.num_blocks}; "
+                "raise --num-blocks or choose shorter requests."
+            )
+
+
+def _run_once(
+    options: RunOptions,
+    machine: _Machine,
+    workload: Workload,
+    directory: RunDirectory,
+    observer: Observer,
+    index: int,
+) -> Outcome:
+    engine = machine.engine
+    engine.reset_prefix_cache()
+    engine.take_step_stats()
+    target = EngineTarget(engine)
+    count = default_warmup(workload) if options.warmup is None else options.warmup
+    warmup = salted_warmup(workload, count, engine.model_config.vocab_size, options.seed)
+    index_of_device = machine.device.torch_device.index or 0
+    telemetry = Telemetry(*open_sensors(machine.device.vendor, index_of_device))
+    started = datetime.now(UTC)
+    with telemetry:
+        done = replay(
+            target, workload, warmup=warmup, on_progress=lambda progress: observer.progress(progress, target)
+        )
+    observer.idle()
+    requests = request_frame(done)
+    steps = step_frame(target.steps, done.start_ns)
+    samples = telemetry_frame(telemetry.rows, done.start_ns)
+    directory.write_requests(requests)
+    directory.write_steps(steps)
+    directory.write_telemetry(samples)
+    context = make_context(options, machine, workload, done)
+    sections = compute(requests, steps, context)
+    whole, steady = windows(requests, context)
+    tokens = energy.tokens_in(sections["metrics"], whole, steady)
+    record = RunRecord(
+        run=_run_section(options, done, started, index),
+        workload=_workload_section(workload, context),
+        model=machine.source.describe() | {"dtype": str(engine.decoder.dtype).removeprefix("torch.")},
+        engine=engine.describe(),
+        backend=_backend_section(options, engine),
+        system=provenance.system(machine.device, machine.accelerator),
+        software=provenance.software(),
+        memory=memory.section(engine.memory(), machine.device, machine.idle_bytes, samples),
+        energy=energy.section(samples, steady, whole, tokens, telemetry.reasons),
+        correctness={"passed": None, "reason": "the run ended before the check"},
+        warmup={
+            "seconds": machine.warm_up_s,
+            "requests": len(warmup),
+            "salted": True,
+            "drained": done.mode == "all_at_once",
+        },
+        **sections,
+    )
+    foreign = machine.accelerator.get("processes")
+    # Written before the check, so that an interruption there loses no measurement.
+    record = _finish(directory, record, samples, foreign)
+    if done.interrupted:
+        return Outcome(directory, record)
+    observer.stage("Checking results against the torch backend")
+    try:
+        checked = correctness.check(engine, machine.source)
+    except KeyboardInterrupt:
+        record = replace(record, run=record.run | {"status": "interrupted"})
+        return Outcome(directory, _finish(directory, record, samples, foreign))
+    return Outcome(directory, _finish(directory, replace(record, correctness=checked), samples, foreign))
+
+
+def _finish(directory: RunDirectory, record: RunRecord, telemetry: Any, foreign: int | None) -> RunRecord:
+    """Judge, sign and write the record."""
+    found = validity.reasons(record.metrics, record.correctness, telemetry, foreign)
+    record = sign(directory, replace(record, validity=found))
+    directory.write_record(record)
+    return record
+
+
+def default_warmup(workload: Workload) -> int:
+    """As many warm-up requests as run at once, at most 16."""
+    return min(MOST_WARMUP, workload.concurrency or MOST_WARMUP, len(workload.requests))
+
+
+def make_context(options: RunOptions, machine: _Machine, workload: Workload, done: Replay) -> Context:
+    """What the metrics need besides the tables."""
+    from workloads.statistics import ideal_prefix_hit_ratio
+
+    engine = machine.engine
+    return Context(
+        mode=mode_of(workload),
+        end_ns=done.end_ns - done.start_ns,
+        interrupted=done.interrupted,
+        batch_limit=engine.config.max_seqs,
+        concurrency=workload.concurrency,
+        gpus=0 if machine.device.vendor == "cpu" else 1,
+        slo_s=dict(options.slo_s),
+        ideal_prefix_hit_ratio=ideal_prefix_hit_ratio(
+            (request.prompt for request in workload.requests), engine.config.block_size
+        ),
+        shape=asdict(roofline.ModelShape.of(engine.model_config, engine.decoder.dtype)),
+        peaks=asdict(machine.peaks),
+    )
+
+
+def _run_section(options: RunOptions, done: Replay, started: datetime, index: int) -> dict[str, Any]:
+    return {
+        "uuid": str(uuid.uuid4()),
+        "utc": started.isoformat(timespec="seconds"),
+        "start_unix_ns": done.start_unix_ns,
+        "command": options.command,
+        "seed": options.seed,
+        "repeat": index,
+        "status": "interrupted" if done.interrupted else "complete",
+    }
+
+
+def _workload_section(workload: Workload, context: Context) -> dict[str, Any]:
+    return {
+        "name": workload.name,
+        "parameters": workload.parameters,
+        "content_hash": workload.content_hash,
+        "notes": list(workload.notes),
+        "ideal_prefix_hit_ratio": context.ideal_prefix_hit_ratio,
+    }
+
+
+def _backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
+    selection = engine.selection
+    return {
+        "asked": options.backend,
+        "overrides": dict(options.overrides),
+        "used": selection.used,
+        "passed_over": {name: list(reasons) for name, reasons in selection.passed_over.items()},
+    }

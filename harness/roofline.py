@@ -1,0 +1,216 @@
+"""Bytes and FLOPs a run needed, counted from shapes, over measured and datasheet peaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness import decode_fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from backends.interface import Device
+    from engine.model_config import ModelConfig
+    from harness.metrics import Requests
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The facts of a decoder that decide its bytes and FLOPs."""
+
+    windows: list[int | None]
+    """Per layer: the latest keys a query sees; None = all."""
+    q_heads: int
+    head_dim: int
+    linear_parameters: int
+    """Weights of the layers' matrix multiplications."""
+    head_parameters: int
+    """Weights of the output projection, applied to one position a sequence and step."""
+    weight_bytes_per_step: int
+    """Bytes of weights a step reads: every matrix once (the embedding table is a gather)."""
+    kv_bytes_per_token: int
+    """K and V of all layers."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, dtype: torch.dtype) -> ModelShape:
+        """The shape of a model that runs in `dtype`, with a KV cache in the same."""
+        head = config.vocab_size * config.hidden_size
+        return cls(
+            windows=list(config.windows),
+            q_heads=config.q_heads,
+            head_dim=config.head_dim,
+            linear_parameters=config.linear_parameters - head,
+            head_parameters=head,
+            weight_bytes_per_step=config.streamed_weight_bytes(dtype),
+            kv_bytes_per_token=config.kv_bytes_per_token(dtype),
+        )
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the device can do at most; None = unknown."""
+
+    measured_bytes_per_s: float | None = None
+    """Read + write of a large device copy."""
+    measured_flops_per_s: float | None = None
+    """Dense matrix multiplication in the run's dtype."""
+    datasheet_bytes_per_s: float | None = None
+    datasheet_flops_per_s: float | None = None
+    note: str | None = None
+
+
+_DATASHEET: dict[str, tuple[float, float]] = {
+    # Name the driver reports (a part of it, longest match wins): bytes/s, dense 16-bit FLOP/s.
+    # Sources: the vendors' data sheets.
+    "B200": (8.0e12, 2.25e15),
+    "H200": (4.8e12, 0.989e15),
+    "H100 PCIe": (2.0e12, 0.756e15),
+    "H100 NVL": (3.9e12, 0.835e15),
+    "H100": (3.35e12, 0.989e15),
+    "A100-SXM4-80GB": (2.039e12, 0.312e15),
+    "A100 80GB PCIe": (1.935e12, 0.312e15),
+    "A100": (1.555e12, 0.312e15),
+    "L40S": (0.864e12, 0.362e15),
+    "L4": (0.300e12, 0.121e15),
+    "MI250X": (3.2e12, 0.383e15),
+    "MI300X": (5.3e12, 1.307e15),
+    "MI325X": (6.0e12, 1.307e15),
+    "MI355X": (8.0e12, 2.5e15),
+}
+
+
+def datasheet(device_name: str) -> tuple[float, float] | None:
+    """(bytes/s, dense 16-bit FLOP/s) of a known accelerator, else None."""
+    matches = [name for name in _DATASHEET if name.lower() in device_name.lower()]
+    return _DATASHEET[max(matches, key=len)] if matches else None
+
+
+def measure_peaks(device: Device, dtype: torch.dtype) -> Peaks:
+    """Datasheet peaks by name, and on a GPU the measured ones: a 1 GiB copy and an 8192^3 matmul."""
+    import torch
+
+    sheet = datasheet(device.name)
+    narrow = dtype in (torch.bfloat16, torch.float16)
+    sheet_bytes = sheet[0] if sheet else None
+    sheet_flops = sheet[1] if sheet and narrow else None
+    if device.torch_device.type == "cpu":
+        return Peaks(note="peaks are measured on accelerators only")
+    peaks = Peaks(
+        _copy_bytes_per_s(device.torch_device),
+        _matmul_flops_per_s(device.torch_device, dtype),
+        sheet_bytes,
+        sheet_flops,
+    )
+    torch.cuda.empty_cache()
+    return peaks
+
+
+def _copy_bytes_per_s(where: torch.device, size: int = 2**30) -> float:
+    import torch
+
+    source = torch.zeros(size, dtype=torch.uint8, device=where)
+    copy = torch.empty_like(source)
+    return 2 * size / _median_seconds(lambda: copy.copy_(source))
+
+
+def _matmul_flops_per_s(where: torch.device, dtype: torch.dtype, n: int = 8192) -> float:
+    import torch
+
+    a = torch.randn(n, n, device=where, dtype=dtype)
+    b = torch.randn(n, n, device=where, dtype=dtype)
+    return 2 * n**3 / _median_seconds(lambda: torch.matmul(a, b))
+
+
+def _median_seconds(launch: Callable[[], object], repeats: int = 10) -> float:
+    """Median device time of one launch, after three untimed ones."""
+    import torch
+
+    for _ in range(3):
+        launch()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        launch()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return sorted(times)[len(times) // 2]
+
+
+def section(
+    rows: Requests, steps: pd.DataFrame, shape: Mapping[str, Any] | None, peaks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Model bandwidth use of the decode steps and model FLOP use of the whole run, each with its parts.
+
+    mbu: (weights + KV read) a pure-decode step, over those steps' time and the peak bandwidth.
+    mfu: FLOPs that the answered tokens need, over the busy time and the peak FLOPs. Both are null where the
+    peak is unknown; attained bytes/s and FLOP/s stand beside them.
+    """
+    if shape is None:
+        return {"mbu": None, "mfu": None, "reason": "the model's shape is unknown", "peaks": dict(peaks)}
+    decode_bytes, decode_s = _decode_bytes(steps, shape)
+    flops = _run_flops(rows, steps, shape)
+    measured = steps[steps["end_ns"] > 0]
+    busy_s = float(decode_fit.step_times_ns(measured).sum()) / 1e9 if len(measured) else 0.0
+    bytes_per_s = decode_bytes / decode_s if decode_s > 0 else None
+    flops_per_s = flops / busy_s if busy_s > 0 and flops is not None else None
+    return {
+        "decode_bytes_per_s": bytes_per_s,
+        "flops_per_s": flops_per_s,
+        "mbu": _over(bytes_per_s, peaks.get("measured_bytes_per_s"), peaks.get("datasheet_bytes_per_s")),
+        "mfu": _over(flops_per_s, peaks.get("measured_flops_per_s"), peaks.get("datasheet_flops_per_s")),
+        "peaks": dict(peaks),
+    }
+
+
+def _over(value: float | None, measured: float | None, sheet: float | None) -> dict[str, float | None]:
+    return {
+        "measured": value / measured if value is not None and measured else None,
+        "datasheet": value / sheet if value is not None and sheet else None,
+    }
+
+
+def _decode_bytes(steps: pd.DataFrame, shape: Mapping[str, Any]) -> tuple[float, float]:
+    """Bytes the measured pure-decode steps must move, and their seconds."""
+    chosen = (
+        (steps["num_prefill_tokens"] == 0) & (steps["num_decodes"] > 0) & (steps["end_ns"] > 0)
+    ).to_numpy(bool)
+    seconds = float(decode_fit.step_times_ns(steps)[chosen].sum()) / 1e9
+    context = steps["context_tokens"].to_numpy(np.float64)[chosen]
+    seqs = steps["num_seqs"].to_numpy(np.float64)[chosen]
+    # Only sums over sequences are kept, so a window's keys are bounded by window * sequences.
+    keys = [context if window is None else np.minimum(context, window * seqs) for window in shape["windows"]]
+    read = float(np.mean(keys, axis=0).sum()) * shape["kv_bytes_per_token"] if len(context) else 0.0
+    return float(chosen.sum() * shape["weight_bytes_per_step"] + read), seconds
+
+
+def _run_flops(rows: Requests, steps: pd.DataFrame, shape: Mapping[str, Any]) -> float | None:
+    """FLOPs the answered requests need: 2 a weight and token, 4 a key, head dimension and query.
+
+    Prompt tokens found in the prefix cache need none of the linear work; recomputation after a
+    preemption is not needed work and is left out.
+    """
+    answered = ~np.isnan(rows.first_ns)
+    outputs = rows.output_tokens[answered]
+    if np.isnan(outputs).any():
+        return None
+    prompts = rows.prompt_tokens[answered]
+    hits = float(steps.loc[steps["end_ns"] > 0, "prefix_hit_tokens"].sum())
+    tokens = float((prompts + outputs - 1).sum()) - hits
+    length = prompts + outputs - 1
+    keys = 0.0
+    for window in shape["windows"]:
+        inside = np.minimum(length, np.inf if window is None else window)
+        keys += float((inside * (inside + 1) / 2 + (length - inside) * inside).sum())
+    attention = 4.0 * shape["q_heads"] * shape["head_dim"] * keys
+    return (
+        2.0 * shape["linear_parameters"] * tokens
+        + 2.0 * shape["head_parameters"] * float(outputs.sum())
+        + attention
+    )

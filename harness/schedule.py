@@ -1,0 +1,45 @@
+"""Did the load arrive as intended: offered and achieved arrivals, lag, and burstiness."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.statistics import Floats, summarise
+from workloads.statistics import index_of_dispersion
+
+if TYPE_CHECKING:
+    from harness.metrics import Context, Requests
+
+
+def section(rows: Requests, context: Context) -> dict[str, Any]:
+    """The record's `schedule` section."""
+    sent = ~np.isnan(rows.sent_ns)
+    lag_s = (rows.sent_ns - rows.intended_ns)[sent] / 1e9
+    timed = context.mode == "open"
+    return {
+        "mode": context.mode,
+        "concurrency": context.concurrency,
+        "offered_requests_per_s": _rate(rows.intended_ns) if timed else None,
+        "achieved_requests_per_s": _rate(rows.sent_ns[sent]),
+        "index_of_dispersion": dispersion(rows.intended_ns) if timed else None,
+        "index_of_dispersion_sent": dispersion(rows.sent_ns[sent]) if timed else None,
+        "lag_s": summarise(lag_s),
+        "never_sent": int((~sent).sum()),
+    }
+
+
+def _rate(times_ns: Floats) -> float | None:
+    """Gaps per second between the first and the last arrival."""
+    span_s = float(times_ns.max() - times_ns.min()) / 1e9 if len(times_ns) > 1 else 0.0
+    return (len(times_ns) - 1) / span_s if span_s > 0 else None
+
+
+def dispersion(times_ns: Floats, per_window: int = 10) -> float | None:
+    """Index of dispersion in windows of about `per_window` arrivals; None with fewer than 5 windows."""
+    if len(times_ns) < 5 * per_window or times_ns.max() <= times_ns.min():
+        return None
+    span_ns = int(times_ns.max() - times_ns.min())
+    arrivals = [int(time_ns) for time_ns in times_ns]
+    return index_of_dispersion(arrivals, max(1, span_ns * per_window // len(arrivals)))

@@ -1,0 +1,48 @@
+"""Reasons why a run should not be believed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SLOWDOWNS = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+"""NVML's clock event reasons that mean trouble. The power cap (0x4) is a card's ordinary limit."""
+
+
+def reasons(
+    metrics: dict[str, Any],
+    correctness: dict[str, Any],
+    telemetry: pd.DataFrame,
+    foreign_processes: int | None,
+) -> list[str]:
+    """One line each; empty = nothing speaks against the run."""
+    counts = metrics["counts"]
+    found = []
+    if metrics["context"]["interrupted"]:
+        done, due = counts["completed"], counts["intended"]
+        found.append(f"interrupted: {done} of {due} requests that were due had finished")
+    if counts["failed"]:
+        found.append(f"{counts['failed']} requests failed")
+    if counts["wrong_length"]:
+        found.append(f"{counts['wrong_length']} requests got another number of tokens than asked for")
+    if correctness.get("passed") is False:
+        found.append(
+            "wrong results: " + correctness.get("reason", "log-probabilities differ from the torch backend's")
+        )
+    elif correctness.get("passed") is None:
+        found.append("correctness was not checked: " + correctness.get("reason", "no reason given"))
+    if foreign_processes:
+        found.append(f"{foreign_processes} other processes were using the GPU")
+    seen = telemetry.loc[telemetry["time_ns"] >= 0, "throttle_reasons"].dropna()
+    bits = 0
+    for value in seen.unique():
+        bits |= int(value)
+    found += [f"the GPU was throttled: {name}" for bit, name in _SLOWDOWNS.items() if bits & bit]
+    return found
