@@ -1,0 +1,241 @@
+"""Paged attention rows: `python benchmarks/attention.py` writes benchmarks/parts/attention.json.
+
+32 query and 8 kv heads of 128, bf16, blocks in a random permutation, in a captured graph, with block
+tables rotating over the pool so that no call finds its keys in the cache. Every row is checked against
+fp32 first. `--scan decode|prefill` times other launch configurations instead and prints a table;
+`--check` runs the conformance cases of a GPU's worth of geometries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from backends.device import gpu
+from backends.interface import AttentionSpec, Batch
+from backends.triton.attention import TritonRunner
+from backends.triton.cache import PagedCache
+from benchmarks.attention_variants import DECODE_VARIANTS, PREFILL_VARIANTS, Variant
+from benchmarks.graph_timing import Row, graph_time_us, write_rows
+
+Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+POOL_KEYS = 64 * 16384
+DECODE_ROWS = tuple(
+    (batch, context)
+    for batch, contexts in {
+        1: (1024, 4096, 16384), 16: (1024, 4096, 16384), 64: (1024, 4096, 16384), 256: (1024, 4096)
+    }.items()
+    for context in contexts
+)  # fmt: skip
+PREFILL_ROWS = ((1, 4096), (8, 2048), (1, 16384))
+TARGETS_US = {
+    (1, 1024): 11.5, (1, 4096): 14.2, (1, 16384): 27.0,
+    (16, 1024): 27.2, (16, 4096): 75.6, (16, 16384): 262.7,
+    (64, 1024): 81.8, (64, 4096): 263.3, (64, 16384): 997.3, (256, 1024): 290.8, (256, 4096): 1012.2,
+}  # fmt: skip
+"""What a decode row may take at most: FlashAttention-3's time on the same chip * 1.05."""
+MAX_CALLS = 32
+COLD_BYTES = 400 * 2**20
+"""Bytes that the calls of one graph read together: several times the 60 MB of cache."""
+TOLERANCE = 8e-3
+"""Relative error in norm: bf16 weights and output round at 2e-3 each."""
+
+
+@dataclass
+class Pool:
+    """Random keys and values of `POOL_KEYS` tokens, viewed at any block size."""
+
+    keys: Tensor = field(default_factory=lambda: _random(POOL_KEYS, KV_HEADS * HEAD_DIM))
+    values: Tensor = field(default_factory=lambda: _random(POOL_KEYS, KV_HEADS * HEAD_DIM))
+    queries: Tensor = field(default_factory=lambda: _random(16384, Q_HEADS * HEAD_DIM))
+
+    def cache(self, block_size: int) -> PagedCache:
+        shape = (-1, KV_HEADS, block_size, HEAD_DIM)
+        return PagedCache(self.keys.view(shape), self.values.view(shape))
+
+
+def _random(rows: int, width: int) -> Tensor:
+    return torch.randn(rows, width, dtype=torch.bfloat16, device="cuda")
+
+
+def make_spec(block_size: int) -> AttentionSpec:
+    return AttentionSpec(
+        Q_HEADS, KV_HEADS, HEAD_DIM, torch.bfloat16, torch.bfloat16, block_size, HEAD_DIM**-0.5,
+        max_seqs=256, max_tokens=16384, max_len=16384,
+    )  # fmt: skip
+
+
+def batches(sequences: int, query: int, context: int, block_size: int, calls: int) -> Iterator[Batch]:
+    """`calls` batches of equal sequences whose blocks are taken in turn from one permutation of the pool."""
+    width = context // block_size
+    order = torch.randperm(POOL_KEYS // block_size, device="cuda").to(torch.int32)
+    for call in range(calls):
+        at = torch.arange(sequences * width, device="cuda") + call * sequences * width
+        yield Batch(
+            query_start=torch.arange(0, sequences * query + 1, query, dtype=torch.int32, device="cuda"),
+            seq_lens=torch.full((sequences,), context, dtype=torch.int32, device="cuda"),
+            block_table=order[at % order.numel()].view(sequences, width),
+            slots=torch.full((sequences * query,), -1, device="cuda"),
+            num_seqs=sequences,
+            num_tokens=sequences * query,
+            num_decodes=sequences if query == 1 else 0,
+            max_query=query,
+            max_len=context,
+        )
+
+
+def measure(
+    pool: Pool, runner: TritonRunner, sequences: int, context: int, query: int, check: bool = True
+) -> tuple[float, float]:
+    """(microseconds, spread) of one call; checks its result first.
+
+    Raises:
+        ArithmeticError: the result is further from fp32 than `TOLERANCE`.
+    """
+    block_size = runner.spec.block_size
+    bytes_read = sequences * context * 2 * KV_HEADS * HEAD_DIM * 2
+    calls = min(MAX_CALLS, max(2, COLD_BYTES // bytes_read))
+    cache = pool.cache(block_size)
+    q = pool.queries[: sequences * query].view(-1, Q_HEADS, HEAD_DIM)
+    out = torch.full_like(q, torch.nan)
+    made = list(batches(sequences, query, context, block_size, calls))
+    if check:
+        runner.run(q, cache, made[0], out)
+        error = relative_error(runner, q, cache, made[0], out)
+        if not error < TOLERANCE:
+            raise ArithmeticError(f"{sequences}x{context}, {query} queries: relative error {error:.2e}")
+    return graph_time_us([partial(runner.run, q, cache, batch, out) for batch in made])
+
+
+def relative_error(runner: TritonRunner, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> float:
+    """Norm of the error over norm of the answer, on the last 256 queries of the last sequence."""
+    row = batch.num_seqs - 1
+    length, query = batch.max_len, batch.max_query
+    k, v = (x.flatten(0, 1)[:length].float() for x in runner.read(cache, batch.block_table[row].long()))
+    count = min(query, 256)
+    tail = q[-count:].float().view(count, KV_HEADS, -1, HEAD_DIM)
+    scores = torch.einsum("nhgd,mhd->hgnm", tail, k) * runner.spec.scale
+    position = torch.arange(length - count, length, device=q.device)
+    scores.masked_fill_(torch.arange(length, device=q.device) > position[:, None], -torch.inf)
+    expected = torch.einsum("hgnm,mhd->nhgd", scores.softmax(-1), v).reshape(count, Q_HEADS, HEAD_DIM)
+    return float((out[-count:].float() - expected).norm() / expected.norm())
+
+
+def causal_tflops(sequences: int, length: int, time_us: float) -> float:
+    """4 * d * heads * n^2 / 2 operations a sequence."""
+    return 2 * HEAD_DIM * Q_HEADS * length**2 * sequences / time_us / 1e6
+
+
+def final_rows(pool: Pool, block_size: int) -> Iterator[Row]:
+    """The rows of the table, with the written configuration."""
+    runner = TritonRunner(make_spec(block_size), gpu(0))
+    for sequences, context in DECODE_ROWS:
+        value, spread = measure(pool, runner, sequences, context, 1)
+        target = TARGETS_US[sequences, context]
+        rate = sequences * context * 4 * KV_HEADS * HEAD_DIM / value / 1e6
+        print(f"decode {sequences}x{context}: {value:.1f} us (at most {target}), {rate:.2f} TB/s", flush=True)
+        yield Row(f"attention/decode/{sequences}x{context}/triton", value, "us", spread)
+    for sequences, length in PREFILL_ROWS:
+        value, spread = measure(pool, runner, sequences, length, length)
+        rate = causal_tflops(sequences, length, value)
+        print(f"prefill {sequences}x{length}: {value:.1f} us, {rate:.0f} TFLOP/s", flush=True)
+        yield Row(f"attention/prefill/{sequences}x{length}/triton", value, "us", spread)
+
+
+def scan(pool: Pool, kind: str, variants: tuple[Variant, ...], deadline_s: float) -> list[dict[str, Any]]:
+    """Time every variant on every row of `kind` until the deadline (monotonic seconds)."""
+    rows = DECODE_ROWS if kind == "decode" else PREFILL_ROWS
+    found = []
+    print(f"{kind}: " + " ".join(f"{s}x{n}" for s, n in rows))
+    for variant in variants:
+        if time.monotonic() > deadline_s:
+            print("out of time")
+            break
+        times: list[float] = []
+        try:
+            runner = variant.runner(make_spec(variant.block_size), gpu(0))
+            for sequences, length in rows:
+                query = 1 if kind == "decode" else length
+                times.append(measure(pool, runner, sequences, length, query)[0])
+        except Exception as error:
+            print(variant.name, "failed:", str(error).splitlines()[0][:100])
+            continue
+        shown = (
+            times if kind == "decode" else [causal_tflops(*r, t) for r, t in zip(rows, times, strict=True)]
+        )
+        print(f"{variant.name:44s} " + " ".join(f"{value:6.1f}" for value in shown), flush=True)
+        found.append({"variant": variant.name, "kind": kind, "times_us": times})
+    return found
+
+
+def compile_in_parallel(kind: str, variants: tuple[Variant, ...]) -> None:
+    """Fill the compiler's disk cache with every variant's binary, on all cores."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(14, os.cpu_count() or 1)) as workers:
+        workers.map(partial(_compile, kind), variants, chunksize=1)
+
+
+def _compile(kind: str, variant: Variant) -> None:
+    try:
+        runner = variant.runner(make_spec(variant.block_size), gpu(0))
+        cache = runner.new_cache(64)
+        batch = next(batches(2, 1 if kind == "decode" else 40, variant.block_size * 2, variant.block_size, 1))
+        q = torch.zeros(batch.num_tokens, Q_HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        batch.block_table.fill_(1)
+        runner.run(q, cache, batch, torch.empty_like(q))
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(variant.name, "does not run:", str(error).splitlines()[0][:100], flush=True)
+
+
+def check_cases() -> None:
+    """Every conformance case of attention on this GPU, on all cores; prints the failures."""
+    from benchmarks.attention_variants import run_case, small_cases
+
+    context = multiprocessing.get_context("spawn")
+    cases = small_cases()
+    with context.Pool(min(14, os.cpu_count() or 1)) as workers:
+        problems = [line for line in workers.map(run_case, cases, chunksize=1) if line]
+    print(f"{len(cases) - len(problems)} of {len(cases)} cases right", *problems, sep="\n  ", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scan", choices=("decode", "prefill"), nargs="*", default=[])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--no-rows", action="store_true")
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=600.0, help="stop scanning after this long")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "parts")
+    options = parser.parse_args()
+    deadline_s = time.monotonic() + options.seconds
+    if options.check:
+        check_cases()
+    lists = {"decode": DECODE_VARIANTS, "prefill": PREFILL_VARIANTS}
+    for kind in options.scan:
+        compile_in_parallel(kind, lists[kind])
+    print(f"{options.seconds - deadline_s + time.monotonic():.0f} s of preparation", flush=True)
+    pool = Pool()
+    if not options.no_rows:
+        write_rows(options.output / "attention.json", list(final_rows(pool, options.block_size)))
+    found = [entry for kind in options.scan for entry in scan(pool, kind, lists[kind], deadline_s)]
+    if found:
+        (options.output / "attention_scan.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

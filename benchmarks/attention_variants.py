@@ -1,0 +1,138 @@
+"""The launch configurations that `benchmarks/attention.py --scan` tries, and the cases `--check` runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from backends.conformance.attention_cases import AttentionCase, make_case
+from backends.conformance.attention_run import filled_cache, run_step, set_up
+from backends.conformance.tolerance import Deviation, complaint, deviation, limit
+from backends.device import gpu
+from backends.interface import AttentionSpec, Device
+from backends.torch.attention import TorchAttention
+from backends.triton.attention import TritonAttention, TritonRunner
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One configuration of one kernel."""
+
+    name: str
+    block_size: int
+    decode: dict[str, Any] = field(default_factory=dict)
+    prefill: dict[str, Any] = field(default_factory=dict)
+
+    def runner(self, spec: AttentionSpec, device: Device) -> TritonRunner:
+        return TritonRunner(spec, device, self.decode, self.prefill)
+
+
+def decode_variant(
+    tile: int, stages: int, warps: int, programs: int, block: int = 16, **more: Any
+) -> Variant:
+    extra = "".join(f" {key}={value}" for key, value in more.items())
+    name = f"block{block} tile{tile} stages{stages} warps{warps} programs{programs}{extra}"
+    config = {"TILE": tile, "STAGES": stages, "num_warps": warps, "programs_per_unit": programs, **more}
+    return Variant(name, block, decode=config)
+
+
+def prefill_variant(m: int, tile: int, stages: int, warps: int, block: int = 16, **more: Any) -> Variant:
+    box = block % tile == 0
+    extra = "".join(f" {key}={value}" for key, value in more.items())
+    name = f"block{block} m{m} tile{tile} stages{stages} warps{warps}{' box' if box else ''}{extra}"
+    config = {"M": m, "TILE": tile, "STAGES": stages, "num_warps": warps, "DESCRIPTOR": box, **more}
+    return Variant(name, block, prefill=config)
+
+
+DECODE_VARIANTS = (
+    decode_variant(64, 3, 4, 2),
+    decode_variant(64, 3, 4, 3),
+    decode_variant(64, 2, 4, 3),
+    decode_variant(64, 4, 4, 2),
+    decode_variant(64, 3, 8, 2),
+    decode_variant(64, 3, 2, 2),
+    decode_variant(64, 5, 4, 1),
+    decode_variant(32, 3, 4, 4),
+    decode_variant(32, 4, 4, 3),
+    decode_variant(32, 5, 4, 2),
+    decode_variant(32, 4, 2, 4),
+    decode_variant(32, 3, 2, 6),
+    decode_variant(128, 2, 4, 2),
+    decode_variant(128, 2, 8, 2),
+    decode_variant(128, 3, 8, 1),
+    decode_variant(128, 3, 4, 1),
+    decode_variant(64, 3, 4, 2, 64),
+    decode_variant(64, 3, 4, 2, 128),
+    decode_variant(64, 3, 4, 2, MIN_TILES=2),
+    decode_variant(64, 3, 4, 2, CHUNK=8),
+    decode_variant(64, 3, 4, 2, CHUNK=32),
+)
+PREFILL_VARIANTS = (
+    prefill_variant(128, 64, 3, 8),
+    prefill_variant(128, 64, 2, 8),
+    prefill_variant(128, 128, 2, 8),
+    prefill_variant(128, 128, 3, 8),
+    prefill_variant(64, 64, 2, 4),
+    prefill_variant(64, 64, 3, 4),
+    prefill_variant(64, 128, 2, 4),
+    prefill_variant(128, 64, 2, 8, 64),
+    prefill_variant(128, 64, 3, 8, 64),
+    prefill_variant(128, 64, 4, 8, 64),
+    prefill_variant(128, 64, 2, 8, 64, maxnreg=128),
+    prefill_variant(64, 64, 2, 4, 64),
+    prefill_variant(64, 64, 3, 4, 64),
+    prefill_variant(64, 64, 3, 4, 64, maxnreg=168),
+    prefill_variant(128, 128, 2, 8, 128),
+    prefill_variant(128, 128, 3, 8, 128),
+    prefill_variant(128, 64, 3, 8, 128),
+    prefill_variant(64, 128, 2, 4, 128),
+    prefill_variant(128, 64, 3, 4, 64),
+    prefill_variant(128, 32, 3, 8, 64),
+)
+
+SHAPES = ("decode", "long", "prefill", "prefix", "mixed")
+GEOMETRIES: tuple[dict[str, Any], ...] = (
+    {"head_dim": 128},
+    {"head_dim": 128, "block_size": 64},
+    {"head_dim": 128, "block_size": 128, "window": 33},
+    {"head_dim": 32, "group": 7},
+    {"head_dim": 80, "group": 16, "softcap": 20.0},
+    {"head_dim": 96, "group": 1, "block_size": 32, "window": 20},
+    {"head_dim": 256, "group": 8},
+    {"head_dim": 64, "kv_dtype": torch.float8_e4m3fn},
+    {"head_dim": 128, "pad": 3, "kind": "padding"},
+)
+
+
+def small_cases() -> list[AttentionCase]:
+    """Every shape at every geometry, the dtypes in turn, and fp32 everywhere for two of them."""
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    pairs = [(shape, geometry) for geometry in GEOMETRIES for shape in SHAPES]
+    cases = [
+        make_case(shape, torch.bfloat16 if "kv_dtype" in geometry else dtypes[i % 3], **geometry)
+        for i, (shape, geometry) in enumerate(pairs)
+    ]
+    cases += [make_case(shape, torch.float32, head_dim=d) for d in (128, 256) for shape in SHAPES]
+    return [*cases, make_case("wide decode", torch.bfloat16), make_case("long decode 5000", torch.bfloat16)]
+
+
+def run_case(case: AttentionCase) -> str:
+    """What is wrong with the Triton backend on GPU 0 in this case; empty when nothing."""
+    try:
+        device, setup = gpu(0), set_up(case)
+        outputs = []
+        for attention in (TritonAttention(), TorchAttention()):
+            if attention.supports(case.spec, device):
+                continue
+            runner = attention.open(case.spec, device)
+            cache = filled_cache(runner, setup, device.torch_device)
+            outputs.append(run_step(runner, cache, setup, device.torch_device))
+        actual = deviation(outputs[0], setup.expected)
+        unit = Deviation(float("inf"), float("inf"))
+        reference = deviation(outputs[1], setup.expected) if len(outputs) > 1 else unit
+        problem = complaint(actual, limit(reference, setup.expected, case.spec.dtype))
+    except Exception as error:
+        problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+    return f"{case.name} {case.spec.dtype}: {problem}" if problem else ""
