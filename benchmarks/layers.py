@@ -1,0 +1,222 @@
+"""A decoder layer's kernels around attention, in one graph: what fusion and overlapped launches are worth.
+
+`python benchmarks/layers.py` prints microseconds a layer for each way to launch it; attention itself is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from backends.interface import AttentionSpec, Rotary
+from backends.triton import gemm_choice, launch
+from backends.triton.cache import PagedCache, new_cache
+from backends.triton.fused_write import rotate_and_write
+from backends.triton.gemm_choice import GemmConfig
+from backends.triton.linear import NormInput, TritonLinear
+from backends.triton.operations import TritonOperations
+from benchmarks.graph_timing import graph_time_us
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model's layer."""
+
+    hidden: int
+    q_heads: int
+    kv_heads: int
+    inner: int
+    layers: int
+    """Layers in the timed graph; enough to exceed the cache."""
+
+
+SHAPES = {"qwen3-8b": Shape(4096, 32, 8, 12288, 4), "qwen3-0.6b": Shape(1024, 16, 8, 3072, 28)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights and cache."""
+
+    qkv: Tensor
+    o: Tensor
+    gate_up: Tensor
+    down: Tensor
+    norm: Tensor
+    head_norm: Tensor
+    cache: PagedCache
+
+
+class Stack:
+    """Layers of one model, and the ways to run them on `rows` tokens."""
+
+    def __init__(self, shape: Shape, rows: int, layers: int) -> None:
+        torch.manual_seed(0)
+        self.shape, self.rows = shape, rows
+        d = 128
+        self.spec = AttentionSpec(
+            shape.q_heads, shape.kv_heads, d, torch.bfloat16, torch.bfloat16, 16, d**-0.5
+        )
+        heads = shape.q_heads + 2 * shape.kv_heads
+        self.layers = [
+            Layer(
+                weight(heads * d, shape.hidden),
+                weight(shape.hidden, shape.q_heads * d),
+                weight(2 * shape.inner, shape.hidden),
+                weight(shape.hidden, shape.inner),
+                torch.ones(shape.hidden, dtype=torch.bfloat16, device="cuda"),
+                torch.ones(d, dtype=torch.bfloat16, device="cuda"),
+                new_cache(64, shape.kv_heads, 16, d, torch.bfloat16, torch.device("cuda")),
+            )
+            for _ in range(layers)
+        ]
+        self.rotary = Rotary(torch.randn(4096, d, device="cuda"), d)
+        self.positions = torch.arange(rows, device="cuda")
+        self.slots = torch.arange(rows, device="cuda") * 16
+        self.x = torch.randn(rows, shape.hidden, dtype=torch.bfloat16, device="cuda")
+        self.operations, self.linear = TritonOperations(), TritonLinear()
+
+    def rotated(self, layer: Layer, qkv: Tensor) -> Tensor:
+        """Queries [T, q_heads * d]; they stand in for attention's output."""
+        q = rotate_and_write(
+            qkv,
+            self.positions,
+            self.rotary,
+            layer.head_norm,
+            layer.head_norm,
+            EPS,
+            layer.cache,
+            self.slots,
+            self.spec,
+        )
+        return q.view(self.rows, -1)
+
+    def separate(self, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Every operation its own launch."""
+        residual, x = torch.zeros_like(self.x), self.x
+        for layer in self.layers:
+            x, residual = self.operations.add_rms_norm(x, residual, layer.norm, EPS)
+            x = multiply(self.rotated(layer, multiply(x, layer.qkv)), layer.o)
+            x, residual = self.operations.add_rms_norm(x, residual, layer.norm, EPS)
+            x = multiply(self.operations.gate(multiply(x, layer.gate_up)), layer.down)
+        return x + residual
+
+    def fused(self) -> Tensor:
+        """Norms, gate and residual inside the products."""
+        x, run = self.x, self.linear.run_fused
+        for layer in self.layers:
+            norm = NormInput(layer.norm, EPS)
+            attended = self.rotated(layer, run(x, layer.qkv, norm=norm))
+            x = run(attended, layer.o, residual=x)
+            x = run(run(x, layer.gate_up, norm=norm, gate=True), layer.down, residual=x)
+        return x
+
+    def gated(self) -> Tensor:
+        """Only the gate and the residual inside the products; norms apart."""
+        x, run = self.x, self.linear.run_fused
+        for layer in self.layers:
+            attended = self.rotated(layer, run(self.operations.rms_norm(x, layer.norm, EPS), layer.qkv))
+            x = run(attended, layer.o, residual=x)
+            normed = self.operations.rms_norm(x, layer.norm, EPS)
+            x = run(run(normed, layer.gate_up, gate=True), layer.down, residual=x)
+        return x
+
+    def ways(self) -> dict[str, Callable[[], Tensor]]:
+        """Name -> one pass over the layers."""
+        return {
+            "library": lambda: self.separate(functional.linear),
+            "skinny": lambda: self.separate(self.linear.run),
+            "skinny+gate": self.gated,
+            "skinny+gate+norm": self.fused,
+        }
+
+
+def weight(n: int, k: int) -> Tensor:
+    """A random bf16 weight on the device."""
+    return torch.randn(n, k, dtype=torch.bfloat16, device="cuda") / k**0.5
+
+
+def use_table(path: Path | None, lines: int) -> None:
+    """Choose launches from a sweep's findings, each with `lines` prefetched lines a row (-1 = as found)."""
+    table = dict(gemm_choice.MEASURED)
+    if path is not None:
+        for found in json.loads(path.read_text()):
+            n, k = found["shape"]
+            best = found["best"] and GemmConfig(**found["best"])
+            for size in (2, 4, 8, 16) if found["rows"] == 16 else (found["rows"],):
+                table["sm90", size, n, k] = best
+    if lines >= 0:
+        table = {key: config and replace(config, lines=lines) for key, config in table.items()}
+    gemm_choice.MEASURED = table
+    gemm_choice.choose.cache_clear()
+
+
+def set_overlap(on: bool) -> None:
+    """Use programmatic dependent launch or not."""
+    launch.overlaps_launches = lambda device: on
+
+
+def compile_one(job: tuple[Path | None, int, str, int, bool]) -> str:
+    """Run one way's kernels once in a worker process, so that they lie in the disk cache."""
+    table, lines, name, rows, on = job
+    try:
+        use_table(table, lines)
+        set_overlap(on)
+        stack = Stack(SHAPES[name], rows, 1)
+        for run in stack.ways().values():
+            run()
+        torch.cuda.synchronize()
+    except Exception as error:
+        return f"{job}: {type(error).__name__}: {str(error)[:300]}"
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, help="gemm_sweep.json of benchmarks/gemm.py --sweep")
+    parser.add_argument("--lines", type=int, nargs="*", default=[-1])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])
+    options = parser.parse_args()
+    jobs = [
+        (options.table, lines, name, rows, on)
+        for lines, name, rows, on in itertools.product(options.lines, SHAPES, options.rows, (True, False))
+        if on or lines == options.lines[0]
+    ]
+    with multiprocessing.get_context("spawn").Pool(14) as workers:
+        for problem in workers.imap_unordered(compile_one, jobs):
+            if problem:
+                print("compile:", problem)
+    for name, rows in itertools.product(SHAPES, options.rows):
+        stack = Stack(SHAPES[name], rows, SHAPES[name].layers)
+        set_overlap(False)
+        use_table(options.table, options.lines[0])
+        exact = stack.separate(functional.linear).float()
+        for way, run in stack.ways().items():
+            texts = []
+            for lines, on in itertools.product(options.lines, (False, True)):
+                if not on and lines != options.lines[0]:
+                    continue
+                use_table(options.table, lines)
+                set_overlap(on)
+                error = float((run().float() - exact).norm() / exact.norm())
+                time, _ = graph_time_us([run], 15)
+                label = f"overlap,{lines}" if on else "plain"
+                texts.append(f"{label} {time / len(stack.layers):.2f} (off by {error:.1e})")
+            print(f"layer {name} m{rows} {way:18} " + " | ".join(texts), flush=True)
+
+
+if __name__ == "__main__":
+    main()
