@@ -84,7 +84,7 @@ def names() -> list[CatalogueEntry]:
         CatalogueEntry(
             "nano256",
             "nano-vLLM's bench.py: 256 prompts of 100-1024 random tokens, all at once, temperature 0.6",
-            {"num_requests": 256, "all_at_once": True, "temperature": 0.6},
+            {"all_at_once": True, "temperature": 0.6},
             frozenset({"num_requests", "all_at_once"}),
             lambda _, options: sources.nano256(options),
         ),

@@ -1,0 +1,129 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workloads.arrivals import Arrivals
+from workloads.request import WorkloadError
+from workloads.statistics import gap_cv, index_of_dispersion
+
+PROCESSES = [
+    Arrivals("constant", 7.0),
+    Arrivals("poisson", 7.0),
+    Arrivals("gamma", 7.0, 2.0),
+    Arrivals("weibull", 7.0, 2.0),
+    Arrivals("ramp:0:20:30"),
+    Arrivals("steps:5@10,0@5,20@10"),
+    Arrivals("bursts:20:2:3"),
+    Arrivals("sine:5:0.9:60"),
+]
+IDS = [process.spec for process in PROCESSES]
+
+
+def times(process: Arrivals, count: int, seed: int = 0) -> list[int]:
+    return process.times_ns(np.random.Generator(np.random.PCG64(seed)), count)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
+@given(seed=st.integers(0, 2**32), count=st.integers(0, 40), more=st.integers(0, 40))
+def test_every_process_starts_at_0_in_order_and_is_prefix_stable(process, seed, count, more):
+    longer = times(process, count + more, seed)
+    assert len(longer) == count + more
+    assert longer == sorted(longer)
+    assert longer[:1] in ([], [0])
+    assert longer[:count] == times(process, count, seed)
+
+
+@pytest.mark.parametrize("rate", [0.5, 3, 7, 333.3])
+def test_constant_gaps_are_equal_and_not_random(rate):
+    arrivals = times(Arrivals("constant", rate), 1000)
+    assert len(set(np.diff(arrivals))) == 1
+    assert arrivals[1] == round(1e9 / rate)
+    assert arrivals == times(Arrivals("constant", rate), 1000, seed=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_poisson_has_dispersion_1(seed):
+    arrivals = times(Arrivals("poisson", 200.0), 20_000, seed)
+    windows = arrivals[-1] // 1_000_000_000
+    # (m - 1) * index is chi-squared(m - 1): standard deviation sqrt(2 / (m - 1)); four of them.
+    assert abs(index_of_dispersion(arrivals, 1_000_000_000) - 1) < 4 * math.sqrt(2 / (windows - 1))
+    # The gaps' CV has standard error 1 / sqrt(n) for exponential gaps; the rate too, relative.
+    assert abs(gap_cv(arrivals) - 1) < 4 / math.sqrt(20_000)
+    assert abs(19_999 / (arrivals[-1] / 1e9) / 200 - 1) < 4 / math.sqrt(20_000)
+
+
+def test_poisson_is_not_rescaled_to_end_on_the_second():
+    ends = [times(Arrivals("poisson", 100.0), 100, seed)[-1] for seed in range(50)]
+    assert len(set(ends)) == 50
+    # The end is a sum of 99 exponentials of mean 10 ms: its own spread is 10 ms * sqrt(99), about 0.1 s.
+    assert 0.05e9 < np.std(ends) < 0.2e9
+
+
+@pytest.mark.parametrize("kind", ["gamma", "weibull"])
+@pytest.mark.parametrize("cv", [0.3, 1.0, 2.5])
+def test_gaps_have_the_asked_cv_and_rate(kind, cv):
+    arrivals = times(Arrivals(kind, 10.0, cv), 60_000)
+    # Mean: cv / sqrt(n) = 1 % at most, four of them. The CV's own error grows with the tail: 10 % at CV 2.5.
+    assert abs(59_999 / (arrivals[-1] / 1e9) / 10 - 1) < 0.041
+    assert abs(gap_cv(arrivals) / cv - 1) < 0.10
+
+
+def count_between(arrivals: list[int], start_s: float, end_s: float) -> int:
+    return sum(start_s * 1e9 <= arrival < end_s * 1e9 for arrival in arrivals)
+
+
+@pytest.mark.parametrize(
+    ("spec", "start_s", "end_s", "expected"),
+    [
+        ("ramp:0:100:20", 0, 20, 1000),
+        ("ramp:100:10:20", 20, 60, 400),
+        ("steps:50@10,0@10,100@10", 0, 10, 500),
+        ("steps:50@10,0@10,100@10", 20, 40, 2000),
+        ("bursts:100:1:4", 0, 50, 1000),
+        ("sine:20:1:40", 0, 20, 20 * 20 + 20 * 40 / math.pi),
+        ("sine:20:1:40", 20, 40, 20 * 20 - 20 * 40 / math.pi),
+    ],
+)
+def test_profiles_have_the_integral_of_their_rate(spec, start_s, end_s, expected):
+    arrivals = times(Arrivals(spec), 6000)
+    # Counts of a Poisson process: standard deviation sqrt(mean); four of them, and the arrival at 0.
+    assert abs(count_between(arrivals, start_s, end_s) - expected) < 4 * math.sqrt(expected) + 1
+
+
+def test_nothing_is_sent_in_a_silence():
+    assert count_between(times(Arrivals("steps:50@10,0@10,100@10"), 3000), 10, 20) == 0
+    assert all(
+        arrival % 5_000_000_000 <= 1_000_000_000 for arrival in times(Arrivals("bursts:100:1:4"), 3000)
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "rate", "cv"),
+    [
+        ("poisson", None, None),
+        ("poisson", 0.0, None),
+        ("poisson", -1.0, None),
+        ("poisson", math.nan, None),
+        ("poisson", math.inf, None),
+        ("poisson", 1.0, 2.0),
+        ("gamma", 1.0, None),
+        ("gamma", 1.0, 0.0),
+        ("weibull", 1.0, -1.0),
+        ("ramp:1:2", None, None),
+        ("ramp:1:0:5", None, None),
+        ("ramp:1:2:3", 5.0, None),
+        ("steps:1@2,3", None, None),
+        ("steps:1@5,0@5", None, None),
+        ("bursts:0:1:1", None, None),
+        ("sine:5:2:10", None, None),
+        ("sine:x:1:10", None, None),
+        ("poison", 1.0, None),
+    ],
+)
+def test_bad_processes_are_one_line_errors(spec, rate, cv):
+    with pytest.raises(WorkloadError) as caught:
+        Arrivals(spec, rate, cv)
+    assert "\n" not in str(caught.value)
