@@ -14,17 +14,18 @@ and measured once more in fp32 for the model card.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_model
+from tiny_texts import HELD_OUT_EVERY, SOURCES, Corpus, join_lines, read_corpus
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -39,19 +40,7 @@ from transformers import (
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 4096
 CONTEXT_TOKENS = 4096
-DOCUMENT_CHARACTERS = 8192
-HELD_OUT_EVERY = 50  # one document in 50 = 2 % of every text
 VALIDATIONS = 12  # times a run looks at the held-out documents on its way
-
-PUBLIC_DOMAIN = "public domain (Project Gutenberg edition)"
-SOURCES = {
-    "moby-dick": ("Herman Melville, *Moby-Dick; or, The Whale*", PUBLIC_DOMAIN),
-    "pride-and-prejudice": ("Jane Austen, *Pride and Prejudice*", PUBLIC_DOMAIN),
-    "sherlock-holmes": ("Arthur Conan Doyle, *The Adventures of Sherlock Holmes*", PUBLIC_DOMAIN),
-    "war-and-peace": ("Leo Tolstoy, *War and Peace*, translated by L. and A. Maude", PUBLIC_DOMAIN),
-    "tinyshakespeare": ("William Shakespeare, plays (tinyshakespeare)", "public domain"),
-    "rust-book": ("*The Rust Programming Language*, The Rust Project Developers", "MIT OR Apache-2.0"),
-}
 
 
 @dataclass(frozen=True)
@@ -80,19 +69,6 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The documents of every text, training and held out."""
-
-    names: tuple[str, ...]
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-    @property
-    def held_out_bytes(self) -> int:
-        return sum(len(document.encode()) for document in self.held_out)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train one model as the command line says."""
     options = parse_arguments(arguments)
@@ -109,8 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
 
     torch.manual_seed(recipe.seed)
-    model = build_model(options.model, tokenizer.get_vocab_size()).to(options.device)
-    train = encode_documents(tokenizer, corpus.train).to(options.device)
+    model = build_model(options.model, tokenizer.get_vocab_size())
+    if options.start is not None:
+        load_model(model, options.start / "model.safetensors")
+    model = model.to(options.device)
+    documents = [*corpus.train, *map(join_lines, corpus.train)] if options.join_lines else corpus.train
+    train = encode_documents(tokenizer, documents).to(options.device)
     held_out = encode_documents(tokenizer, corpus.held_out).to(options.device)
     print(
         f"{model.num_parameters():,} parameters, {len(train):,} training, {len(held_out):,} held-out tokens"
@@ -127,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bits per byte": loss * (len(held_out) - 1) / math.log(2) / corpus.held_out_bytes,
         "device": device_name(options.device),
         "precision": "bf16 autocast" if train.is_cuda else "fp32",
+        "options": text_options(options),
     }
     card = model_card(options.model, model, corpus, recipe, result)
     (options.out / "README.md").write_text(card, encoding="utf-8")
@@ -145,43 +126,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer-only", action="store_true", help="learn and write the tokenizer, then stop"
     )
+    parser.add_argument("--start", type=Path, help="folder of a trained model to go on from")
+    parser.add_argument(
+        "--join-lines", action="store_true", help="train on long lines as well, see tiny_texts"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for name in ("steps", "seed", "batch", "window_tokens"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     for name in ("learning_rate", "weight_decay", "dropout", "warmup", "max_seconds"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float)
     return parser.parse_args(arguments)
-
-
-def read_corpus(folder: Path) -> Corpus:
-    """Read and split every text of a folder.
-
-    Raises:
-        SystemExit: the folder holds no text, or too little to hold out a document.
-    """
-    files = [p for p in sorted(folder.glob("*")) if p.name.removesuffix(".gz").endswith((".txt", ".md"))]
-    train: list[str] = []
-    held_out: list[str] = []
-    for path in files:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        for index, document in enumerate(cut_documents(raw.decode())):
-            # The middle of each 50, so that a text's title page and contents stay in training.
-            is_held_out = index % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
-            (held_out if is_held_out else train).append(document)
-    if not held_out:
-        needed_kb = HELD_OUT_EVERY // 2 * DOCUMENT_CHARACTERS // 1000
-        raise SystemExit(f"{folder} holds no .txt or .md text above {needed_kb} KB; name another --data.")
-    return Corpus(tuple(path.name.split(".")[0] for path in files), tuple(train), tuple(held_out))
-
-
-def cut_documents(text: str) -> Iterator[str]:
-    """Cut a text at the first end of a paragraph past `DOCUMENT_CHARACTERS`; nothing is lost."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n\n", start + DOCUMENT_CHARACTERS)
-        end = len(text) if end < 0 else end + 2
-        yield text[start:end]
-        start = end
 
 
 def train_tokenizer(documents: Sequence[str]) -> Tokenizer:
@@ -212,6 +166,18 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     path = out / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+
+def text_options(options: argparse.Namespace) -> str:
+    """The options that decide what is trained on what, as the card repeats them."""
+    words = []
+    if options.tokenizer is not None:
+        words.append(f"--tokenizer {options.tokenizer}")
+    if options.start is not None:
+        words.append(f"--start {options.start}")
+    if options.join_lines:
+        words.append("--join-lines")
+    return " ".join(words)
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> torch.Tensor:
@@ -371,7 +337,6 @@ def model_card(
         title, licence = SOURCES.get(text, (text, "not known to the training script"))
         rows.append(f"| {title} | {licence} |")
     seen_tokens = result["steps"] * recipe.batch * recipe.window_tokens
-    tokenizer_option = "" if name == "tiny" else " --tokenizer engine/models/tiny"
     return f"""---
 license: apache-2.0
 language: en
@@ -417,9 +382,11 @@ weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}, seed {recipe.s
 
 To retrain, put the texts above in a folder TEXTS:
 
-    python tools/train_tiny.py --data TEXTS --out engine/models/{name} --model {name}{tokenizer_option} \\
-        --steps {result["steps"]} --seed {recipe.seed} --batch {recipe.batch} --learning-rate \
-{recipe.learning_rate:g} --weight-decay {recipe.weight_decay:g} --dropout {recipe.dropout:g}
+    python tools/train_tiny.py --data TEXTS --out engine/models/{name} --model {name} {result["options"]} \\
+        --steps {result["steps"]} --seed {recipe.seed} --batch {recipe.batch} --window-tokens \
+{recipe.window_tokens} \\
+        --learning-rate {recipe.learning_rate:g} --weight-decay {recipe.weight_decay:g} \
+--dropout {recipe.dropout:g}
 """
 
 

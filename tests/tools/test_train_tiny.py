@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).parents[2]
+# `tools` is no package: its scripts import one another as neighbours, and so does this test.
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-
-def load_script() -> ModuleType:
-    """`tools` is no package, so the script is loaded from its path."""
-    spec = importlib.util.spec_from_file_location("train_tiny", ROOT / "tools" / "train_tiny.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+import tiny_texts
+import train_tiny as script
 
 
 @pytest.fixture(autouse=True)
@@ -55,28 +44,38 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cutting_loses_nothing_and_cuts_between_paragraphs(paragraphs: list[str], characters: int) -> None:
     text = "\n\n".join(paragraphs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "DOCUMENT_CHARACTERS", characters)
-        documents = list(script.cut_documents(text))
+        patch.setattr(tiny_texts, "DOCUMENT_CHARACTERS", characters)
+        documents = list(tiny_texts.cut_documents(text))
     assert "".join(documents) == text
     assert all(d.endswith("\n\n") and len(d) > characters for d in documents[:-1])
 
 
 def test_held_out_documents_are_not_in_training(texts: Path) -> None:
-    corpus = script.read_corpus(texts)
+    corpus = tiny_texts.read_corpus(texts)
     assert len(corpus.held_out) == 1
     assert not set(corpus.held_out) & set(corpus.train)
     total = sum(map(len, corpus.train)) + sum(map(len, corpus.held_out))
     assert total == len((texts / "voyage.txt").read_text())
 
 
+def test_only_wrapped_prose_is_joined() -> None:
+    long = "It was a long line of prose that the margin alone had broken here"
+    code = "fn main() {\n    let x = 1;\n}"
+    verse = "O that this too too solid flesh would melt\nThaw and resolve itself into a dew"
+    listing = f"```\n{long}\n{long}\n```"
+    document = "\n\n".join([f"{long}\n{long}\nshort.", code, verse, listing, ""])
+    joined = tiny_texts.join_lines(document)
+    assert joined == "\n\n".join([f"{long} {long} short.", code, verse, listing, ""])
+
+
 def test_folder_without_texts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
     with pytest.raises(SystemExit, match=r"holds no \.txt or \.md text above"):
-        script.read_corpus(tmp_path)
+        tiny_texts.read_corpus(tmp_path)
 
 
 def test_tokenizer_is_deterministic_and_lossless(texts: Path) -> None:
-    corpus = script.read_corpus(texts)
+    corpus = tiny_texts.read_corpus(texts)
     tokenizer = script.train_tokenizer(corpus.train)
     assert tokenizer.to_str() == script.train_tokenizer(corpus.train).to_str()
     assert tokenizer.token_to_id(script.END_OF_TEXT) == 0
@@ -85,7 +84,7 @@ def test_tokenizer_is_deterministic_and_lossless(texts: Path) -> None:
 
 
 def test_stream_separates_documents(texts: Path) -> None:
-    corpus = script.read_corpus(texts)
+    corpus = tiny_texts.read_corpus(texts)
     stream = script.encode_documents(script.train_tokenizer(corpus.train), corpus.train)
     assert stream[0] == stream[-1] == 0
     assert int((stream == 0).sum()) == len(corpus.train) + 1
@@ -122,7 +121,7 @@ def test_three_steps_train_and_write_a_checkpoint(
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert model.config.dtype in (torch.float32, torch.bfloat16)
-    held_out = script.encode_documents(tokenizer.backend_tokenizer, script.read_corpus(texts).held_out)
+    held_out = script.encode_documents(tokenizer.backend_tokenizer, tiny_texts.read_corpus(texts).held_out)
     # The card rounds to four decimals; the same fp32 sums on the same machine differ by less than that.
     assert script.validation_loss(model, held_out, autocast=False) == pytest.approx(final, abs=2e-4)
 
@@ -133,3 +132,14 @@ def test_time_limit_ends_training_with_an_annealed_rate(texts: Path, tmp_path: P
     card = (tmp_path / "README.md").read_text()
     steps = int(card.split(" steps of 1 x 16")[0].split("\n")[-1].replace(",", ""))
     assert 1 <= steps < script.RECIPES["tiny-draft"].steps
+
+
+def test_training_goes_on_from_a_checkpoint(texts: Path, tmp_path: Path) -> None:
+    options = f"--data {texts} --model tiny-draft --steps 1 --batch 1 --window-tokens 16 --device cpu"
+    first, second = tmp_path / "first", tmp_path / "second"
+    script.main([*options.split(), "--out", str(first)])
+    script.main(
+        [*options.split(), "--out", str(second), "--start", str(first), "--seed", "1", "--learning-rate", "0"]
+    )
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert f"--start {first}" in (second / "README.md").read_text()
