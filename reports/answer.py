@@ -11,6 +11,7 @@ from reports.quantities import (
     Reading,
     digits,
     format_interval,
+    format_ratio,
     format_value,
     quantity,
     read,
@@ -89,20 +90,21 @@ def pair_sentence(reference: RunRecord, candidate: RunRecord, names: tuple[str, 
     words = [
         Words(names[1], strong=True),
         Words(" serves "),
-        Words(f"{digits(rate.value)}×", strong=True),
+        Words(format_ratio(rate.value), strong=True),
         Words(f" the output tok/s of {names[0]} {window}"),
     ]
-    for joint, what, label in (
-        ("; its median TTFT is ", TTFT, ""),
-        (", its median TPOT ", TPOT, ""),
-        (", its energy per output token ", JOULES, ""),
+    for joint, what in (
+        ("; its median TTFT is ", TTFT),
+        (", its median TPOT ", TPOT),
+        (", its energy per output token ", JOULES),
     ):
         found = ratio(read(reference, what), read(candidate, what), False)
         if found.value is None:
             continue
-        words += [Words(joint + label), Words(f"{digits(found.value)}×", strong=True)]
-        if found.low is not None and found.high is not None:
-            words.append(Words(f" ({digits(found.low)}–{digits(found.high)})", quiet=True))
+        # An interval that holds 1 says nothing either way, so it is not emphasised.
+        words += [Words(joint), Words(format_ratio(found.value), strong=found.verdict != "same")]
+        if found.interval:
+            words.append(Words(f" ({found.interval})", quiet=True))
     return [*words, Words(".")]
 
 

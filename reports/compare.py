@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports.quantities import QUANTITIES, Quantity, Reading, digits, read
+from reports.quantities import QUANTITIES, Quantity, Reading, format_ratio, read
 from reports.record import ReportError, RunRecord
 
 if TYPE_CHECKING:
@@ -56,10 +56,14 @@ class Ratio:
     def __str__(self) -> str:
         if self.value is None:
             return ""
-        text = f"{digits(self.value)}×"
+        return format_ratio(self.value) + (f" ({self.interval})" if self.interval else "")
+
+    @property
+    def interval(self) -> str:
+        """ "1.08–1.16"; empty without one."""
         if self.low is None or self.high is None:
-            return text
-        return f"{text} ({digits(self.low)}–{digits(self.high)})"
+            return ""
+        return f"{format_ratio(self.low)}–{format_ratio(self.high)}".replace("×", "")
 
 
 def incomparable(records: Sequence[RunRecord]) -> list[Difference]:
@@ -100,8 +104,8 @@ def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """(dotted name, leaf) pairs; lists are leaves unless they hold objects."""
-    if isinstance(value, dict) and value:
+    """(dotted name, leaf) pairs; lists are leaves unless they hold objects; an empty object has none."""
+    if isinstance(value, dict):
         for key in sorted(value):
             yield from flatten(value[key], f"{name}.{key}")
     elif isinstance(value, list) and any(isinstance(each, dict) for each in value):

@@ -89,10 +89,10 @@ def layout(**more: Any) -> dict[str, Any]:
 
 
 def line(style: RunStyle, x: Sequence[Any], y: Sequence[Any], hover: str, **more: Any) -> dict[str, Any]:
-    """One run's line: its colour, its dash, and a few of its markers."""
+    """One run's line: its colour, its dash, and (where there are several runs) a few of its markers."""
     return {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if style.marked else "lines",
         "name": style.label,
         "x": list(x),
         "y": list(y),
@@ -103,7 +103,7 @@ def line(style: RunStyle, x: Sequence[Any], y: Sequence[Any], hover: str, **more
 
 
 def ecdf_figure(
-    id: str, title: str, short: str, runs: Sequence[RunData], samples: list[Samples]
+    id: str, title: str, short: str, unit_name: str, runs: Sequence[RunData], samples: list[Samples]
 ) -> Figure | None:
     """The share of all samples at or below each latency; failures keep the curve below 100 %."""
     shown = [(run, each) for run, each in zip(runs, samples, strict=True) if len(each.values_s)]
@@ -119,7 +119,9 @@ def ecdf_figure(
             | {"line": {"color": run.style.color, "dash": run.style.dash, "width": 2, "shape": "hv"}}
         )
         middle = np.quantile(each.values_s, 0.5)
-        sentences.append(f"{run.style.label}: half of {each.total:,} at or below {format_value(middle, 's')}")
+        sentences.append(
+            f"{run.style.label}: half of {each.total:,} {unit_name} at or below {format_value(middle, 's')}"
+        )
     everything = np.concatenate([each.values_s for _, each in shown])
     low, high = np.quantile(everything, [0.005, 1.0])
     logarithmic = bool(low > 0 and high / low > 20)

@@ -90,8 +90,8 @@ def draw(runs: Sequence[RunData]) -> dict[str, Figure]:
     ttft = [figures.ttft_samples(run) for run in runs]
     itl = [figures.itl_samples(run) for run in runs]
     found = (
-        figures.ecdf_figure("ttft", "Time to first token", "TTFT", runs, ttft),
-        figures.ecdf_figure("itl", "Inter-token latency", "ITL", runs, itl),
+        figures.ecdf_figure("ttft", "Time to first token", "TTFT", "requests", runs, ttft),
+        figures.ecdf_figure("itl", "Inter-token latency", "ITL", "tokens", runs, itl),
         figures.over_time_figure(runs, panels(runs)),
         figures.decode_figure(runs),
     )
@@ -116,7 +116,7 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
         "differences": tables.difference_table(differences(records), names) if several else None,
         "scorecard": tables.scorecard_table(records, not hard) if several else None,
         "comparison": tables.comparison_table(records, with_ratios=not hard) if several else None,
-        "quantities": None if several else tables.quantity_table(records[0]),
+        "quantities": [] if several else tables.quantity_tables(records[0]),
         "latency": tables.latency_table(records),
         "figures": drawn,
         "memory": sections.memory_bars(records, names),
@@ -140,12 +140,12 @@ def title(records: Sequence[RunRecord]) -> str:
 
 def subtitle(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     """What ran where, in one line."""
-    devices = dict.fromkeys(_device(record) for record in records)
-    dtypes = dict.fromkeys(str(record.model.get("dtype", "")) for record in records)
-    parts = [", ".join(names) if len(names) <= 4 else f"{len(names)} runs", ", ".join(devices)]
-    if len(names) > 1 and all(device in name for device, name in zip(devices, names, strict=False)):
-        parts.pop()
-    return " · ".join(part for part in (*parts, ", ".join(dtypes)) if part)
+    dtypes = ", ".join(dict.fromkeys(str(record.model.get("dtype", "")) for record in records))
+    if len(records) > 1:
+        parts = [f"{len(records)} runs", f"reference: {names[0]}", dtypes]
+    else:
+        parts = [names[0], _device(records[0]), dtypes]
+    return " · ".join(part for part in parts if part)
 
 
 def _device(record: RunRecord) -> str:

@@ -97,8 +97,8 @@ def _resources() -> Iterator[Quantity]:
         yield Quantity(("memory", key), label, "bytes", better, "Memory", key == "total_bytes")
     joules = ("energy", "joules_per_output_token")
     yield Quantity(joules, "Energy per output token", "J/token", False, "Energy", True)
-    yield Quantity(("roofline", "mbu"), "Memory bandwidth utilisation (MBU)", "ratio", True, "Roofline", True)
-    yield Quantity(("roofline", "mfu"), "FLOP utilisation (MFU)", "ratio", True, "Roofline", True)
+    yield Quantity(("roofline", "mbu"), "Memory bandwidth used (MBU)", "ratio", True, "Roofline", True)
+    yield Quantity(("roofline", "mfu"), "FLOPs used (MFU)", "ratio", True, "Roofline", True)
     fit = ("roofline", "decode_fit")
     yield Quantity((*fit, "intercept_s"), "Decode step, intercept", "s", False, "Roofline")
     yield Quantity((*fit, "slope_s_per_token"), "Decode step, per context token", "s", False, "Roofline")
@@ -208,3 +208,10 @@ def format_reading(reading: Reading, unit: str) -> str:
     """Value, unit and interval: "45.2 ms (41.0–49.3)"."""
     interval = format_interval(reading, unit)
     return format_value(reading.value, unit) + (f" ({interval})" if interval else "")
+
+
+def format_ratio(value: float) -> str:
+    """Two decimals, three close to 1: "1.12×", "0.997×"."""
+    if abs(value - 1) < 0.02 and value != 1:
+        return f"{value:.3f}×"
+    return f"{value:.2f}×" if 0.1 <= value < 1000 else f"{digits(value)}×"

@@ -10,13 +10,13 @@ from reports.record import RunRecord
 # (light theme, dark theme) shades; neighbours differ in lightness, so they stay apart without the hue.
 SHADES: dict[str, tuple[tuple[str, str], ...]] = {
     "nvidia": (
-        ("#3d7a00", "#86c232"),
-        ("#8db600", "#d4ec8f"),
+        ("#2b5d00", "#86c232"),
+        ("#6f9a00", "#d4ec8f"),
         ("#0d5c3f", "#3fa67a"),
         ("#5b6b2f", "#a9b97c"),
     ),
-    "amd": (("#c4122f", "#ff6b6b"), ("#f08060", "#ffc2a8"), ("#7a1030", "#d9486e"), ("#a3553f", "#c98a76")),
-    "cpu": (("#1f5fa8", "#6cb0f5"), ("#7d93ab", "#bccbdb"), ("#0c3358", "#3f86d1"), ("#4aa3c7", "#9fdcf2")),
+    "amd": (("#c4122f", "#ff6b6b"), ("#e0623f", "#ffc2a8"), ("#7a1030", "#d9486e"), ("#a3553f", "#c98a76")),
+    "cpu": (("#1f5fa8", "#6cb0f5"), ("#7d93ab", "#bccbdb"), ("#0c3358", "#3f86d1"), ("#2f8fb5", "#9fdcf2")),
 }
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star")
@@ -36,6 +36,8 @@ class RunStyle:
     dash: str
     symbol: str
     glyph: str
+    marked: bool
+    """Lines carry markers: there are other runs to tell it from."""
 
     @property
     def color(self) -> str:
@@ -53,6 +55,7 @@ def vendor(record: RunRecord) -> str:
 def run_styles(records: Sequence[RunRecord], names: Sequence[str]) -> list[RunStyle]:
     """One style a run. Shades follow each vendor's own count, dashes and markers the overall one."""
     seen: dict[str, int] = {}
+    several = len(records) > 1
     styles = []
     for place, (record, name) in enumerate(zip(records, names, strict=True)):
         maker = vendor(record)
@@ -61,5 +64,7 @@ def run_styles(records: Sequence[RunRecord], names: Sequence[str]) -> list[RunSt
         seen[maker] += 1
         glyph = place % len(SYMBOLS)
         dash = DASHES[place % len(DASHES)]
-        styles.append(RunStyle(name, f"--run-{place}", light, dark, dash, SYMBOLS[glyph], GLYPHS[glyph]))
+        styles.append(
+            RunStyle(name, f"--run-{place}", light, dark, dash, SYMBOLS[glyph], GLYPHS[glyph], several)
+        )
     return styles

@@ -145,6 +145,8 @@ def scorecard_table(records: Sequence[RunRecord], with_ratios: bool = True) -> T
     """One row a run, one column a headline quantity; each cell the value, its interval, and the ratio to
     the first run."""
     wanted = [each for each in compared(records) if each.headline]
+    if any(each.path[-1] == "steady_state" for each in wanted):
+        wanted = [each for each in wanted if each.path[-1] != "whole_run"]
     rows = []
     for place, (name, record) in enumerate(zip(labels(records), records, strict=True)):
         cells = [Cell(name, sort=name)]
@@ -157,15 +159,22 @@ def scorecard_table(records: Sequence[RunRecord], with_ratios: bool = True) -> T
     return Table("Scorecard", ("Run", *(each.label for each in wanted)), tuple(rows))
 
 
-def quantity_table(record: RunRecord) -> Table:
-    """One run's quantities but the latencies, which have a table of their own."""
-    rows = []
-    for each in compared([record]):
-        if each.group != "Latency":
-            better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
-            reading = read(record, each)
-            rows.append((*_texts(each.label, each.group), _cell(reading, each.unit), *_texts(better)))
-    return Table("Quantities", ("Metric", "Group", "Value", "Better"), tuple(rows))
+def quantity_tables(record: RunRecord) -> list[Table]:
+    """One run's quantities but those with a table of their own (latencies, decode fit, correctness)."""
+    tables = []
+    for title, groups in (
+        ("Throughput", ("Throughput",)),
+        ("Memory", ("Memory",)),
+        ("Efficiency and load", ("Energy", "Roofline", "Prefix cache", "Schedule")),
+    ):
+        rows = []
+        for each in compared([record]):
+            if each.group in groups and "decode_fit" not in each.path:
+                better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
+                rows.append((*_texts(each.label), _cell(read(record, each), each.unit), *_texts(better)))
+        if rows:
+            tables.append(Table(title, ("Metric", "Value", "Better"), tuple(rows)))
+    return tables
 
 
 def comparison_table(
