@@ -58,9 +58,11 @@ def main() -> None:
         compile_in_parallel(sorted({c for rows in options.rows for c in candidates(rows)}, key=repr))
     pool = WeightPool()
     if options.sweep:
-        best = sweep(pool, options.rows)
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "gemm_sweep.json").write_text(json.dumps(best, indent=1))
+        found: list[dict[str, Any]] = []
+        for rows in options.rows:
+            found += sweep(pool, rows)
+            options.output.mkdir(parents=True, exist_ok=True)
+            (options.output / "gemm_sweep.json").write_text(json.dumps(found, indent=1))
     else:
         write_rows(options.output / "gemm.json", list(measure(pool, (1, 2, 4, 8, 16, 32, 64, 256))))
 
@@ -81,7 +83,7 @@ class WeightPool:
 
 
 def candidates(rows: int) -> Iterator[GemmConfig]:
-    """Launches worth trying for `rows` rows: enough bytes in flight, within the registers and shared memory."""
+    """Launches worth trying for `rows` rows: enough bytes in flight, within registers and shared memory."""
     if rows == 1:
         for n, k, warps in itertools.product((1, 2, 4, 8, 16), (256, 512, 1024, 2048, 4096), (2, 4, 8)):
             if n * k // (32 * warps) in (32, 64):
@@ -158,10 +160,10 @@ def time_config(
     return graph_time_us(calls, replays)
 
 
-def sweep(pool: WeightPool, row_counts: Sequence[int]) -> list[dict[str, Any]]:
+def sweep(pool: WeightPool, rows: int) -> list[dict[str, Any]]:
     """Every candidate on every shape; prints the library's time and the fastest launches."""
     found = []
-    for rows, (name, (n, k)) in itertools.product(row_counts, SHAPES.items()):
+    for name, (n, k) in SHAPES.items():
         library, _ = time_config(pool, name, rows, None, 5, 2 * COLD_BYTES)
         results = []
         for config in candidates(rows):

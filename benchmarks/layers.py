@@ -1,6 +1,6 @@
 """A decoder layer's kernels around attention, in one graph: what fusion and overlapped launches are worth.
 
-`python benchmarks/layers.py` prints microseconds a layer for each way to launch it; attention itself is left out.
+`python benchmarks/layers.py` prints microseconds a layer for each way to launch it, attention left out.
 """
 
 from __future__ import annotations

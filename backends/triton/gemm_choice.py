@@ -1,4 +1,4 @@
-"""Which kernel multiplies x [M, K] by a weight [N, K]: a measured table, and a written rule for what it lacks."""
+"""Which kernel multiplies x [M, K] by a weight [N, K]: a measured table, and a written rule beside it."""
 
 from __future__ import annotations
 

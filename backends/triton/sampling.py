@@ -49,7 +49,7 @@ def fast_noise(uniform):
     return -fast_log(tl.where(rest < 0.0625, series, -fast_log(uniform)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def best_of_chunk_kernel(
     logits,
     temperature,
@@ -59,14 +59,14 @@ def best_of_chunk_kernel(
     best_token,
     row_stride,
     vocab_size,
+    tiles,
     GREEDY: tl.constexpr,
     FILTER: tl.constexpr,
     SCREEN: tl.constexpr,
-    TILES: tl.constexpr,
     TILE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Best score and its token among TILES * TILE tokens of one row.
+    """Best score and its token among `tiles` * TILE tokens of one row.
 
     SCREEN: a tile's scores are first bounded with the hardware's approximate log, and worked out exactly
     only where the bound reaches the best so far; the result is the same.
@@ -88,8 +88,8 @@ def best_of_chunk_kernel(
     inverse = 1.0 / divisor
     best = float("-inf")
     best_at = LAST_TOKEN + 0
-    for tile in range(TILES):
-        token = (chunk * TILES + tile) * TILE + lane
+    for tile in range(tiles):
+        token = (chunk * tiles + tile) * TILE + lane
         value = tl.load(
             logits + row * row_stride + token,
             mask=token < vocab_size,
@@ -160,10 +160,10 @@ def sample(logits: Tensor, sampling: SamplingBatch) -> Tensor:
         token,
         logits.stride(0),
         vocab_size,
+        tiles,
         GREEDY=greedy,
         FILTER=filtered,
         SCREEN=not greedy and screens(logits),
-        TILES=tiles,
         TILE=TILE,
         num_warps=4,
         **launch,
