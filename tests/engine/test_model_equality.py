@@ -236,3 +236,25 @@ def test_copied_blocks_continue_alike(tmp_path):
     pages.computed[1] = 20
     logits = decoder.logits(decoder.forward(*pages.step({0: [3], 1: [3]}), caches))
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-draft"])
+def test_bundled_models_equal_transformers(name):
+    """On real weights and a prompt the model knows how to go on from."""
+    source = find_model(name)
+    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
+    prompt = source.tokenizer()("The road went down to the river, and")["input_ids"]
+    prompt_logits, outputs = generate(open_decoder(name), [prompt], chunk=4)
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt + outputs[0]])).logits[0]
+        generated = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            do_sample=False,
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+        )
+    assert_logits_close(prompt_logits[0], expected[: len(prompt)])
+    assert expected[len(prompt) - 1 : -1].argmax(-1).tolist() == outputs[0]
+    if source.config.eos_token_ids[0] not in outputs[0]:
+        assert generated[0, len(prompt) :].tolist() == outputs[0]
