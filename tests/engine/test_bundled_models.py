@@ -73,7 +73,7 @@ def test_card_says_what_a_reader_needs(name: str) -> None:
         assert needed in card
 
 
-# An untrained model gives log(4096) = 8.3 nats a token; on the held-out documents token frequencies alone give
+# An untrained model gives log(4096) = 8.3 nats a token; on the held-out documents token frequencies give
 # 6.6 and a trigram model 4.1. The training texts are hard-wrapped, so the paragraph is as well.
 MOST_NATS = {"tiny": 3.6, "tiny-draft": 3.9}
 
