@@ -69,16 +69,16 @@ def rotate_and_write_kernel(
         value = rotated_heads(source, head, live, k_weight, angles, eps, head_dim, half, K_NORM, BLOCK_D)
         target = k_cache + place + head[:, None] * head_stride + d[None, :]
         # Rounded to the model's dtype first, as the separate rotate and write do.
-        value = value.to(qkv.dtype.element_ty).to(k_cache.dtype.element_ty)
-        tl.store(target, value, mask=live[:, None] & inside[None, :])
+        key = value.to(qkv.dtype.element_ty).to(k_cache.dtype.element_ty)
+        tl.store(target, key, mask=live[:, None] & inside[None, :])
     else:
         head = (group - q_groups - kv_groups) * HEADS + tl.arange(0, HEADS)
         live = (head < kv_heads) & written
         mask = live[:, None] & inside[None, :]
         source += (q_heads + kv_heads) * head_dim
-        value = tl.load(source + head[:, None] * head_dim + d[None, :], mask=mask)
+        copied = tl.load(source + head[:, None] * head_dim + d[None, :], mask=mask)
         target = v_cache + place + head[:, None] * head_stride + d[None, :]
-        tl.store(target, value.to(v_cache.dtype.element_ty), mask=mask)
+        tl.store(target, copied.to(v_cache.dtype.element_ty), mask=mask)
 
 
 def rotate_and_write(
