@@ -151,6 +151,8 @@ def _compare(
         "mean_abs_logprob_diff": mean,
         "worst_sequence_mean_abs_logprob_diff": worst,
         "top1_agreement": float(agree.mean()),
-        "positions": len(difference),
-        "tolerance": {"mean": bound.mean, "sequence_mean": bound.sequence_mean, "max": bound.maximum},
+        "tokens": len(difference),
+        "tolerance": bound.maximum,
+        "tolerance_mean": bound.mean,
+        "tolerance_sequence_mean": bound.sequence_mean,
     }

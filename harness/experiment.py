@@ -31,6 +31,8 @@ CPU_REQUESTS = 64
 GPU_REQUESTS = 512
 CPU_CONCURRENCY = 16
 GPU_CONCURRENCY = 64
+CPU_STEP_TOKENS = 2048
+"""Default token budget of a step on a CPU, where a larger one only makes decodes wait."""
 MOST_WARMUP = 16
 
 
@@ -117,11 +119,12 @@ def _prepare(options: RunOptions, observer: Observer) -> tuple[_Machine, Workloa
 
     if options.interpret:
         _interpret()
-    config = EngineConfig(**options.engine)
+    device = detect(interpret=options.interpret)
+    on_cpu = device.torch_device.type == "cpu"
+    config = EngineConfig(**({"max_step_tokens": CPU_STEP_TOKENS} if on_cpu else {}) | options.engine)
     for name in {options.backend, *options.overrides.values()} - {"auto"}:
         load(name)
     observer.stage("Preparing the workload")
-    device = detect(interpret=options.interpret)
     source = find_model(options.model)
     workload = make_workload(options, source, device, config.max_len)
     accelerator = describe_accelerator(device)

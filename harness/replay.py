@@ -69,7 +69,7 @@ class Replay:
     traces: tuple[Trace, ...]
     warmup: tuple[Trace, ...]
     start_ns: int
-    """When the first measured request was intended: time zero of the run."""
+    """Time zero of the run: the workload's, or when the first measured request was intended."""
     end_ns: int
     start_unix_ns: int
     """Wall clock at `start_ns`: the one anchor to civil time; no interval is taken from it."""
@@ -232,9 +232,8 @@ def _offer(
     else:
         early = _warmup_times(workload, len(before)) if before else []
         start_ns = run.clock() - (early[0] if early else 0)
-        first_ns = workload.requests[0].arrival_ns
         for trace in traces:
-            trace.intended_ns = start_ns + trace.request.arrival_ns - first_ns
+            trace.intended_ns = start_ns + trace.request.arrival_ns
         run.start_ns = start_ns
         schedule = [(start_ns + at, trace) for at, trace in zip(early, before, strict=True)]
         schedule += [(trace.intended_ns or 0, trace) for trace in traces]

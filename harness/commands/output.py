@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from reports.record import RunRecord
-    from reports.tables import Table
+    from reports.tables import Cell, Table
 
 
 def print_json(value: Any) -> None:
@@ -41,7 +41,14 @@ def print_table(
 
 def print_report_table(table: Table) -> None:
     """A table of `reports.tables`; every column but the first is right-aligned."""
-    print_table(table.title, table.columns, table.rows, right=range(1, len(table.columns)))
+    from reports.quantities import DASH
+
+    def text(cell: Cell) -> str:
+        full = cell.note if cell.note and cell.value == DASH else str(cell)
+        return full.removeprefix("not supported at this sample size: ")
+
+    rows = [[text(cell) for cell in row] for row in table.rows]
+    print_table(table.title, table.columns, rows, right=range(1, len(table.columns)))
 
 
 def print_validity(record: RunRecord) -> None:

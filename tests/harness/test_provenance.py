@@ -1,0 +1,38 @@
+"""Provenance names the machine's kind, never the machine or its owner."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from backends.device import cpu
+from harness import provenance
+
+
+def test_redaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node17")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
+    text = "bench run -o /home/ada/runs on node17 with GPU-12345678-1234-1234-1234-123456789abc /Users/bob/x"
+    found = provenance.redact(text)
+    assert found == "bench run -o ~/runs on <host> with <serial> ~/x"
+
+
+def test_a_word_that_holds_the_host_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "gpu")
+    assert provenance.redact("gpu-kernels on gpu") == "gpu-kernels on <host>"
+
+
+def test_system_and_software_are_json_without_the_host_name() -> None:
+    found = {"system": provenance.system(cpu()), "software": provenance.software()}
+    text = json.dumps(found)
+    assert found["system"]["device"]["vendor"] == "cpu"
+    assert found["software"]["packages"]["torch"]
+    host = socket.gethostname()
+    assert host == "localhost" or f'"{host}"' not in text
+
+
+def test_no_git_outside_a_checkout(tmp_path: Path) -> None:
+    assert provenance.git_state(tmp_path / "site-packages" / "harness") == (None, None)

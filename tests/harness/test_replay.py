@@ -1,0 +1,138 @@
+"""Replay: when requests are offered, and what is stamped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.replay import Progress, Replay, replay, salted_warmup
+from harness.target import TokenEvent
+from workloads.request import Request, Workload
+
+MS = 1_000_000
+
+
+def intended_ms(done: Replay) -> list[float]:
+    return [
+        (trace.intended_ns - done.start_ns) / MS for trace in done.traces if trace.intended_ns is not None
+    ]
+
+
+def sent_ms(done: Replay) -> list[float]:
+    return [(trace.sent_ns - done.start_ns) / MS for trace in done.traces if trace.sent_ns is not None]
+
+
+def test_open_loop_keeps_the_workloads_times(make_target: Any, make_workload: Any, clock: Any) -> None:
+    workload = make_workload([1, 1, 1], arrivals_ms=[0, 30, 40])
+    target = make_target({i: [(100, 1)] for i in range(3)}, submit_ms=25)
+    done = replay(target, workload, clock=clock)
+    assert intended_ms(done) == [0, 30, 40]
+    assert sent_ms(done) == [25, 55, 80]
+    assert done.mode == "open"
+    assert not done.interrupted
+
+
+def test_open_loop_first_arrival_may_be_late(make_target: Any, make_workload: Any, clock: Any) -> None:
+    workload = make_workload([1, 1], arrivals_ms=[50, 60])
+    done = replay(make_target({0: [(5, 1)], 1: [(5, 1)]}), workload, clock=clock)
+    assert intended_ms(done) == [50, 60]
+
+
+def test_closed_loop_sends_when_a_slot_is_free(make_target: Any, make_workload: Any, clock: Any) -> None:
+    workload = make_workload([1] * 4, concurrency=2)
+    target = make_target({0: [(10, 1)], 1: [(30, 1)], 2: [(10, 1)], 3: [(10, 1)]})
+    done = replay(target, workload, clock=clock)
+    assert intended_ms(done) == [0, 0, 10, 20]
+    assert target.most_in_flight == 2
+
+
+def test_all_at_once(make_target: Any, make_workload: Any, clock: Any) -> None:
+    target = make_target({i: [(10, 1)] for i in range(5)})
+    done = replay(target, make_workload([1] * 5), clock=clock)
+    assert done.mode == "all_at_once"
+    assert intended_ms(done) == sent_ms(done) == [0] * 5
+
+
+def test_every_chunk_is_stamped_and_empty_ones_are_not(
+    make_target: Any, make_workload: Any, clock: Any
+) -> None:
+    target = make_target({0: [(5, 0), (10, 1), (30, 3), (31, 0)]})
+    (trace,) = replay(target, make_workload([4]), clock=clock).traces
+    assert trace.sent_ns is not None
+    assert [(at - trace.sent_ns) / MS for at in trace.chunk_ns] == [10, 30]
+    assert trace.chunk_tokens == [1, 3]
+    assert trace.finished
+
+
+def test_a_failure_frees_its_slot(make_target: Any, make_workload: Any, clock: Any) -> None:
+    target = make_target({0: [("error", 7)], 1: [(10, 1)]})
+    done = replay(target, make_workload([1, 1], concurrency=1), clock=clock)
+    assert [trace.error for trace in done.traces] == ["refused", None]
+    assert intended_ms(done) == [0, 7]
+
+
+def test_interruption_keeps_what_was_measured(make_target: Any, make_workload: Any, clock: Any) -> None:
+    target = make_target({i: [(10, 1)] for i in range(9)}, interrupt_at_ms=25)
+    done = replay(target, make_workload([1] * 9, concurrency=1), clock=clock)
+    assert done.interrupted
+    assert target.aborted
+    assert [trace.finished for trace in done.traces].count(True) == 3
+    assert done.traces[-1].sent_ns is None
+
+
+class SignalTarget:
+    """Sends this process SIGINT at its third poll, as a terminal's Ctrl-C does."""
+
+    def __init__(self) -> None:
+        self.polls = 0
+        self.flying: list[int] = []
+
+    def submit(self, request: Request) -> int:
+        self.flying.append(request.id)
+        return request.id
+
+    def poll(self, deadline_ns: int | None) -> list[TokenEvent]:
+        self.polls += 1
+        if self.polls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return [TokenEvent(self.flying.pop(0), self.polls, 1, finished=True)]
+
+    def abort(self) -> None:
+        self.flying.clear()
+
+
+def test_ctrl_c_ends_between_two_polls(make_workload: Any) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    target = SignalTarget()
+    done = replay(target, make_workload([1] * 10, concurrency=1))
+    assert done.interrupted
+    assert target.polls == 3
+    assert sum(trace.finished for trace in done.traces) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_progress_counts_measured_requests(make_target: Any, make_workload: Any, clock: Any) -> None:
+    workload = make_workload([2, 2], concurrency=1)
+    seen: list[Progress] = []
+    warmup = salted_warmup(workload, 1, 100, 0)
+    target = make_target({i: [(10, 1), (20, 1)] for i in (-1, 0, 1)})
+    replay(target, workload, warmup=warmup, clock=clock, on_progress=seen.append)
+    assert seen[-1] == Progress(2, 2, 4, 0, pytest.approx(0.04))
+
+
+def test_an_answer_nobody_asked_for_is_an_error(make_workload: Any, clock: Any) -> None:
+    class Confused(SignalTarget):
+        def poll(self, deadline_ns: int | None) -> list[TokenEvent]:
+            return [TokenEvent(99, 0, 1)]
+
+    with pytest.raises(HarnessError, match="not in flight"):
+        replay(Confused(), make_workload([1]), clock=clock)
+
+
+def test_no_requests_is_an_error(make_target: Any) -> None:
+    with pytest.raises(HarnessError, match="no requests"):
+        replay(make_target({}), Workload("empty", ()))
