@@ -4,7 +4,8 @@
     make("batch:64x1024+129", WorkloadOptions(vocab_size=151_936))
     make("trace.jsonl.gz", WorkloadOptions(time_scale=0.5))
 
-A file's format is told from its content, plain or gzipped (workloads/readers/detect.py says how).
+A rate replaces a trace's recorded times and keeps its requests in order. A file's format is told from its
+content, plain or gzipped (workloads/readers/detect.py says how).
 """
 
 from __future__ import annotations
@@ -110,9 +111,17 @@ def make(name_or_file: str, options: WorkloadOptions | None = None) -> Workload:
         options.require_accepted(name_or_file, entry.options)
         return realise(entry.make(name_or_file, options), options)
     path = Path(name_or_file)
-    if path.is_file():
+    if _is_file(path):
         return realise(_from_file(path, options), options)
     raise WorkloadError(_unknown(name_or_file))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # Too long, or in a folder that may not be read: nothing that could be opened.
+        return False
 
 
 def _entry(name: str) -> CatalogueEntry | None:

@@ -19,11 +19,13 @@ from workloads.readers.mooncake import read_mooncake
 from workloads.readers.openai import read_openai
 from workloads.readers.qwen_bailian import read_qwen_bailian
 from workloads.readers.sharegpt import read_sharegpt
+from workloads.readers.tracelab import NOTE as TRACELAB_NOTE
+from workloads.readers.tracelab import read_tracelab
 from workloads.readers.vidur import read_vidur
 from workloads.realise import Draft
 from workloads.request import WorkloadError
 from workloads.streams import stream
-from workloads.trace import TraceRow
+from workloads.trace import Segment, TraceRow
 
 DEFAULT_REQUESTS = 64
 MAXIMUM_FILE_REQUESTS = 100_000
@@ -39,6 +41,7 @@ READERS: dict[str, Callable[[Path], Iterator[TraceRow]]] = {
     "burstgpt": read_burstgpt,
     "mooncake": read_mooncake,
     "qwen-bailian": read_qwen_bailian,
+    "tracelab": read_tracelab,
     "vidur": read_vidur,
 }
 
@@ -59,12 +62,14 @@ def synthetic(options: WorkloadOptions) -> Draft:
         session = wave * SESSIONS_A_WAVE + place % SESSIONS_A_WAVE if turns > 1 else index
         history_tokens = so_far.get(session, 0) + inputs[index]
         so_far[session] = history_tokens + outputs[index]
+        segments = [Segment("prefix", session_groups[session], prefix_tokens)] if groups else []
+        if turns > 1:
+            segments.append(Segment(f"history/{session}", 0, history_tokens))
         rows.append(
             TraceRow(
                 input_tokens=prefix_tokens + history_tokens,
                 output_tokens=outputs[index],
-                prefix=(session_groups[session], prefix_tokens) if groups else None,
-                history=str(session) if turns > 1 else None,
+                segments=tuple(segments),
                 session=str(session) if turns > 1 else None,
             )
         )
@@ -106,7 +111,7 @@ def nano256(options: WorkloadOptions) -> Draft:
 
 def batch(name: str, options: WorkloadOptions) -> Draft:
     """`batch:64x1024+129`: 64 random prompts of 1024 tokens and 129 output tokens, all at once."""
-    match = re.fullmatch(r"batch:([1-9]\d{0,8})x([1-9]\d{0,8})\+([1-9]\d{0,8})", name, re.ASCII)
+    match = re.fullmatch(r"batch:([1-9]\d{0,5})x([1-9]\d{0,6})\+([1-9]\d{0,6})", name, re.ASCII)
     if match is None:
         raise WorkloadError(
             f"'{name}' is malformed; write batch:REQUESTSxINPUT+OUTPUT, e.g. batch:64x1024+129."
@@ -218,7 +223,8 @@ def _trace(
         records.append(record)
     chosen = _cut(name, rows, count)
     offer = choose_offer(options, has_times=True)
-    return Draft(name, chosen, offer, source, records, (SYNTHETIC_NOTE,), clip=True)
+    notes = (SYNTHETIC_NOTE, TRACELAB_NOTE) if source["kind"] == "tracelab" else (SYNTHETIC_NOTE,)
+    return Draft(name, chosen, offer, source, records, notes, clip=True)
 
 
 def _cut(name: str, rows: Iterable[TraceRow], count: int | None) -> list[TraceRow]:

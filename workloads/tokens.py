@@ -40,15 +40,12 @@ class TokenSource:
         if row.prompt is not None:
             return row.prompt[:count]
         head: tuple[int, ...] = ()
-        if row.prefix is not None:
-            group, prefix_tokens = row.prefix
-            head = self.draw("prefix", group, min(prefix_tokens, count))
+        for part in row.segments:
+            head += self.draw(part.stream, part.index, min(part.tokens, count - len(head)))
         if row.block_ids:
             needed = -(-count // row.block_tokens)
             blocks = (self.block(i, row.block_tokens) for i in row.block_ids[:needed])
             head = tuple(token for block in blocks for token in block)[:count]
-        if row.history is not None:
-            return head + self.draw(f"history/{row.history}", 0, count - len(head))
         return head + self.draw("prompt", index, count - len(head))
 
 

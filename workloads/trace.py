@@ -6,11 +6,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Segment:
+    """The first `tokens` tokens of a named token stream."""
+
+    stream: str
+    index: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TraceRow:
     """Lengths, time and where the prompt's tokens come from.
 
-    The prompt is `prompt` if given; otherwise it starts with the shared `prefix` and the tokens of
-    `block_ids`, or is the head of the session's `history`, and the rest is the request's own.
+    The prompt is `prompt` if given; otherwise it starts with the tokens of `segments` or of `block_ids`, and
+    the rest is the request's own.
     """
 
     input_tokens: int
@@ -21,9 +30,7 @@ class TraceRow:
     block_ids: tuple[int, ...] = ()
     """The same id means the same `block_tokens` tokens."""
     block_tokens: int = 0
-    prefix: tuple[int, int] | None = None
-    """(group, tokens): rows of one group start with the same tokens."""
-    history: str | None = None
-    """Rows of one history are heads of one token stream: a later turn repeats the earlier ones."""
+    segments: tuple[Segment, ...] = ()
+    """Rows that name the same streams share those tokens: prefixes, and the turns of a session."""
     session: str | None = None
     temperature: float | None = None

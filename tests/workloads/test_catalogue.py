@@ -255,6 +255,8 @@ def test_an_openai_log(tmp_path):
         ("sharegtp", {}, "did you mean sharegpt"),
         ("zzz", {}, "there are sharegpt"),
         ("absent.csv", {}, "no workload and no file"),
+        ("x" * 5000, {}, "unknown workload"),
+        (".", {}, "unknown workload"),
         ("batch:0x1+1", {}, "batch:64x1024"),
         ("batch", {}, "batch:64x1024"),
         ("sharegpt", {"num_requests": 0}, "--num-requests must be at least 1"),

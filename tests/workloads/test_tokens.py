@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from workloads.request import Request
 from workloads.tokens import TokenSource, content_hash
-from workloads.trace import TraceRow
+from workloads.trace import Segment, TraceRow
 
 
 @given(
@@ -40,11 +40,14 @@ def test_the_same_id_means_the_same_tokens_even_in_a_partial_block():
     assert other[512:] != partial[512:]
 
 
-def test_a_history_only_grows_and_a_prefix_is_shared_by_its_group():
+def test_segments_are_shared_by_name_and_cut_to_the_length():
+    def shared(session: str) -> tuple[Segment, ...]:
+        return Segment("prefix", 1, 16), Segment(f"history/{session}", 0, 100)
+
     source = TokenSource(0, 1000)
-    first = source.prompt(0, TraceRow(50, 1, prefix=(1, 16), history="a"))
-    second = source.prompt(7, TraceRow(90, 1, prefix=(1, 16), history="a"))
-    stranger = source.prompt(8, TraceRow(90, 1, prefix=(1, 16), history="b"))
+    first = source.prompt(0, TraceRow(50, 1, segments=shared("a")))
+    second = source.prompt(7, TraceRow(90, 1, segments=shared("a")))
+    stranger = source.prompt(8, TraceRow(90, 1, segments=shared("b")))
     assert second[:50] == first
     assert stranger[:16] == first[:16]
     assert stranger[16:] != second[16:]

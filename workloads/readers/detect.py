@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from workloads.readers import azure, burstgpt, mooncake, qwen_bailian, vidur
-from workloads.readers.text import open_text
+from workloads.readers import azure, burstgpt, mooncake, qwen_bailian, tracelab, vidur
+from workloads.readers.text import UNREADABLE, open_text
 from workloads.request import WorkloadError
 
-FORMATS = ("azure", "burstgpt", "mooncake", "openai", "qwen-bailian", "sharegpt", "vidur")
-_CSV = {"azure": azure.COLUMNS, "burstgpt": burstgpt.COLUMNS, "vidur": vidur.COLUMNS}
+FORMATS = ("azure", "burstgpt", "mooncake", "openai", "qwen-bailian", "sharegpt", "tracelab", "vidur")
+_CSV = {
+    "azure": azure.COLUMNS,
+    "burstgpt": burstgpt.COLUMNS,
+    "tracelab": tracelab.COLUMNS,
+    "vidur": vidur.COLUMNS,
+}
 _HEAD_CHARACTERS = 1 << 20
 
 
@@ -24,7 +29,7 @@ def detect(path: Path) -> str:
         try:
             lines = iter(lambda: file.readline(_HEAD_CHARACTERS), "")
             head = next((line.strip() for line in lines if line.strip()), "")
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except UNREADABLE as error:
             raise WorkloadError(f"'{path}' is no readable text: {error}.") from None
     if head.startswith("["):
         return "sharegpt"

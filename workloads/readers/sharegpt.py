@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workloads.readers.text import Place, open_text
+from workloads.readers.text import UNREADABLE, Place, open_text
 from workloads.request import WorkloadError
 
 CHUNK_CHARACTERS = 1 << 20
@@ -90,7 +90,7 @@ def read_array(path: Path) -> Iterator[tuple[Place, Any]]:
                 yield Place(path, line), element
                 line += buffer.count("\n", position, end)
                 position = end
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except UNREADABLE as error:
             raise WorkloadError(f"{path}, near line {line}, field (the entry): unreadable: {error}") from None
 
 

@@ -6,6 +6,8 @@ import csv
 import gzip
 import json
 import math
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any, NoReturn, TextIO
 
 from workloads.request import WorkloadError
 
+UNREADABLE = (UnicodeDecodeError, EOFError, OSError, zlib.error)
+"""What reading a damaged or binary file raises; a bad gzip header is an OSError."""
 MAXIMUM_TOKENS = 100_000_000
 """A larger token count is a misread column, not a request."""
 
@@ -32,7 +36,7 @@ class Place:
         """A whole number in [minimum, maximum], from JSON or from CSV text."""
         text = str(value).strip()
         is_number = isinstance(value, (int, str)) and not isinstance(value, bool)
-        if not is_number or len(text) > 20 or not (text.isascii() and text.lstrip("-").isdigit()):
+        if not is_number or not re.fullmatch(r"-?[0-9]{1,19}", text):
             self.fail(field, f"{_shown(value)} is no whole number.")
         number = int(text)
         if not minimum <= number <= maximum:
@@ -76,7 +80,7 @@ def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
         try:
             for number, line in enumerate(file, 1):
                 yield Place(path, number), line
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, OSError) as error:
+        except UNREADABLE as error:
             Place(path, number + 1).fail("(the whole line)", f"unreadable: {error}")
 
 

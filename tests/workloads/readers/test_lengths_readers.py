@@ -12,8 +12,10 @@ from workloads.readers.burstgpt import read_burstgpt
 from workloads.readers.mooncake import read_mooncake
 from workloads.readers.qwen_bailian import read_qwen_bailian
 from workloads.readers.text import Place
+from workloads.readers.tracelab import read_tracelab
 from workloads.readers.vidur import read_vidur
 from workloads.request import WorkloadError
+from workloads.tokens import TokenSource
 from workloads.trace import TraceRow
 
 AZURE = (
@@ -45,6 +47,7 @@ READERS = {
     "mooncake": read_mooncake,
     "qwen": read_qwen_bailian,
     "burstgpt": read_burstgpt,
+    "tracelab": read_tracelab,
     "vidur": read_vidur,
 }
 
@@ -110,6 +113,25 @@ def test_vidur(tmp_path):
     assert list(read_vidur(path)) == [TraceRow(10, 20, 0), TraceRow(30, 40, 1_250_000_000)]
 
 
+TRACELAB = (
+    "session_id,arrival_time,round_idx,prefix_len,input_len,output_len,tool_wait_after_ms\n"
+    "b,250,0,0,40,5,0\na,0,0,0,30,10,500\na,0,1,40,8,4,100\na,0,2,20,8,4,0\n"
+)
+
+
+def test_tracelab_rounds_wait_for_tools_and_repeat_their_prefix(tmp_path):
+    path = tmp_path / "sessions.csv"
+    path.write_text(TRACELAB)
+    rows = list(read_tracelab(path))
+    found = [(row.session, row.arrival_ns // 1_000_000, row.input_tokens, row.output_tokens) for row in rows]
+    assert found == [("a", 0, 30, 10), ("b", 250, 40, 5), ("a", 500, 48, 4), ("a", 600, 28, 4)]
+    prompts = [TokenSource(0, 1000).prompt(index, row) for index, row in enumerate(rows)]
+    assert prompts[2][:30] == prompts[0]
+    assert prompts[3][:20] == prompts[0][:20]
+    assert prompts[3][20:] != prompts[2][20:28]
+    assert [len(prompt) for prompt in prompts] == [30, 40, 48, 28]
+
+
 def mooncake(**changes) -> str:
     row = {**json.loads(MOONCAKE), **changes}
     return MOONCAKE + json.dumps({name: value for name, value in row.items() if value is not None}) + "\n"
@@ -143,6 +165,10 @@ BAD = [
     ("qwen", QWEN.replace('"chat_id":1,', '"chat_id":-7,', 1), "line 1, field chat_id"),
     ("burstgpt", BURST + "6,ChatGPT,472,-1,490,x\n", "line 3, field Response tokens"),
     ("burstgpt", BURST.replace("Response", "Answer"), "line 1, field Response tokens"),
+    ("azure", HEADER + "2023-11-16 18:15:47,--4,4\n", "line 3, field ContextTokens"),
+    ("tracelab", TRACELAB + "a,0,2,20,8,4,0\n", "line 6, field round_idx"),
+    ("tracelab", TRACELAB + "a,0,3,0,0,4,0\n", "line 6, field input_len"),
+    ("tracelab", TRACELAB + ",0,3,0,1,4,0\n", "line 6, field session_id"),
     ("vidur", VIDUR + "inf,1,1\n", "line 4, field arrived_at"),
 ]
 
@@ -164,6 +190,11 @@ def test_unreadable_files(tmp_path):
     path = tmp_path / "cut.csv.gz"
     path.write_bytes(gzip.compress((HEADER * 50).encode())[:-12])
     with pytest.raises(WorkloadError, match="line"):
+        list(read_azure(path))
+    damaged = bytearray(gzip.compress((HEADER * 50).encode()))
+    damaged[12:40] = bytes(28)
+    path.write_bytes(damaged)
+    with pytest.raises(WorkloadError, match="unreadable"):
         list(read_azure(path))
     path.write_bytes(HEADER.encode() + b"\xff\xfe,1,1\n")
     with pytest.raises(WorkloadError, match="unreadable"):

@@ -155,6 +155,7 @@ def test_text_without_a_tokenizer_is_refused(tmp_path):
     [
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "azure"),
         ("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n", "burstgpt"),
+        ("id,input_len,output_len,arrival_time,round_idx,tool_wait_after_ms,prefix_len\n", "tracelab"),
         ("arrived_at,num_prefill_tokens,num_decode_tokens\n", "vidur"),
         ('\n  [\n{"id"', "sharegpt"),
         ('{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [0]}', "mooncake"),

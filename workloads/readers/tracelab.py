@@ -1,0 +1,81 @@
+"""TraceLab agent sessions: CSV with a session's rounds, kept prefix, new tokens and tool waits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from workloads.readers.text import read_csv
+from workloads.trace import Segment, TraceRow
+
+COLUMNS = ("round_idx", "prefix_len", "input_len", "output_len", "tool_wait_after_ms")
+NOTE = (
+    "a round is offered at its session's arrival plus the tool waits before it; answers take no time there."
+)
+_MS = 1_000_000
+
+
+@dataclass(frozen=True)
+class _Round:
+    index: int
+    arrival_ns: int
+    prefix_tokens: int
+    input_tokens: int
+    output_tokens: int
+    wait_ns: int
+
+
+def read_tracelab(path: Path) -> Iterator[TraceRow]:
+    """Rounds of all sessions in order of time. Raises WorkloadError naming file, line and field.
+
+    A prompt is the first `prefix_len` tokens of the session's context (the prompt and answer before it) and
+    `input_len` new ones. `arrival_time` (ms, default 0) of a session's first round releases the session.
+    Rounds of different sessions interleave, so the file is read whole.
+    """
+    sessions: dict[str, dict[int, _Round]] = {}
+    for place, row in read_csv(path, COLUMNS):
+        name = row.get("session_id", row.get("id", "")).strip()
+        if not name:
+            place.fail("session_id", "is missing.")
+        found = _Round(
+            index=place.whole("round_idx", row["round_idx"]),
+            arrival_ns=place.seconds_ns("arrival_time", row.get("arrival_time", "0"), _MS),
+            prefix_tokens=place.whole("prefix_len", row["prefix_len"]),
+            input_tokens=place.whole("input_len", row["input_len"]),
+            output_tokens=place.whole("output_len", row["output_len"], 1),
+            wait_ns=place.seconds_ns("tool_wait_after_ms", row["tool_wait_after_ms"], _MS),
+        )
+        if found.prefix_tokens + found.input_tokens == 0:
+            place.fail("input_len", "the prompt is empty.")
+        if found.index in sessions.setdefault(name, {}):
+            place.fail("round_idx", f"session '{name}' has round {found.index} twice.")
+        sessions[name][found.index] = found
+    rows = (_session_rows(name, rounds.values()) for name, rounds in sessions.items())
+    yield from sorted(itertools.chain.from_iterable(rows), key=lambda row: row.arrival_ns)
+
+
+def _session_rows(name: str, rounds: Iterable[_Round]) -> Iterator[TraceRow]:
+    ordered = sorted(rounds, key=lambda item: item.index)
+    arrival_ns = ordered[0].arrival_ns
+    context: tuple[Segment, ...] = ()
+    for item in ordered:
+        kept = _head(context, item.prefix_tokens)
+        # A prefix longer than the known context is content that the trace did not record: new, too.
+        total = item.prefix_tokens + item.input_tokens
+        stream_name = f"session/{name}/{item.index}"
+        prompt = (*kept, Segment(f"{stream_name}/input", 0, total - sum(part.tokens for part in kept)))
+        yield TraceRow(total, item.output_tokens, arrival_ns, segments=prompt, session=name)
+        context = (*prompt, Segment(f"{stream_name}/output", 0, item.output_tokens))
+        arrival_ns += item.wait_ns
+
+
+def _head(segments: tuple[Segment, ...], tokens: int) -> tuple[Segment, ...]:
+    head = []
+    for part in segments:
+        taken = min(part.tokens, tokens)
+        if taken:
+            head.append(Segment(part.stream, part.index, taken))
+        tokens -= taken
+    return tuple(head)
