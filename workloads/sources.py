@@ -152,6 +152,8 @@ def sharegpt(name: str, options: WorkloadOptions) -> Draft:
             f"only {len(rows)} conversations pass the filter (at most {max_total} tokens together), not "
             f"{count}; lower --num-requests."
         )
+    if max_total < 2048:
+        notes = (*notes, f"conversations over the model's context of {max_total} tokens are left out.")
     source["filter"] = {"prompt": [4, 1024], "min_output": 4, "max_total": max_total}
     return Draft(name, rows, choose_offer(options, has_times=False), source, notes=notes)
 

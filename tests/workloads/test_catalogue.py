@@ -223,6 +223,13 @@ def test_sharegpt_says_that_its_tokens_are_synthetic():
     assert "synthetic tokens" in workload("sharegpt").notes[0]
 
 
+def test_sharegpt_says_that_a_short_context_leaves_conversations_out():
+    assert len(workload("sharegpt", max_len=2048).notes) == 1
+    made = workload("sharegpt", max_len=512)
+    assert "context of 512" in made.notes[1]
+    assert made.parameters["source"]["filter"]["max_total"] == 512
+
+
 def test_a_trace_file_is_replayed_whole_by_default(tmp_path):
     path = tmp_path / "my trace.csv"
     path.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,10,20\n1.25,30,40\n")

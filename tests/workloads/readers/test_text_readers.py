@@ -44,14 +44,15 @@ def test_lines_are_those_of_the_entries(tmp_path):
     assert list(read_sharegpt(path)) == [Conversation("q", "a", 2), Conversation("q", "a", 4)]
 
 
-@settings(max_examples=40)
-@given(
-    st.lists(
-        st.recursive(st.none() | st.text(max_size=30), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
-    ),
-    st.integers(1, 40),
-    st.sampled_from([None, 1]),
+VALUES = st.recursive(
+    st.none() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
 )
+
+
+@settings(max_examples=60)
+@given(st.lists(VALUES, max_size=4), st.integers(1, 40), st.sampled_from([None, 1]))
 def test_an_array_is_the_same_read_in_any_chunks(tmp_path_factory, values, chunk, indent):
     # Scalars at the top level are no conversations; objects are what a chunk may cut.
     values = [{"value": value, 'quote\\"': "é\u2028\n"} for value in values]
