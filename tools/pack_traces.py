@@ -44,11 +44,12 @@ def pack_mooncake(source: Path, target: Path) -> None:
     parents: list[int] = []
     tails = []
     for row in rows:
-        known = sum(1 for block_id in row.block_ids if block_id < len(parents))
+        count = len(parents)
+        known = next((i for i, block_id in enumerate(row.block_ids) if block_id >= count), len(row.block_ids))
         chain = [-1, *row.block_ids]
         if any(parents[child] != parent for parent, child in zip(chain, row.block_ids[:known], strict=False)):
             raise SystemExit(f"{source}: a block id has two predecessors")
-        if row.block_ids[known:] != tuple(range(len(parents), len(parents) + len(row.block_ids) - known)):
+        if row.block_ids[known:] != tuple(range(count, count + len(row.block_ids) - known)):
             raise SystemExit(f"{source}: new block ids are not numbered in order")
         parents.extend(chain[known:-1])
         tails.append(chain[known])
