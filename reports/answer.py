@@ -11,7 +11,6 @@ from reports.quantities import (
     Reading,
     digits,
     format_interval,
-    format_ratio,
     format_value,
     quantity,
     read,
@@ -90,7 +89,7 @@ def pair_sentence(reference: RunRecord, candidate: RunRecord, names: tuple[str, 
     words = [
         Words(names[1], strong=True),
         Words(" serves "),
-        Words(format_ratio(rate.value), strong=True),
+        Words(rate.text, strong=True),
         Words(f" the output tok/s of {names[0]} {window}"),
     ]
     for joint, what in (
@@ -102,7 +101,7 @@ def pair_sentence(reference: RunRecord, candidate: RunRecord, names: tuple[str, 
         if found.value is None:
             continue
         # An interval that holds 1 says nothing either way, so it is not emphasised.
-        words += [Words(joint), Words(format_ratio(found.value), strong=found.verdict != "same")]
+        words += [Words(joint), Words(found.text, strong=found.verdict != "same")]
         if found.interval:
             words.append(Words(f" ({found.interval})", quiet=True))
     return [*words, Words(".")]
@@ -161,6 +160,8 @@ def chips(record: RunRecord) -> list[Chip]:
 def correctness_chip(record: RunRecord) -> Chip:
     passed = record.correctness.get("passed")
     reference = record.correctness.get("reference") or "the reference"
+    if passed and record.correctness.get("against_itself"):
+        return Chip("good", f"Ran on {reference}, the reference")
     if passed is None:
         return Chip("warn", "Correctness not checked")
     return Chip("good", f"Correct against {reference}") if passed else Chip("bad", "Wrong results")

@@ -56,14 +56,23 @@ class Ratio:
     def __str__(self) -> str:
         if self.value is None:
             return ""
-        return format_ratio(self.value) + (f" ({self.interval})" if self.interval else "")
+        return self.text + (f" ({self.interval})" if self.interval else "")
+
+    @property
+    def text(self) -> str:
+        """ "1.12×"; three decimals close to 1; empty without a value."""
+        return "" if self.value is None else format_ratio(self.value, self._decimals)
 
     @property
     def interval(self) -> str:
         """ "1.08–1.16"; empty without one."""
         if self.low is None or self.high is None:
             return ""
-        return f"{format_ratio(self.low)}–{format_ratio(self.high)}".replace("×", "")
+        return "–".join(format_ratio(end, self._decimals).rstrip("×") for end in (self.low, self.high))
+
+    @property
+    def _decimals(self) -> int:
+        return 3 if self.value is not None and 0 < abs(self.value - 1) < 0.02 else 2
 
 
 def incomparable(records: Sequence[RunRecord]) -> list[Difference]:
@@ -131,7 +140,6 @@ def show(value: Any) -> str:
 def labels(records: Sequence[RunRecord]) -> list[str]:
     """A short distinct name for each record: its backend, and as much more as it takes."""
     candidates = (
-        "backend.asked",
         "model.quantization",
         "model.name",
         "workload.name",
@@ -139,17 +147,24 @@ def labels(records: Sequence[RunRecord]) -> list[str]:
         "software.git_sha",
         "run.seed",
     )
-    parts: list[list[str]] = [[] for _ in records]
+    parts = [[backend_name(record)] for record in records]
     for path in candidates:
-        texts = [show(_at(record, path))[:32] for record in records]
-        if path == "backend.asked" or len(set(texts)) > 1:
-            for part, text in zip(parts, texts, strict=True):
-                part.append(text)
         names = [" · ".join(part) for part in parts]
         if len(set(names)) == len(names):
             return names
+        texts = [show(_at(record, path))[:32] for record in records]
+        if len(set(texts)) > 1:
+            for part, text in zip(parts, texts, strict=True):
+                part.append(text)
     names = [" · ".join(part) for part in parts]
     return [name if names.count(name) == 1 else f"{name} #{place + 1}" for place, name in enumerate(names)]
+
+
+def backend_name(record: RunRecord) -> str:
+    """The backend asked for by name, else the one that attention ran on."""
+    asked = record.backend.get("asked")
+    used = record.backend.get("used") or {}
+    return str(used.get("attention") or "unknown backend") if asked in (None, "auto") else str(asked)
 
 
 def ratio(reference: Reading, candidate: Reading, higher_is_better: bool | None) -> Ratio:

@@ -113,7 +113,7 @@ def ecdf_figure(
     traces, sentences = [], []
     for run, each in shown:
         values, shares = ecdf(each.values_s, each.total)
-        hover = f"{run.style.label}<br>%{{y:.1f}} % at or below %{{x:,.4~g}} {unit}"
+        hover = f"{run.style.hover_label}<br>%{{y:.1f}} % at or below %{{x:,.4~g}} {unit}"
         traces.append(
             line(run.style, rounded(values / factor), rounded(100 * shares), hover)
             | {"line": {"color": run.style.color, "dash": run.style.dash, "width": 2, "shape": "hv"}}
@@ -214,15 +214,15 @@ def over_time_figure(runs: Sequence[RunData], panels: Sequence[Panel]) -> Figure
         for run, series in zip(runs, panel.series, strict=True):
             if series is None:
                 continue
-            hover = f"{run.style.label}: %{{y:,.4~g}} {panel.unit}"
+            hover = f"{run.style.hover_label}: %{{y:,.4~g}} {panel.unit}"
             on_axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
             traces.append(line(run.style, rounded(series.time_s), rounded(series.values), hover, **on_axes))
             peak = digits(float(np.nanmax(series.values)))
             sentences.append(f"{panel.title}, {run.style.label}: at most {peak} {panel.unit}")
     figure_layout["annotations"] = annotations
-    names = ", ".join(panel.title.lower() for panel in panels)
-    alt = f"Over time: {names}. " + "; ".join(sentences) + "."
-    caption = f"{names.capitalize()} on one time axis."
+    names = "; ".join(panel.title for panel in panels)
+    alt = "Over time. " + "; ".join(sentences) + "."
+    caption = f"On one time axis: {names}."
     tall = 60 + 150 * len(panels)
     return Figure("over-time", "Over time", caption, alt, traces, figure_layout, tall, wide=True)
 
@@ -238,7 +238,7 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
         seconds = step_seconds(run.steps)[decodes.index]
         context = decodes["context_tokens"].to_numpy(dtype=float)
         keep = np.unique(np.linspace(0, len(seconds) - 1, min(POINTS, len(seconds))).round().astype(int))
-        hover = f"{run.style.label}<br>%{{x:,}} context tokens<br>%{{y:.4~g}} ms<extra></extra>"
+        hover = f"{run.style.hover_label}<br>%{{x:,}} context tokens<br>%{{y:.4~g}} ms<extra></extra>"
         traces.append(
             {
                 "type": "scatter",
@@ -252,7 +252,7 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
         )
         ends = np.array([0.0, context.max()])
         fit = run.record.roofline.get("decode_fit") or {}
-        for name, prefix, dash in (("fit", "", "solid"), ("floor", "floor_", "dot")):
+        for name, prefix, width in (("fit", "", 2.5), ("floor", "floor_", 1)):
             found = fit_line(fit, prefix, ends)
             if found is None:
                 continue
@@ -263,8 +263,12 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
                     "x": rounded(ends, 7),
                     "y": rounded(1e3 * found),
                     "name": f"{run.style.label}, {name}",
-                    "line": {"color": run.style.color, "dash": dash, "width": 2.5 if name == "fit" else 1.5},
-                    "hovertemplate": f"{run.style.label}, {name}: %{{y:.4~g}} ms<extra></extra>",
+                    "line": {
+                        "color": run.style.color,
+                        "dash": run.style.dash,
+                        "width": width,
+                    },
+                    "hovertemplate": f"{run.style.hover_label}, {name}: %{{y:.4~g}} ms<extra></extra>",
                 }
             )
         sentences.append(f"{run.style.label}: {len(seconds):,} decode-only steps")
@@ -272,7 +276,7 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
         return None
     x = axis("Context tokens in the step (tokens)", rangemode="tozero")
     y = axis("Step time (ms)", rangemode="tozero")
-    caption = "; ".join(sentences) + ". Solid: the fit. Dotted: the hardware's floor, where it is known."
+    caption = "; ".join(sentences) + ". Thick: the fit. Thin: the hardware's floor, where it is known."
     alt = "Decode step time against context tokens. " + caption
     title = "Decode step time"
     return Figure("decode", title, caption, alt, traces, layout(xaxis=x, yaxis=y), 360, wide=True)

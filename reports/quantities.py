@@ -210,8 +210,6 @@ def format_reading(reading: Reading, unit: str) -> str:
     return format_value(reading.value, unit) + (f" ({interval})" if interval else "")
 
 
-def format_ratio(value: float) -> str:
-    """Two decimals, three close to 1: "1.12×", "0.997×"."""
-    if abs(value - 1) < 0.02 and value != 1:
-        return f"{value:.3f}×"
-    return f"{value:.2f}×" if 0.1 <= value < 1000 else f"{digits(value)}×"
+def format_ratio(value: float, decimals: int = 2) -> str:
+    """ "1.12×"; with more digits where the decimals would say too little."""
+    return f"{value:.{decimals}f}×" if 0.1 <= value < 1000 else f"{digits(value)}×"

@@ -11,6 +11,7 @@ import numpy as np
 from reports.compare import flatten, show
 from reports.quantities import DASH, digits, format_value
 from reports.record import RunRecord
+from reports.style import vendor
 from reports.tables import Cell, Table
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class MemoryBar:
 def memory_bars(records: Sequence[RunRecord], names: Sequence[str]) -> list[MemoryBar]:
     """One bar a run that has memory numbers; every bar has the same scale."""
     parts = [_memory_parts(record.memory) for record in records]
-    capacities = [record.memory.get("device_capacity_bytes") for record in records]
+    capacities = [_capacity(record) for record in records]
     totals = [sum(size for _, _, size in each) for each in parts]
     whole = max([*totals, *(each for each in capacities if each)], default=0)
     if not whole:
@@ -59,9 +60,14 @@ def memory_bars(records: Sequence[RunRecord], names: Sequence[str]) -> list[Memo
             Segment(kind, label, format_value(size, "bytes"), round(100 * size / whole, 3))
             for kind, label, size in each
         )
-        meaning = "the device's capacity" if capacity else "in total; the capacity is not a fixed number here"
+        meaning = "the device's capacity" if capacity else "in total"
         bars.append(MemoryBar(name, segments, f"{format_value(capacity or total, 'bytes')}, {meaning}"))
     return bars
+
+
+def _capacity(record: RunRecord) -> float | None:
+    """A card's memory; None on a CPU, whose memory is not the engine's to fill."""
+    return None if vendor(record) == "cpu" else record.memory.get("capacity_bytes")
 
 
 def _memory_parts(memory: dict[str, Any]) -> list[tuple[str, str, float]]:
@@ -116,19 +122,27 @@ def time_table(runs: Sequence[RunData]) -> Table:
 def fit_table(records: Sequence[RunRecord], names: Sequence[str]) -> Table:
     """Decode step time = intercept + slope x context tokens, beside the hardware's floors."""
     rows = []
-    for name, record in zip(names, records, strict=True):
-        fit = record.roofline.get("decode_fit") or {}
-        for label, key, floor_key in (
-            ("Intercept: weights and host", "intercept_s", "intercept_floor_s"),
-            ("Slope: KV read, per context token", "slope_s_per_token", "slope_floor_s_per_token"),
-        ):
+    several = len(records) > 1
+    for label, key, floor_key in (
+        ("Intercept: weights and host", "intercept_s", "intercept_floor_s"),
+        ("Slope: KV read, per context token", "slope_s_per_token", "slope_floor_s_per_token"),
+    ):
+        for name, record in zip(names, records, strict=True):
+            fit = record.roofline.get("decode_fit") or {}
             value, floor = fit.get(key), fit.get(floor_key)
             if value is None:
                 continue
             over = f"{digits(value / floor)}×" if floor else DASH
-            measured = Cell(format_value(value, "s"), sort=value)
-            rows.append((Cell(name), Cell(label), measured, Cell(format_value(floor, "s")), Cell(over)))
-    columns = ("Run", "Part of a decode step", "Measured", "Floor", "Over the floor")
+            head = (Cell(label), *((Cell(name),) if several else ()))
+            rows.append(
+                (
+                    *head,
+                    Cell(format_value(value, "s"), sort=value),
+                    Cell(format_value(floor, "s")),
+                    Cell(over),
+                )
+            )
+    columns = ("Part of a decode step", *(("Run",) if several else ()), "Measured", "Floor", "Over the floor")
     return Table("Decode fit", columns, tuple(rows))
 
 

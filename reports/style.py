@@ -44,6 +44,11 @@ class RunStyle:
         """What figures say; the page resolves it when it draws."""
         return f"var({self.variable})"
 
+    @property
+    def hover_label(self) -> str:
+        """The label as text inside a hover template, which has its own markup."""
+        return self.label.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
+
 
 def vendor(record: RunRecord) -> str:
     """ "nvidia", "amd" or "cpu": the maker of the device the engine ran on, as the record names it."""

@@ -171,7 +171,7 @@ def metrics(requests: pd.DataFrame, steps: pd.DataFrame) -> dict[str, Any]:
         "counts": {
             "intended": len(requests),
             "sent": len(requests),
-            "finished": len(requests),
+            "completed": len(requests),
             "failed": 0,
             "never_sent": 0,
         },
@@ -199,7 +199,7 @@ def memory(machine: Machine, steps: pd.DataFrame) -> dict[str, Any]:
         "torch_reserved_peak_bytes": weights + pool + other if on_gpu else None,
         "device_used_peak_minus_idle_bytes": weights + pool + other if on_gpu else None,
         "host_rss_peak_bytes": 912 * MIB,
-        "device_capacity_bytes": machine.capacity_bytes,
+        "capacity_bytes": machine.capacity_bytes,
     }
 
 

@@ -1,0 +1,81 @@
+"""Tables say value, interval and reason; Markdown and CSV can be read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from reports.compare import differences
+from reports.quantities import QUANTITIES
+from reports.record import RunDirectory
+from reports.tables import (
+    Cell,
+    Table,
+    comparison_table,
+    difference_table,
+    full_table,
+    latency_table,
+    quantity_tables,
+    scorecard_table,
+    summary_rows,
+    summary_table,
+    to_csv,
+    to_markdown,
+)
+
+
+def test_summary_has_values_intervals_and_reasons(cpu_run: RunDirectory) -> None:
+    lines = {line.label: line for line in summary_rows(cpu_run.read_record())}
+    assert lines["TTFT p50"].value.endswith(" ms")
+    assert "–" in lines["TTFT p50"].interval
+    assert lines["TTFT p99"].value == "—"
+    assert "sample size" in lines["TTFT p99"].note
+    assert "Energy per output token" not in lines
+
+
+def test_a_gpu_summary_has_energy(gpu_runs: list[RunDirectory]) -> None:
+    lines = {line.label: line.value for line in summary_rows(gpu_runs[0].read_record())}
+    assert lines["Energy per output token"] == "210 mJ/token"
+
+
+def test_all_rows_are_as_wide_as_the_header(gpu_runs: list[RunDirectory]) -> None:
+    records = [run.read_record() for run in gpu_runs]
+    tables = [
+        summary_table(records[0]),
+        latency_table(records[:1]),
+        latency_table(records),
+        scorecard_table(records),
+        scorecard_table(records, with_ratios=False),
+        comparison_table(records),
+        comparison_table(records, headline_only=True, with_ratios=False),
+        difference_table(differences(records), ["a", "b", "c"]),
+        full_table(records),
+        *quantity_tables(records[0]),
+    ]
+    for table in tables:
+        assert table.rows, table.title
+        assert {len(row) for row in table.rows} == {len(table.columns)}, table.title
+
+
+def test_the_first_run_has_no_ratio(gpu_runs: list[RunDirectory]) -> None:
+    table = scorecard_table([run.read_record() for run in gpu_runs])
+    assert not any(cell.ratio for cell in table.rows[0])
+    assert all(cell.ratio for cell in table.rows[1][1:])
+    without = scorecard_table([run.read_record() for run in gpu_runs], with_ratios=False)
+    assert not any(cell.ratio for row in without.rows for cell in row)
+
+
+def test_markdown_escapes_what_would_break_a_row() -> None:
+    text = to_markdown(Table("T", ("a|b", "c"), ((Cell("x\ny"), Cell("p|q")),)))
+    assert text == "### T\n\n| a\\|b | c |\n| --- | ---: |\n| x y | p\\|q |\n"
+
+
+def test_csv_keeps_every_digit(cpu_run: RunDirectory) -> None:
+    record = cpu_run.read_record()
+    rows = list(csv.DictReader(io.StringIO(to_csv(full_table([record])))))
+    assert len(rows) == len(QUANTITIES)
+    found = next(row for row in rows if row["quantity"] == "metrics.tpot_s.p50")
+    assert float(found["value"]) == record.metrics["tpot_s"]["p50"]["value"]
+    assert float(found["high"]) == record.metrics["tpot_s"]["p50"]["high"]
+    missing = next(row for row in rows if row["quantity"] == "energy.joules_per_output_token")
+    assert (missing["value"], missing["reason"]) == ("", "not measured")
