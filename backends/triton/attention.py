@@ -25,6 +25,7 @@ from backends.triton.cache import PagedCache, new_cache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
 MAX_GROUP = 32
+SMALL_BATCH = 16
 LOG2_E = math.log2(math.e)
 
 
@@ -141,7 +142,7 @@ class TritonRunner(AttentionRunner):
             GROUP_PAD=_power_of_two(self.group),
             M=max(16, _power_of_two(self.group)),
             **self.decode,
-            **self._geometry(q),
+            **self._geometry(q, cache, batch.num_decodes),
         )  # fmt: skip
 
     def _run_prefill(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
@@ -156,7 +157,7 @@ class TritonRunner(AttentionRunner):
             batch.num_decodes, batch.num_seqs, batch.block_table.stride(0), cache.block_stride,
             *self._scale_and_cap(),
             **self.prefill,
-            **self._geometry(q),
+            **self._geometry(q, cache, batch.num_seqs),
         )  # fmt: skip
 
     def _query_tiles(self, batch: Batch) -> int:
@@ -179,19 +180,22 @@ class TritonRunner(AttentionRunner):
             return self.spec.scale * LOG2_E, 0.0
         return self.spec.scale / self.spec.softcap, self.spec.softcap * LOG2_E
 
-    def _geometry(self, q: Tensor) -> dict[str, Any]:
+    def _geometry(self, q: Tensor, cache: PagedCache, num_seqs: int) -> dict[str, Any]:
+        """What the kernels are compiled for; a small batch gets kernels that look at fewer rows."""
         from backends.triton.launch import overlap
 
         spec = self.spec
+        rows = SMALL_BATCH if num_seqs <= SMALL_BATCH else _power_of_two(spec.max_seqs)
         return {
             "KV_HEADS": spec.kv_heads,
             "GROUP": self.group,
             "HEAD_DIM": spec.head_dim,
             "PADDED_DIM": _power_of_two(spec.head_dim),
             "BLOCK_SIZE": spec.block_size,
-            "ROWS": _power_of_two(spec.max_seqs),
+            "ROWS": rows,
             "WINDOW": spec.window or 0,
             "CAPPED": spec.softcap is not None,
+            "WIDE": cache.k.numel() >= 2**31,
             "WIDEN": self.device.interpret,
             **overlap(q),
         }

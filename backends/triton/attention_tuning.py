@@ -36,7 +36,12 @@ def key_bytes(spec: AttentionSpec) -> int:
 def _decode(device: Device, spec: AttentionSpec) -> dict[str, Any]:
     padded_dim = 1 << (spec.head_dim - 1).bit_length()
     group_pad = 1 << (spec.q_heads // spec.kv_heads - 1).bit_length()
-    config: dict[str, Any] = {"TILE": 64, "STAGES": 3, "num_warps": 4, "programs_per_unit": 2, "MIN_TILES": 1}
+    config: dict[str, Any] = {
+        "TILE": 64, "STAGES": 3, "num_warps": 4, "programs_per_unit": 2, "MIN_TILES": 1,
+        "MERGE_STAGES": 1, "PREFETCH": 0,
+    }  # fmt: skip
+    if device.vendor == "nvidia" and int(device.arch[2:]) >= 90:
+        config["PREFETCH"] = 2
     if device.vendor == "amd":
         config |= {"STAGES": 2, "TILE": 32 if device.arch.startswith("gfx1") else 64}
     elif device.vendor == "cpu":

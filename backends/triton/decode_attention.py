@@ -14,14 +14,16 @@ import triton
 import triton.language as tl
 
 from backends.triton.launch import release_successor, wait_for_predecessor
-from backends.triton.softmax import find_row, matmul, scaled_scores
+from backends.triton.skinny_gemm import prefetch
+from backends.triton.softmax import find_row, matmul, scaled_scores, widened
 
 
 @triton.jit
 def decode_piece(
     q, k_cache, v_cache, table, head, length, first, last, scale, cap, block_stride,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr, WIDEN: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Attention of q [M, PADDED_DIM] over tiles first to last: unnormalised sum, maximum (base 2), total."""
     M: tl.constexpr = q.shape[0]
@@ -34,7 +36,7 @@ def decode_piece(
     for tile in tl.range(first, last, num_stages=STAGES):
         key = tile * TILE + within
         live = key < length
-        start = block.to(tl.int64) * block_stride + (head * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+        start = widened(block, WIDE) * block_stride + (head * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
         offsets = start[:, None] + column[None, :]
         mask = live[:, None]
         if PADDED_DIM != HEAD_DIM:
@@ -60,7 +62,7 @@ def decode_piece(
 def merge_pieces(
     sums_at, stats_at, first_slot, later_slot, count,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, MERGE_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Merge `count` pieces: the first in slot `first_slot`, piece i > 0 in slot later_slot + 2 * i."""
     member = tl.arange(0, GROUP_PAD)
@@ -69,7 +71,7 @@ def merge_pieces(
     maximum = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     sums = tl.zeros([GROUP_PAD, PADDED_DIM], tl.float32)
-    for begin in tl.range(0, count, CHUNK, num_stages=1):
+    for begin in tl.range(0, count, CHUNK, num_stages=MERGE_STAGES):
         piece = begin + tl.arange(0, CHUNK)
         slot = tl.where(piece == 0, first_slot, later_slot + 2 * piece)
         stat = stats_at + (slot * (2 * GROUP))[:, None] + member[None, :]
@@ -91,6 +93,52 @@ def merge_pieces(
     return sums, total
 
 
+@triton.jit
+def fair_programs(work, pairs, available, MIN_TILES: tl.constexpr):
+    """How many programs share `work` tiles of `pairs` (sequence, kv head) pairs.
+
+    Near to `available`, no more than leave each MIN_TILES, and such that equal pairs are cut alike: a
+    whole number of programs a pair, or of pairs a program. Then no program spans two pairs' ends.
+    """
+    pairs = tl.maximum(pairs, 1)
+    wanted = tl.minimum(available, tl.maximum(work // MIN_TILES, 1))
+    aligned = tl.where(pairs > wanted, tl.cdiv(pairs, tl.cdiv(pairs, wanted)), wanted // pairs * pairs)
+    return tl.minimum(aligned, tl.maximum(work, 1))
+
+
+@triton.jit
+def find_pair(seq_lens, ends, at, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """Where tile `at` lies: sequence, its length, tiles its window skips, head, and the pair's range."""
+    seq, seq_begin = find_row(ends, at)
+    length = tl.load(seq_lens + seq, cache_modifier=".cg")
+    skipped = 0
+    if WINDOW > 0:
+        skipped = tl.maximum(length - WINDOW, 0) // TILE
+    seq_tiles = tl.cdiv(length, TILE) - skipped
+    head = (at - seq_begin) // seq_tiles
+    pair_begin = seq_begin + head * seq_tiles
+    return seq, length, skipped, head, pair_begin, pair_begin + seq_tiles
+
+
+@triton.jit
+def prefetch_tiles(
+    k_cache, v_cache, table, head, length, first, last, block_stride,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Fetch up to TILES key tiles from `first` on into L2, which is coherent: a later write is seen."""
+    LINE: tl.constexpr = 1024 // k_cache.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = triton.next_power_of_2((HEAD_DIM + LINE - 1) // LINE)
+    key = first * TILE + tl.arange(0, TILES * TILE)
+    key = tl.minimum(key, tl.minimum(last * TILE, length) - 1)
+    block = tl.load(table + key // BLOCK_SIZE)
+    start = widened(block, WIDE) * block_stride + (head * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+    element = tl.minimum(tl.arange(0, LINES) * LINE, HEAD_DIM - 1)
+    offsets = start[:, None] + element[None, :]
+    prefetch(k_cache + offsets)
+    prefetch(v_cache + offsets)
+
+
 # A batch's size must not choose another binary: nothing compiles while serving.
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"])
 def decode_kernel(
@@ -98,41 +146,48 @@ def decode_kernel(
     num_seqs, table_stride, block_stride, scale, cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, M: tl.constexpr,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
-    TILE: tl.constexpr, MIN_TILES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
+    TILE: tl.constexpr, MIN_TILES: tl.constexpr, CHUNK: tl.constexpr, MERGE_STAGES: tl.constexpr,
+    STAGES: tl.constexpr, PREFETCH: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    WIDE: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out[s] = attention of q[s] [KV_HEADS * GROUP, HEAD_DIM] over sequence s, for s < num_seqs.
+    """out[s] = attention of q[s] [KV_HEADS * GROUP, HEAD_DIM] over sequence s, for s < num_seqs <= ROWS.
 
     q, out: [S, q_heads, HEAD_DIM] contiguous. piece_sums: f32[2 * programs, GROUP, HEAD_DIM];
     piece_stats: f32[2 * programs, 2, GROUP] (maximum, sum); counters: i32[S * KV_HEADS], zero before and
     after. Rows of length 0 are left alone. A program writes at most two pieces: where its part begins
     (slot 2 * program) and where it ends (slot 2 * program + 1).
+
+    With PDL, the lengths are read (and the first PREFETCH tiles fetched into L2) before the predecessor
+    has finished: a step's lengths and block table are inputs, written before its first kernel.
     """
     release_successor(PDL)
-    wait_for_predecessor(PDL)
     row = tl.arange(0, ROWS)
-    lengths = tl.load(seq_lens + row, mask=row < num_seqs, other=0)
+    lengths = tl.load(seq_lens + row, mask=row < num_seqs, other=0, cache_modifier=".cg")
     tiles = tl.cdiv(lengths, TILE)
     if WINDOW > 0:
         tiles -= tl.maximum(lengths - WINDOW, 0) // TILE
     ends = tl.cumsum(tiles, 0) * KV_HEADS
     work = tl.max(ends, axis=0).to(tl.int64)
-    programs = tl.minimum(tl.num_programs(0).to(tl.int64), tl.cdiv(work, MIN_TILES))
+    pairs = tl.sum((lengths > 0).to(tl.int32), axis=0) * KV_HEADS
+    programs = fair_programs(work, pairs, tl.num_programs(0), MIN_TILES).to(tl.int64)
     program = tl.program_id(0).to(tl.int64)
     if program < programs:
         begin = (program * work // programs).to(tl.int32)
         end = ((program + 1) * work // programs).to(tl.int32)
         at = begin
+        if PREFETCH > 0:
+            seq, length, skipped, head, pair_begin, pair_end = find_pair(
+                seq_lens, ends, at, TILE, WINDOW
+            )  # fmt: skip
+            first = skipped + at - pair_begin
+            prefetch_tiles(
+                k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length, first,
+                tl.minimum(first + end - at, skipped + pair_end - pair_begin), block_stride,
+                HEAD_DIM, BLOCK_SIZE, TILE, PREFETCH, WIDE,
+            )  # fmt: skip
+        wait_for_predecessor(PDL)
         while at < end:
-            seq, seq_begin = find_row(ends, at)
-            length = tl.load(seq_lens + seq)
-            skipped = 0
-            if WINDOW > 0:
-                skipped = tl.maximum(length - WINDOW, 0) // TILE
-            seq_tiles = tl.cdiv(length, TILE) - skipped
-            head = (at - seq_begin) // seq_tiles
-            pair_begin = seq_begin + head * seq_tiles
-            pair_end = pair_begin + seq_tiles
+            seq, length, skipped, head, pair_begin, pair_end = find_pair(seq_lens, ends, at, TILE, WINDOW)
             stop = tl.minimum(pair_end, end)
 
             member = tl.arange(0, M)
@@ -144,9 +199,9 @@ def decode_kernel(
             sums, maximum, total = decode_piece(
                 query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
                 skipped + at - pair_begin, skipped + stop - pair_begin, scale, cap, block_stride,
-                HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDEN,
+                HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN,
             )  # fmt: skip
-            if stop - at == seq_tiles:
+            if stop - at == pair_end - pair_begin:
                 tl.store(out + q_at, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
             else:
                 slot = (2 * program + (at != begin)).to(tl.int32)
@@ -166,7 +221,7 @@ def decode_kernel(
                     opener_begin = (opener * work // programs).to(tl.int32)
                     merged, weight = merge_pieces(
                         piece_sums, piece_stats, 2 * opener + (opener_begin != pair_begin), 2 * opener, count,
-                        GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK,
+                        GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK, MERGE_STAGES,
                     )  # fmt: skip
                     head_at = tl.arange(0, GROUP_PAD)
                     live = (head_at < GROUP)[:, None] & (column < HEAD_DIM)[None, :]

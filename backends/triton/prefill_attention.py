@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 
 from backends.triton.launch import release_successor, wait_for_predecessor
-from backends.triton.softmax import find_row, matmul, scaled_scores
+from backends.triton.softmax import find_row, matmul, scaled_scores, widened
 
 
 @triton.jit
 def load_tile(
     cache, block, first, head, length, block_stride,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr, DESCRIPTOR: tl.constexpr, MASKED: tl.constexpr,
+    TILE: tl.constexpr, DESCRIPTOR: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Keys or values first to first + TILE of one head: [TILE, PADDED_DIM]; zero past `length` if MASKED."""
     if DESCRIPTOR:
@@ -29,7 +29,7 @@ def load_tile(
     else:  # noqa: RET505 (the compiler follows both returns otherwise)
         key = first + tl.arange(0, TILE)
         column = tl.arange(0, PADDED_DIM)
-        start = block.to(tl.int64) * block_stride + (head * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+        start = widened(block, WIDE) * block_stride + (head * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
         pointers = cache + start[:, None] + column[None, :]
         if MASKED:
             mask = (key < length)[:, None] & (column < HEAD_DIM)[None, :]
@@ -56,7 +56,7 @@ def attend_range(
     block_stride,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr,
-    DESCRIPTOR: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
+    DESCRIPTOR: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Fold keys first to last (multiples of TILE) into the running sum, maximum (base 2) and total."""
     block = load_blocks(table, first, length, BLOCK_SIZE, TILE, DESCRIPTOR)
@@ -64,11 +64,11 @@ def attend_range(
         begin = tl.multiple_of(begin, TILE)
         k = load_tile(
             k_cache, block, begin, head, length, block_stride,
-            KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, DESCRIPTOR, MASKED,
+            KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, DESCRIPTOR, WIDE, MASKED,
         )  # fmt: skip
         v = load_tile(
             v_cache, block, begin, head, length, block_stride,
-            KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, DESCRIPTOR, MASKED,
+            KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, DESCRIPTOR, WIDE, MASKED,
         )  # fmt: skip
         block = load_blocks(table, begin + TILE, length, BLOCK_SIZE, TILE, DESCRIPTOR)
         raw = matmul(query, tl.trans(k.to(query.dtype)), WIDEN)
@@ -105,7 +105,7 @@ def prefill_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr,
     STAGES: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, DESCRIPTOR: tl.constexpr,
-    WIDEN: tl.constexpr, PDL: tl.constexpr,
+    WIDE: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out = causal attention of q over sequences first_seq to num_seqs.
 
@@ -158,16 +158,16 @@ def prefill_kernel(
             sums, maximum, total = attend_range(
                 sums, maximum, total, query, position, k_cache, v_cache, table, head, length,
                 low, middle, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
-                TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, True, WIDEN,
+                TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, True, WIDEN,
             )  # fmt: skip
         sums, maximum, total = attend_range(
             sums, maximum, total, query, position, k_cache, v_cache, table, head, length,
             middle, full, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
-            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, False, WIDEN,
+            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, False, WIDEN,
         )  # fmt: skip
         sums, maximum, total = attend_range(
             sums, maximum, total, query, position, k_cache, v_cache, table, head, length,
             full, high, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
-            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, True, WIDEN,
+            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, True, WIDEN,
         )  # fmt: skip
         tl.store(out + at, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)

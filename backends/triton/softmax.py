@@ -36,3 +36,11 @@ def find_row(ends, item):
     row = tl.sum(past.to(tl.int32), axis=0)
     begin = tl.max(tl.where(past, ends, 0), axis=0)
     return row, begin
+
+
+@triton.jit
+def widened(index, WIDE: tl.constexpr):
+    """`index` as i64 where offsets of the cache exceed 32 bits."""
+    if WIDE:
+        return index.to(tl.int64)
+    return index
