@@ -131,10 +131,10 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
 
 
 def title(records: Sequence[RunRecord]) -> str:
-    """The workload and model, or how many runs."""
+    """The workload and model, where the runs have them in common."""
     first = records[0]
     if len(records) > 1 and incomparable(records):
-        return f"{len(records)} runs"
+        return "Side by side"
     return f"{first.workload.get('name', 'a workload')} on {first.model.get('name', 'a model')}"
 
 

@@ -280,6 +280,7 @@ def make_record(
             "top1_agreement": 1.0,
             "tolerance": 1e-3,
             "passed": True,
+            "against_itself": backend == "torch",
         },
         roofline={"mbu": 0.41, "mfu": 0.03, "decode_fit": fit},
         warmup={"seconds": 1.8, "requests": 4},
