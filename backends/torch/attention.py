@@ -44,6 +44,7 @@ class TorchAttention(Attention):
     """Gathers each sequence's blocks and computes softmax(q k^T) v (Vaswani et al. 2017)."""
 
     name = "torch"
+    cache_layout = "token rows"
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = []
@@ -94,6 +95,7 @@ class TorchRunner(AttentionRunner):
     def run(self, q: Tensor, cache: TorchCache, batch: Batch, out: Tensor) -> None:
         block_size = self.spec.block_size
         keys, values = cache.blocks()
+        scaled = q.float() * self.spec.scale
         starts = batch.query_start[: batch.num_seqs + 1].tolist()
         lengths = batch.seq_lens[: batch.num_seqs].tolist()
         for row, length in enumerate(lengths):
@@ -108,7 +110,7 @@ class TorchRunner(AttentionRunner):
             for tile in range(start, end, QUERY_TILE):
                 stop = min(tile + QUERY_TILE, end)
                 visible = live - (end - stop)
-                out[tile:stop] = self._attend(q[tile:stop], k[:visible], v[:visible])
+                out[tile:stop] = self._attend(scaled[tile:stop], k[:visible], v[:visible])
 
     def _first_block(self, context: int) -> int:
         """The first block that the query at position `context` (the earliest one) can see."""
@@ -117,12 +119,15 @@ class TorchRunner(AttentionRunner):
         return max(0, context - self.spec.window + 1) // self.spec.block_size
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q [n, q_heads, d] over k, v [m, kv_heads, d]; the last query sits at key m - 1."""
+        """Attention of scaled q f32[n, q_heads, d] over k, v [m, kv_heads, d]; the last query is at key m - 1.
+
+        Scores and softmax are fp32; the weights are rounded to the values' dtype for the second product.
+        """
         spec, n, m = self.spec, q.shape[0], k.shape[0]
         group = spec.q_heads // spec.kv_heads
         # Query heads that share a KV head become rows of one matrix: [kv_heads, n * group, d].
         grouped = q.view(n, spec.kv_heads, group, -1).transpose(0, 1).reshape(spec.kv_heads, n * group, -1)
-        scores = torch.matmul(grouped.float() * spec.scale, k.float().permute(1, 2, 0))
+        scores = torch.matmul(grouped, k.float().permute(1, 2, 0))
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
         if n > 1 or spec.window is not None:
