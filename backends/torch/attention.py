@@ -119,7 +119,7 @@ class TorchRunner(AttentionRunner):
         return max(0, context - self.spec.window + 1) // self.spec.block_size
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of scaled q f32[n, q_heads, d] over k, v [m, kv_heads, d]; the last query is at key m - 1.
+        """Attention of scaled q f32[n, q_heads, d] over k, v [m, kv_heads, d]; the last query is at m - 1.
 
         Scores and softmax are fp32; the weights are rounded to the values' dtype for the second product.
         """
