@@ -8,7 +8,7 @@ T = tokens in the batch, B = blocks per sequence, H = hidden size, V = vocabular
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -114,6 +114,8 @@ class AttentionRunner(ABC):
     """True when a sequence's output bits do not depend on the rest of the batch."""
     fused_write: bool = False
     """True when `rotate_and_write` is offered."""
+    finite_cache: bool = False
+    """True when slots past a sequence's end must hold finite values; `new_cache` then zeroes them."""
 
     @abstractmethod
     def new_cache(self, num_blocks: int) -> Any:
@@ -158,7 +160,7 @@ class AttentionRunner(ABC):
         cache: Any,
         batch: Batch,
     ) -> Tensor:
-        """Fused `Operations.rotate` and `write`: returns q [T, q_heads, head_dim], K and V go to the cache."""
+        """Fused `Operations.rotate` and `write`: gives q [T, q_heads, head_dim], K and V go to the cache."""
         raise BackendError(f"{type(self).__name__} offers no fused write; use Operations.rotate and write.")
 
 
@@ -166,6 +168,11 @@ class Attention(ABC):
     """A named attention implementation."""
 
     name: str
+    cache_layout: str | None = None
+    """Names the layout of its cache, whose `blocks()` gives strided [num_blocks, block_size, kv_heads,
+    head_dim] views of K and V; None = nobody else may run on it."""
+    reads_layouts: tuple[str, ...] = ()
+    """Layouts of others it can run on, through those views."""
 
     @abstractmethod
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
@@ -174,6 +181,10 @@ class Attention(ABC):
     @abstractmethod
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
         """A runner for `spec`; raises BackendError with the reasons where `supports` names any."""
+
+    def served_by(self, device: Device) -> str:
+        """The name the record keeps; a backend over several libraries adds which one, and its version."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -308,6 +319,8 @@ class Backend:
     linear: Linear | None = None
     operations: Operations | None = None
     base: str | None = "torch"
+    variants: Mapping[str, Attention] = field(default_factory=dict)
+    """Pin -> attention: `--backend NAME:PIN` takes that one and no other."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +339,7 @@ class Selection:
     def used(self) -> dict[str, str]:
         """Operation -> name of the backend that serves it."""
         return {
-            "attention": self.attention.name,
+            "attention": self.attention.served_by(self.device),
             "linear": self.linear.name,
             "operations": self.operations.name,
         }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 
 import torch
 
+from backends import composite
 from backends.interface import AttentionSpec, Backend, BackendError, Device, Scheme, Selection
 
 BUILT_IN = ("torch", "triton", "sdpa", "flash", "rocm")
@@ -38,11 +40,14 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Backend:
-    """The backend called `name`; its module is imported only now.
+    """The backend called `name`, or one variant of it ("flash:fa4"); its module is imported only now.
 
     Raises:
-        BackendError: no such backend, or its module cannot be imported.
+        BackendError: no such backend or variant, or its module cannot be imported.
     """
+    name, colon, pin = name.partition(":")
+    if colon:
+        return _pinned(load(name), pin)
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name, known) or known
@@ -59,6 +64,14 @@ def load(name: str) -> Backend:
     return backend
 
 
+def _pinned(backend: Backend, pin: str) -> Backend:
+    """The backend with its attention pinned to one variant."""
+    if pin not in backend.variants:
+        offered = ", ".join(f"{backend.name}:{each}" for each in backend.variants) or "none"
+        raise BackendError(f"Backend {backend.name!r} has no variant {pin!r}; it offers {offered}.")
+    return replace(backend, name=f"{backend.name}:{pin}", attention=backend.variants[pin])
+
+
 def select(
     name: str,
     *,
@@ -71,7 +84,8 @@ def select(
 
     Args:
         specs: the model's distinct attention layers; all must be served.
-        overrides: operation ("attention", "linear", "operations") -> the backend that serves it instead.
+        overrides: operation ("attention", "linear", "operations") -> the backend that serves it instead;
+            for attention also one backend a role, "prefill=flash,decode=triton".
 
     Raises:
         BackendError: something asked for cannot be served; all reasons are named, and what would work.
@@ -148,6 +162,10 @@ def _assemble(
             chosen = load(chosen.base)
         return chosen
 
+    if "=" in overrides.get("attention", ""):
+        mixed = composite.mixed_attention(overrides["attention"], load)
+        backend = replace(backend, attention=mixed)
+        overrides = {name: value for name, value in overrides.items() if name != "attention"}
     attention, linear, operations = (provider(operation) for operation in OPERATIONS)
     assert attention.attention and linear.linear and operations.operations
     return Selection(

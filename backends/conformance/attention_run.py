@@ -50,14 +50,20 @@ def expected_output(data: Sequences, spec: AttentionSpec) -> Tensor:
     return torch.cat(outputs)
 
 
+def poison_value(runner: AttentionRunner) -> float:
+    """What unused slots hold: NaN, or something large where the runner needs finite values."""
+    return 240.0 if runner.finite_cache else torch.nan
+
+
 def poisoned_cache(runner: AttentionRunner, layout: Layout, spec: AttentionSpec, device: torch.device) -> Any:
-    """A cache in which every slot holds NaN, written through the runner's own `write`."""
+    """A cache in which every slot holds poison, written through the runner's own `write`."""
     cache = runner.new_cache(layout.num_blocks)
     total = layout.num_blocks * layout.block_size
     table = torch.arange(layout.num_blocks, dtype=torch.int32, device=device)[None]
     for start in range(0, total, spec.max_tokens):
         slots = torch.arange(start, min(start + spec.max_tokens, total), device=device)
-        poison = torch.full((slots.numel(), spec.kv_heads, spec.head_dim), torch.nan, device=device)
+        shape = (slots.numel(), spec.kv_heads, spec.head_dim)
+        poison = torch.full(shape, poison_value(runner), device=device)
         runner.write(cache, poison.to(spec.dtype), poison.to(spec.dtype), write_batch(slots, table))
     return cache
 

@@ -28,6 +28,10 @@ class PagedCache:
     v: Tensor
     """Same shape, dtype and strides as `k`."""
 
+    def blocks(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as strided views [num_blocks, block_size, kv_heads, head_dim]."""
+        return self.k.transpose(1, 2), self.v.transpose(1, 2)
+
     @property
     def block_size(self) -> int:
         """Keys in a block."""

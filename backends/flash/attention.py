@@ -1,0 +1,52 @@
+"""Pick a library of the FlashAttention family, in a written order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backends.flash.fa2 import FlashAttention2, FlashAttentionCk, FlashAttentionTritonAmd
+from backends.flash.fa3 import FlashAttention3
+from backends.flash.fa4 import FlashAttention4
+from backends.flash.library import Library
+from backends.interface import Attention, AttentionRunner, AttentionSpec, BackendError, Device
+
+LIBRARIES: tuple[Library, ...] = (
+    FlashAttention4(),
+    FlashAttention3(),
+    FlashAttention2(),
+    FlashAttentionCk(),
+    FlashAttentionTritonAmd(),
+)
+"""Newest first: the first one that is installed and serves the case is taken. FA4 comes before FA3
+because it reads the paged cache itself; the released FA3 needs every key gathered first."""
+
+
+class FlashAttention(Attention):
+    """The first of `libraries` that serves the case."""
+
+    cache_layout = "token rows"
+    reads_layouts = ("head runs",)
+
+    def __init__(self, libraries: Sequence[Library], pinned: bool = False) -> None:
+        self.libraries = tuple(libraries)
+        self.name = f"flash:{libraries[0].key}" if pinned else "flash"
+
+    def served_by(self, device: Device) -> str:
+        present = [library for library in self.libraries if not library.absent(device)]
+        return f"{self.name} ({present[0].label()})" if present else self.name
+
+    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+        reasons = []
+        for library in self.libraries:
+            found = library.reasons(spec, device)
+            if not found:
+                return []
+            reasons.append(f"{library.key}: {', '.join(found)}")
+        return reasons
+
+    def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
+        for library in self.libraries:
+            if not library.reasons(spec, device):
+                return library.open(spec, device)
+        reasons = "; ".join(self.supports(spec, device))
+        raise BackendError(f"{self.name} attention cannot serve this: {reasons}; sdpa or torch would.")
