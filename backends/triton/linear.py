@@ -34,7 +34,7 @@ class TritonLinear(Linear):
     def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
         reasons = []
         if device.vendor == "cpu" and not device.interpret:
-            reasons.append("Triton needs a GPU; use --backend torch or sdpa, or --interpret for correctness")
+            reasons.append("needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness")
         if scheme != Scheme():
             reasons.append(f"only dense weights are served, not {scheme.weight}")
         if dtype not in DTYPES:

@@ -22,7 +22,7 @@ class TritonOperations(Operations):
     def supports(self, dtype: torch.dtype, device: Device) -> list[str]:
         reasons = []
         if device.vendor == "cpu" and not device.interpret:
-            reasons.append("Triton needs a GPU; use --backend torch or sdpa, or --interpret for correctness")
+            reasons.append("needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness")
         if dtype not in DTYPES:
             reasons.append(f"dtype {dtype} is none of float32, bfloat16, float16")
         return reasons

@@ -1,0 +1,108 @@
+"""Compiles the operation and product kernels for one GPU that is not there; run apart from the interpreter."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from backends.aot import Resources, compile_kernel
+from backends.triton.embedding import embed_kernel
+from backends.triton.fused_write import rotate_and_write_kernel
+from backends.triton.gate import gate_kernel
+from backends.triton.norm import rms_norm_kernel
+from backends.triton.rotary import rotate_kernel
+from backends.triton.sampling import best_of_chunk_kernel, best_of_row_kernel
+from backends.triton.skinny_gemm import matrix_vector_kernel, skinny_gemm_kernel
+from backends.triton.thresholds import threshold_kernel
+
+
+def integers(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "i32")
+
+
+def pointers(kind: str, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, f"*{kind}")
+
+
+def elementwise(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
+    """Norm, gate, embedding, rotation and the fused write."""
+    signature = pointers("bf16", "x", "residual", "weight", "out") | integers("x_stride", "width")
+    constants = {"ADD": True, "BLOCK": 4096, "PDL": pdl}
+    yield "norm", compile_kernel(rms_norm_kernel, signature | {"eps": "fp32"}, constants, target, num_warps=8)
+    signature = pointers("bf16", "gate_up", "out") | integers("row_stride", "width")
+    yield "gate", compile_kernel(gate_kernel, signature, {"BLOCK": 1024, "PDL": pdl}, target)
+    signature = {"ids": "*i64"} | pointers("bf16", "table", "out") | integers("table_stride", "width")
+    yield "embed", compile_kernel(embed_kernel, signature, {"BLOCK": 2048, "PDL": pdl}, target)
+    shared = (
+        pointers("bf16", "qkv", "q_weight", "k_weight", "q_out")
+        | {"positions": "*i64", "cos_sin": "*fp32", "eps": "fp32"}
+        | integers("qkv_stride", "q_heads", "kv_heads", "head_dim", "half")
+    )
+    constants = {"Q_NORM": True, "K_NORM": True, "HEADS": 8, "BLOCK_D": 128, "PDL": pdl}
+    yield "rotate", compile_kernel(rotate_kernel, shared | pointers("bf16", "k_out"), constants, target)
+    signature = (
+        shared
+        | pointers("bf16", "k_cache", "v_cache")
+        | {"slots": "*i64"}
+        | integers("block_size", "block_stride", "head_stride", "slot_stride")
+    )
+    yield "rotate and write", compile_kernel(rotate_and_write_kernel, signature, constants, target)
+
+
+def sampling(target: str, pdl: bool, screen: bool) -> Iterator[tuple[str, Resources]]:
+    """The chunk, row and threshold kernels."""
+    signature = (
+        pointers("bf16", "logits")
+        | pointers("fp32", "temperature", "threshold", "best_score")
+        | {"noise_key": "*i64", "best_token": "*i32"}
+        | integers("row_stride", "vocab_size", "tiles")
+    )
+    for greedy in (True, False):
+        constants = {"GREEDY": greedy, "FILTER": not greedy, "SCREEN": screen and not greedy, "PDL": pdl}
+        constants |= {"TILE": 2048}
+        yield "chunk", compile_kernel(best_of_chunk_kernel, signature, constants, target)
+    signature = {"best_score": "*fp32", "best_token": "*i32", "out": "*i64"}
+    signature |= integers("chunks", "vocab_size")
+    yield "row", compile_kernel(best_of_row_kernel, signature, {"BLOCK": 128, "PDL": pdl}, target)
+    signature = (
+        pointers("bf16", "logits")
+        | pointers("fp32", "temperature", "top_p", "min_p", "threshold")
+        | {"top_k": "*i32"}
+        | integers("row_stride", "vocab_size")
+    )
+    constants = {"TILE": 4096, "PDL": pdl}
+    yield "threshold", compile_kernel(threshold_kernel, signature, constants, target, num_warps=16)
+
+
+def products(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
+    """Matrix-vector and skinny products with every fusion, at the default rule's tiles."""
+    signature = (
+        pointers("bf16", "x", "weight", "bias", "norm_weight", "residual", "out")
+        | integers("width", "depth")
+        | {"eps": "fp32"}
+    )
+    shared = {"NORM": True, "GATE": True, "BIAS": True, "RESIDUAL": True, "EVEN": False, "PDL": pdl}
+    constants = shared | {"BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 1, "LINES": 8 if pdl else 0}
+    yield "vector", compile_kernel(matrix_vector_kernel, signature, constants, target, num_stages=1)
+    constants = shared | {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "STAGES": 2, "LINES": 0}
+    constants |= {"SWAP": False, "WIDEN": False}
+    signature |= integers("count", "x_stride")
+    yield "matrix", compile_kernel(skinny_gemm_kernel, signature, constants, target, num_stages=2)
+
+
+def main(target: str) -> None:
+    nvidia = target.startswith("sm")
+    pdl = nvidia and int(target[2:]) >= 90
+    for name, resources in (
+        *elementwise(target, pdl),
+        *sampling(target, pdl, nvidia),
+        *products(target, pdl),
+    ):
+        assert resources.fits, f"{name} takes {resources.shared_bytes} bytes of shared memory"
+        assert not resources.spill_bytes, f"{name} spills {resources.spill_bytes} bytes"
+        assert name != "matrix" or resources.matrix_instructions, "the product fell to plain multiply-adds"
+        print(name, resources.registers, resources.shared_bytes, resources.matrix_instructions)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,127 @@
+"""The skinny products against fp64, with every fusion; in the interpreter without a GPU."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from backends.conformance import oracle
+from backends.conformance.tolerance import complaint, deviation, limit
+from backends.interface import BackendError, Scheme, Weight
+from backends.triton import gemm_choice
+from backends.triton.gemm_choice import BUCKETS, MEASURED, GemmConfig, bucket, choose
+from backends.triton.linear import NormInput, TritonLinear
+from backends.triton.skinny_launch import multiply
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+VECTOR = GemmConfig(0, 4, 64, 4, 1)
+MATRIX = GemmConfig(16, 16, 64, 4, 2)
+WIDE = GemmConfig(16, 64, 64, 4, 2, swap=True)
+EPS = 1e-6
+
+
+def operands(rows: int, n: int, k: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """x, weight, bias, norm weight and residual."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, k), (n, k), (n,), (k,), (rows, n))
+    tensors = [torch.randn(shape, generator=generator).to(dtype).to(DEVICE) for shape in shapes]
+    tensors[1] /= k**0.5
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("config", "rows", "n", "k"),
+    [
+        (VECTOR, 1, 42, 128),
+        (VECTOR, 1, 40, 200),
+        (MATRIX, 5, 40, 128),
+        (MATRIX, 17, 40, 200),
+        (WIDE, 3, 80, 128),
+    ],
+)
+def test_product(config: GemmConfig, rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+    x, weight, bias, _, _ = operands(rows, n, k, dtype)
+    exact = oracle.linear(x, weight, bias)
+    reference = functional.linear(x, weight, bias)
+    allowed = limit(deviation(reference, exact), exact, dtype)
+    assert not complaint(deviation(multiply(x, weight, config, bias), exact), allowed)
+
+
+@pytest.mark.parametrize("config", [VECTOR, MATRIX, WIDE])
+@pytest.mark.parametrize(("normed", "gated", "added"), list(itertools.product((False, True), repeat=3)))
+def test_fusions(config: GemmConfig, normed: bool, gated: bool, added: bool) -> None:
+    rows = 1 if config is VECTOR else 3
+    x, weight, bias, scale, residual = operands(rows, 72, 136, torch.float32)
+    norm = NormInput(scale, EPS) if normed else None
+    carried = residual[:, : 36 if gated else 72].contiguous() if added else None
+    exact = oracle.linear(oracle.rms_norm(x, scale, EPS) if normed else x, weight, bias)
+    exact = oracle.gate(exact) if gated else exact
+    exact = exact + carried.double() if carried is not None else exact
+    actual = multiply(x, weight, config, bias, norm=norm, gate=gated, residual=carried)
+    # fp32 sums of 136 products: a few units in the last place of the largest output.
+    torch.testing.assert_close(actual.double(), exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
+
+
+def test_run_serves_every_row_count() -> None:
+    linear = TritonLinear()
+    for rows in (0, 1, 2, 16, 17, 65):
+        x, weight, bias, _, _ = operands(rows, 24, 32, torch.bfloat16)
+        assert linear.run(x, weight, bias).shape == (rows, 24)
+
+
+def test_fused_product_where_the_library_serves_is_refused() -> None:
+    linear = TritonLinear()
+    x, weight, *_ = operands(1, 24, 32, torch.float32)
+    assert not linear.fuses(weight, 1)
+    with pytest.raises(BackendError, match="use run instead"):
+        linear.run_fused(x, weight, gate=True)
+
+
+def test_pack_refuses_quantized_weights() -> None:
+    from backends.device import cpu
+
+    weight = Weight(Scheme("int8"), torch.zeros(8, 8, dtype=torch.int8))
+    with pytest.raises(BackendError, match="only dense weights"):
+        TritonLinear().pack(weight, cpu(interpret=True))
+
+
+def test_without_a_gpu_the_reason_names_alternatives() -> None:
+    from backends.device import cpu
+
+    (reason,) = TritonLinear().supports(Scheme(), 64, 64, torch.float32, cpu())
+    assert "--backend torch" in reason
+    assert "--interpret" in reason
+
+
+def test_buckets_hold_their_rows() -> None:
+    for rows in range(1, BUCKETS[-1] + 1):
+        size = bucket(rows)
+        assert size is not None
+        assert size >= rows
+    assert bucket(BUCKETS[-1] + 1) is None
+
+
+def test_true_fp32_goes_to_the_library() -> None:
+    assert choose("sm90", 1, 4096, 4096, torch.float32) is None
+
+
+@pytest.mark.parametrize("key", MEASURED)
+def test_measured_launches_are_possible(key: tuple[str, int, int, int]) -> None:
+    """A vector launch serves one row only; a matrix launch holds its bucket's rows in one tile."""
+    _, size, n, k = key
+    config = MEASURED[key]
+    if config is None:
+        return
+    assert n % 16 == 0
+    assert k % config.block_k == 0
+    assert (config.block_m == 0) == (size == 1) or config.block_m >= size
+    shared = (config.block_n + config.block_m) * config.block_k * 2 * config.stages
+    assert shared <= 227 * 1024
+
+
+def test_odd_depths_go_to_the_library() -> None:
+    assert gemm_choice.default(1, 64, 65) is None
