@@ -23,7 +23,7 @@ from engine.scheduler import StepPlan
 
 @dataclass
 class StepOutput:
-    """Device tensors a step leaves: tokens i64[S], and with log-probabilities f32[S] and top tokens i64[S]."""
+    """What a step leaves on the device: tokens i64[S], perhaps log-probabilities f32[S] and top i64[S]."""
 
     tokens: Tensor
     logprobs: Tensor | None = None

@@ -1,0 +1,188 @@
+"""The engine rows: serving speed of the reference engine on one GPU.
+
+    python benchmarks/engine.py --model shape:qwen3-8b --backend triton [--rows nano256,prefill_32x4096]
+    python benchmarks/engine.py --model shape:qwen3-0.6b --ablate
+
+Rows, all with random weights, bf16 and one warm-up pass:
+
+    nano256              output tok/s of the catalogue's `nano256`, all 256 requests at once
+    tpot_bs<B>_in<N>     (time of batch:BxN+129 - time of batch:BxN+1) / 128, in ms
+    prefill_32x4096      prompt tok/s of batch:32x4096+1
+    ttft_1x4096          ms from adding one 4096-token prompt to its first token
+
+`--ablate` repeats two rows with one thing switched off at a time. Any row can be repeated through the
+whole harness with `bench run --workload nano256` or `--workload batch:64x1024+129`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from backends.device import detect
+from engine.checkpoint import find_model
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.request import SamplingParams, StepStats
+from workloads.catalogue import make
+from workloads.options import WorkloadOptions
+from workloads.request import Request
+
+ROWS = (
+    "tpot_bs1_in128",
+    "tpot_bs8_in1024",
+    "tpot_bs64_in1024",
+    "tpot_bs256_in1024",
+    "ttft_1x4096",
+    "prefill_32x4096",
+    "nano256",
+)
+ABLATED_ROWS = ("tpot_bs1_in128", "tpot_bs256_in1024")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "all on": {},
+    "overlap off": {"overlap": False},
+    "graphs off": {"graphs": False},
+    "fused operations off": {"operations": "torch"},
+    "skinny GEMM off": {"linear": "torch"},
+}
+
+
+class Bench:
+    """One engine and what was seen of its steps."""
+
+    def __init__(self, model: str, backend: str, weights: Any = None, **options: Any) -> None:
+        overrides = {key: options.pop(key) for key in ("attention", "linear", "operations") if key in options}
+        config = EngineConfig(max_seqs=256, max_step_tokens=16384, max_len=8192, **options)
+        self.engine = Engine.open(
+            find_model(model),
+            backend=backend,
+            device=detect(),
+            dtype=torch.bfloat16,
+            config=config,
+            overrides=overrides,
+            weights=weights,
+        )
+        self.warm_up_s = self.engine.warm_up(SamplingParams(temperature=0.6, ignore_eos=True))
+        self.warm_up_s += self.engine.warm_up(SamplingParams(ignore_eos=True))
+        self.steps: list[StepStats] = []
+
+    def requests(self, workload: str) -> tuple[Request, ...]:
+        options = WorkloadOptions(vocab_size=self.engine.model_config.vocab_size, max_len=8192)
+        return make(workload, options).requests
+
+    def seconds(self, workload: str) -> float:
+        """Wall time to serve the workload, all requests added at once to an idle, cold engine."""
+        requests = self.requests(workload)
+        self.engine.reset_prefix_cache()
+        gc.collect()
+        gc.freeze()
+        start = time.perf_counter()
+        for request in requests:
+            params = SamplingParams(
+                max_tokens=request.output_tokens,
+                temperature=request.temperature,
+                seed=request.seed,
+                ignore_eos=True,
+            )
+            self.engine.add_request(str(request.id), request.prompt, params)
+        while self.engine.has_work:
+            self.engine.step()
+        elapsed = time.perf_counter() - start
+        self.steps = self.engine.take_step_stats()
+        gc.unfreeze()
+        return elapsed
+
+    def row(self, name: str) -> tuple[float, str]:
+        """One row's value and unit."""
+        if match := re.fullmatch(r"tpot_bs(\d+)_in(\d+)", name):
+            batch = f"batch:{match[1]}x{match[2]}"
+            first = self.seconds(f"{batch}+1")
+            return (self.seconds(f"{batch}+129") - first) / 128 * 1e3, "ms"
+        if name == "ttft_1x4096":
+            return self.seconds("batch:1x4096+1") * 1e3, "ms"
+        if name == "prefill_32x4096":
+            return 32 * 4096 / self.seconds("batch:32x4096+1"), "tok/s"
+        if name == "nano256":
+            requests = self.requests("nano256")
+            return sum(request.output_tokens for request in requests) / self.seconds("nano256"), "tok/s"
+        raise SystemExit(f"Unknown row {name!r}; known: {', '.join(ROWS)}.")
+
+
+def host_share(steps: list[StepStats]) -> tuple[float, float]:
+    """(host ms a step, step ms) over the decode-only steps, medians."""
+    decodes = [step for step in steps if not step.num_prefill_tokens][2:-2]
+    gaps = [b.end_ns - a.end_ns for a, b in itertools.pairwise(decodes)]
+    return statistics.median(s.host_ns for s in decodes) / 1e6, statistics.median(gaps) / 1e6
+
+
+def measure(bench: Bench, names: list[str], prefix: str, repeats: int) -> list[dict[str, Any]]:
+    """Every row as the median of its repeats, the spread half their range."""
+    rows = []
+    for name in names:
+        seen = [bench.row(name) for _ in range(repeats if name != "nano256" else 1)]
+        values = sorted(value for value, _ in seen)
+        row = {
+            "name": f"{prefix}/{name}",
+            "value": round(statistics.median(values), 4),
+            "unit": seen[0][1],
+            "spread": round((values[-1] - values[0]) / 2, 4),
+        }
+        rows.append(row)
+        note = ""
+        if name.startswith("tpot"):
+            host_ms, step_ms = host_share(bench.steps)
+            note = f"   step {step_ms:.3f} ms, host {host_ms:.3f} ms"
+        print(f"{row['name']:48s} {row['value']:12.3f} {row['unit']}{note}", flush=True)
+    return rows
+
+
+def conditions() -> dict[str, str]:
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "method": __doc__.split("\n\n")[2].strip(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="shape:qwen3-8b")
+    parser.add_argument("--backend", default="triton")
+    parser.add_argument("--attention")
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--ablate", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    shape = options.model.removeprefix("shape:")
+    rows: list[dict[str, Any]] = []
+    extra = {"attention": options.attention} if options.attention else {}
+    label = f"{options.backend}+{options.attention}" if options.attention else options.backend
+    weights = None
+    for name, changes in (ABLATIONS if options.ablate else {"all on": {}}).items():
+        bench = Bench(options.model, options.backend, weights, **extra, **changes)
+        weights = bench.engine.weights
+        print(f"{name}: {bench.engine.runner.num_graphs} graphs, warm-up {bench.warm_up_s:.1f} s", flush=True)
+        names = list(ABLATED_ROWS) if options.ablate else options.rows.split(",")
+        prefix = f"ablation/{shape}/{name.replace(' ', '_')}" if options.ablate else f"engine/{shape}/{label}"
+        rows += measure(bench, names, prefix, options.repeats)
+        del bench
+        gc.collect()
+        torch.cuda.empty_cache()
+    if options.out:
+        options.out.write_text(json.dumps({"conditions": conditions(), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
