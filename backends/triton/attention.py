@@ -19,13 +19,12 @@ from backends.interface import (
     GraphSupport,
     Rotary,
 )
-from backends.triton.attention_tuning import attention_config
+from backends.triton.attention_tuning import attention_config, small_batch
 from backends.triton.cache import PagedCache, new_cache
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
 MAX_GROUP = 32
-SMALL_BATCH = 16
 LOG2_E = math.log2(math.e)
 
 
@@ -33,6 +32,7 @@ class TritonAttention(Attention):
     """One portable source for NVIDIA and AMD GPUs; kernels are imported when a runner opens."""
 
     name = "triton"
+    cache_layout = "head runs"
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = []
@@ -72,16 +72,20 @@ class TritonRunner(AttentionRunner):
         decode: dict[str, Any] | None = None,
         prefill: dict[str, Any] | None = None,
     ) -> None:
-        """Args `decode` and `prefill` replace entries of the written configurations, for tuning."""
+        """Args `decode` (both buckets) and `prefill` replace entries of the written configurations."""
         self.spec = spec
         self.device = device
         self.group = spec.q_heads // spec.kv_heads
-        self.decode = attention_config(device, spec, "decode") | (decode or {})
+        self.small_batch = small_batch(device, spec)
+        self.decode = [
+            attention_config(device, spec, bucket) | (decode or {}) for bucket in ("decode_small", "decode")
+        ]
         self.prefill = attention_config(device, spec, "prefill") | (prefill or {})
-        self.programs = self.decode.pop("programs_per_unit") * (device.units if not device.interpret else 1)
-        place = device.torch_device
-        self._piece_sums = torch.empty((2 * self.programs, self.group, spec.head_dim), device=place)
-        self._piece_stats = torch.empty((2 * self.programs, 2, self.group), device=place)
+        units = 1 if device.interpret else device.units
+        self.programs = [config.pop("programs_per_unit") * units for config in self.decode]
+        pieces, place = 2 * max(self.programs), device.torch_device
+        self._piece_sums = torch.empty((pieces, self.group, spec.head_dim), device=place)
+        self._piece_stats = torch.empty((pieces, 2, self.group), device=place)
         self._counters = torch.zeros(spec.max_seqs * spec.kv_heads, dtype=torch.int32, device=place)
 
     def new_cache(self, num_blocks: int) -> PagedCache:
@@ -100,7 +104,7 @@ class TritonRunner(AttentionRunner):
         return 2 * spec.block_size * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
 
     def plan(self, batch: Batch) -> Hashable:
-        """Rows of each kind, and the prefill grid: the decode grid never changes."""
+        """Rows of each kind, and the prefill grid: the decode grid depends on the rows' bucket alone."""
         return (batch.num_seqs, batch.num_decodes, self._query_tiles(batch))
 
     def write(self, cache: PagedCache, k: Tensor, v: Tensor, batch: Batch) -> None:
@@ -135,13 +139,14 @@ class TritonRunner(AttentionRunner):
     def _run_decode(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
         from backends.triton.decode_attention import decode_kernel
 
-        decode_kernel[(self.programs,)](
+        bucket = int(batch.num_decodes > self.small_batch)
+        decode_kernel[(self.programs[bucket],)](
             q, cache.k, cache.v, batch.block_table, batch.seq_lens, out,
             self._piece_sums, self._piece_stats, self._counters,
             batch.num_decodes, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(),
             GROUP_PAD=_power_of_two(self.group),
             M=max(16, _power_of_two(self.group)),
-            **self.decode,
+            **self.decode[bucket],
             **self._geometry(q, cache, batch.num_decodes),
         )  # fmt: skip
 
@@ -185,14 +190,14 @@ class TritonRunner(AttentionRunner):
         from backends.triton.launch import overlap
 
         spec = self.spec
-        rows = SMALL_BATCH if num_seqs <= SMALL_BATCH else _power_of_two(spec.max_seqs)
+        rows = min(spec.max_seqs, self.small_batch if num_seqs <= self.small_batch else spec.max_seqs)
         return {
             "KV_HEADS": spec.kv_heads,
             "GROUP": self.group,
             "HEAD_DIM": spec.head_dim,
             "PADDED_DIM": _power_of_two(spec.head_dim),
             "BLOCK_SIZE": spec.block_size,
-            "ROWS": rows,
+            "ROWS": _power_of_two(rows),
             "WINDOW": spec.window or 0,
             "CAPPED": spec.softcap is not None,
             "WIDE": cache.k.numel() >= 2**31,

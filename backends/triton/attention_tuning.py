@@ -1,7 +1,7 @@
-"""Launch configurations of the attention kernels: written defaults, and what was tuned on real hardware.
+"""Launch configurations of the attention kernels: written defaults, measured where `MEASURED` says so.
 
 Nothing is tuned while serving. `attention_config` is a pure function of the device, the spec and the
-bucket ("decode" or "prefill").
+bucket.
 """
 
 from __future__ import annotations
@@ -12,62 +12,83 @@ import torch
 
 from backends.interface import AttentionSpec, Device
 
+BUCKETS = ("decode_small", "decode", "prefill")
+MEASURED = ("sm90",)
+"""Architectures the defaults were measured on; elsewhere they follow from shared memory and registers."""
+PREFERRED_BLOCK_SIZE = 64
+"""A whole number of key tiles: prefill then loads blocks as descriptor boxes, about 10 % faster."""
 LDS_BYTES = 64 * 1024
 """Shared memory to plan for where the device does not say (the smallest of all supported targets)."""
+MERGE_VALUES = 16384
+"""fp32 values of other programs' pieces that a program merges at once: 128 registers for 128 threads."""
+
+
+def small_batch(device: Device, spec: AttentionSpec) -> int:
+    """Sequences up to which a decode batch has at most one (sequence, kv head) pair a compute unit."""
+    return max(1, device.units // spec.kv_heads)
 
 
 def attention_config(device: Device, spec: AttentionSpec, bucket: str) -> dict[str, Any]:
     """Tile sizes, warps and stages for `bucket` on `device`, within its shared memory.
 
-    "decode": TILE keys a tile, programs_per_unit, MIN_TILES a program takes at least, CHUNK pieces merged
-    at once. "prefill": M query rows and TILE keys a tile, DESCRIPTOR = tiles as descriptor boxes.
+    "decode_small" (up to `small_batch` sequences) and "decode": TILE keys a tile, programs_per_unit,
+    MIN_TILES a program takes at least, CHUNK pieces merged at once, PREFETCH tiles fetched early.
+    "prefill": M query rows and TILE keys a tile, DESCRIPTOR = key tiles as descriptor boxes.
     """
-    if bucket == "decode":
-        return _decode(device, spec)
-    return _prefill(device, spec)
+    config = _prefill(device, spec) if bucket == "prefill" else _decode(device, spec, bucket)
+    query_bytes = config.get("M", 0) * padded_dim(spec) * spec.dtype.itemsize
+    budget = (device.shared_bytes or LDS_BYTES) // config.get("programs_per_unit", 1) - 4096 - query_bytes
+    while config["TILE"] > 16 and config["TILE"] * key_bytes(spec) * max(config["STAGES"] - 1, 1) > budget:
+        config["TILE"] //= 2
+    return config
+
+
+def padded_dim(spec: AttentionSpec) -> int:
+    """head_dim as the kernels hold it: the next power of two."""
+    return 1 << (spec.head_dim - 1).bit_length()
 
 
 def key_bytes(spec: AttentionSpec) -> int:
     """Shared memory one key and its value take in a tile."""
-    padded_dim = 1 << (spec.head_dim - 1).bit_length()
-    return 2 * padded_dim * spec.kv_dtype.itemsize
+    return 2 * padded_dim(spec) * spec.kv_dtype.itemsize
 
 
-def _decode(device: Device, spec: AttentionSpec) -> dict[str, Any]:
-    padded_dim = 1 << (spec.head_dim - 1).bit_length()
+def _decode(device: Device, spec: AttentionSpec, bucket: str) -> dict[str, Any]:
     group_pad = 1 << (spec.q_heads // spec.kv_heads - 1).bit_length()
     config: dict[str, Any] = {
-        "TILE": 64, "STAGES": 3, "num_warps": 4, "programs_per_unit": 2, "MIN_TILES": 1,
-        "MERGE_STAGES": 1, "PREFETCH": 0,
-    }  # fmt: skip
-    if device.vendor == "nvidia" and int(device.arch[2:]) >= 90:
-        config["PREFETCH"] = 2
+        "TILE": 64,
+        "STAGES": 3,
+        "num_warps": 4,
+        "programs_per_unit": 2,
+        "MIN_TILES": 2,
+        "CHUNK": min(64, max(1, MERGE_VALUES // (group_pad * padded_dim(spec)))),
+        "PREFETCH": 0,
+    }
+    if device.vendor == "cpu":
+        return config | {"TILE": 16, "STAGES": 1, "programs_per_unit": 3, "MIN_TILES": 1}
     if device.vendor == "amd":
-        config |= {"STAGES": 2, "TILE": 32 if device.arch.startswith("gfx1") else 64}
-    elif device.vendor == "cpu":
-        config |= {"TILE": 16, "STAGES": 1, "programs_per_unit": 3}
-    budget = (device.shared_bytes or LDS_BYTES) // config["programs_per_unit"] - 4096
-    while config["TILE"] > 16 and key_bytes(spec) * config["TILE"] * max(config["STAGES"] - 1, 1) > budget:
-        config["TILE"] //= 2
-    config["CHUNK"] = max(1, 8192 // (group_pad * padded_dim))
+        # Loads go through registers: fewer stages, and on RDNA fewer keys, before they spill.
+        return config | {"STAGES": 2, "TILE": 32 if device.arch.startswith("gfx1") else 64}
+    if int(device.arch[2:]) in (90, 100, 103):
+        config["PREFETCH"] = 2
+        if bucket == "decode_small" and spec.dtype != torch.float32:
+            # Few keys a program: latency counts, so one program a unit with all its loads in flight.
+            config |= {"TILE": 128, "programs_per_unit": 1, "MIN_TILES": 1}
     return config
 
 
 def _prefill(device: Device, spec: AttentionSpec) -> dict[str, Any]:
-    padded_dim = 1 << (spec.head_dim - 1).bit_length()
     config: dict[str, Any] = {"M": 128, "TILE": 64, "STAGES": 2, "num_warps": 8, "DESCRIPTOR": False}
     if device.vendor == "cpu":
         return config | {"M": 32, "TILE": 16, "STAGES": 1}
     if spec.dtype == torch.float32:
         return config | {"M": 32, "TILE": 16, "STAGES": 1, "num_warps": 4}
-    if device.vendor == "nvidia" and int(device.arch[2:]) in (90, 100):
-        config["STAGES"] = 3
-        config["DESCRIPTOR"] = spec.block_size % config["TILE"] == 0
-    if padded_dim > 128:
-        config |= {"M": 64, "TILE": 32, "DESCRIPTOR": False}
     if device.arch.startswith("gfx1"):
         config |= {"M": 64, "TILE": 32}
-    budget = (device.shared_bytes or LDS_BYTES) - 2048 - config["M"] * padded_dim * spec.dtype.itemsize
-    while config["TILE"] > 16 and key_bytes(spec) * config["TILE"] * max(config["STAGES"] - 1, 1) > budget:
-        config["TILE"] //= 2
+    if padded_dim(spec) > 128:
+        return config | {"M": 64, "TILE": 32, "num_warps": 4}
+    if device.arch in ("sm90", "sm100", "sm103"):
+        config |= {"STAGES": 3, "DESCRIPTOR": spec.block_size % config["TILE"] == 0}
+        if spec.block_size % 128 == 0:
+            config["TILE"] = 128
     return config

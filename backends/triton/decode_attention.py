@@ -62,7 +62,7 @@ def decode_piece(
 def merge_pieces(
     sums_at, stats_at, first_slot, later_slot, count,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
-    CHUNK: tl.constexpr, MERGE_STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Merge `count` pieces: the first in slot `first_slot`, piece i > 0 in slot later_slot + 2 * i."""
     member = tl.arange(0, GROUP_PAD)
@@ -71,7 +71,7 @@ def merge_pieces(
     maximum = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     sums = tl.zeros([GROUP_PAD, PADDED_DIM], tl.float32)
-    for begin in tl.range(0, count, CHUNK, num_stages=MERGE_STAGES):
+    for begin in tl.range(0, count, CHUNK, num_stages=1):
         piece = begin + tl.arange(0, CHUNK)
         slot = tl.where(piece == 0, first_slot, later_slot + 2 * piece)
         stat = stats_at + (slot * (2 * GROUP))[:, None] + member[None, :]
@@ -126,7 +126,7 @@ def prefetch_tiles(
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Fetch up to TILES key tiles from `first` on into L2, which is coherent: a later write is seen."""
+    """Fetch TILES (a power of two) key tiles from `first` on into L2, where later writes are seen."""
     LINE: tl.constexpr = 1024 // k_cache.dtype.element_ty.primitive_bitwidth
     LINES: tl.constexpr = triton.next_power_of_2((HEAD_DIM + LINE - 1) // LINE)
     key = first * TILE + tl.arange(0, TILES * TILE)
@@ -146,8 +146,8 @@ def decode_kernel(
     num_seqs, table_stride, block_stride, scale, cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, M: tl.constexpr,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
-    TILE: tl.constexpr, MIN_TILES: tl.constexpr, CHUNK: tl.constexpr, MERGE_STAGES: tl.constexpr,
-    STAGES: tl.constexpr, PREFETCH: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
+    TILE: tl.constexpr, MIN_TILES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    PREFETCH: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     WIDE: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[s] = attention of q[s] [KV_HEADS * GROUP, HEAD_DIM] over sequence s, for s < num_seqs <= ROWS.
@@ -221,7 +221,7 @@ def decode_kernel(
                     opener_begin = (opener * work // programs).to(tl.int32)
                     merged, weight = merge_pieces(
                         piece_sums, piece_stats, 2 * opener + (opener_begin != pair_begin), 2 * opener, count,
-                        GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK, MERGE_STAGES,
+                        GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK,
                     )  # fmt: skip
                     head_at = tl.arange(0, GROUP_PAD)
                     live = (head_at < GROUP)[:, None] & (column < HEAD_DIM)[None, :]

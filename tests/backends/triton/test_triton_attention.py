@@ -1,0 +1,179 @@
+"""Triton attention against an fp64 oracle, with the torch backend's error as the measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from backends import device as devices
+from backends.conformance.attention_cases import AttentionCase, make_case
+from backends.conformance.attention_run import Setup, filled_cache, run_step, set_up, step_inputs
+from backends.conformance.scenario import Row
+from backends.conformance.tolerance import Deviation, complaint, deviation, limit
+from backends.interface import AttentionRunner, AttentionSpec, BackendError, GraphSupport
+from backends.torch.attention import TorchAttention
+from backends.triton.attention import TritonAttention, TritonRunner
+from backends.triton.attention_tuning import BUCKETS, attention_config, small_batch
+
+DEVICE = devices.gpu(0) if torch.cuda.is_available() else devices.cpu(interpret=True)
+PLACE = DEVICE.torch_device
+
+
+def problem(case: AttentionCase, **replaced: Any) -> str:
+    """What is wrong with the Triton backend in `case`; empty when nothing."""
+    setup = set_up(case)
+    runner = TritonRunner(case.spec, DEVICE, **replaced)
+    actual = deviation(step(runner, setup), setup.expected)
+    torch_attention = TorchAttention()
+    if torch_attention.supports(case.spec, DEVICE):
+        reference = Deviation(float("inf"), float("inf"))  # only the ceiling in roundings holds
+    else:
+        reference = deviation(step(torch_attention.open(case.spec, DEVICE), setup), setup.expected)
+    return complaint(actual, limit(reference, setup.expected, case.spec.dtype))
+
+
+def step(runner: AttentionRunner, setup: Setup) -> torch.Tensor:
+    return run_step(runner, filled_cache(runner, setup, PLACE), setup, PLACE)
+
+
+def short(case: AttentionCase, *rows: Row) -> AttentionCase:
+    """The same case over fewer and shorter sequences: the interpreter is slow."""
+    return replace(case, rows=rows)
+
+
+MIXED = (Row(1, 33), Row(1, 9), Row(5, 5), Row(18, 41))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mixed_batch(dtype: torch.dtype) -> None:
+    assert not problem(short(make_case("mixed", dtype), *MIXED))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"head_dim": 32, "group": 7, "block_size": 32},
+        {"head_dim": 80, "group": 1, "block_size": 64},
+        {"head_dim": 96, "group": 16, "block_size": 128},
+        {"head_dim": 128, "window": 20},
+        {"head_dim": 64, "softcap": 20.0},
+        {"head_dim": 64, "kv_dtype": torch.float8_e4m3fn},
+        {"head_dim": 64, "kind": "padding", "pad": 2},
+    ],
+    ids=str,
+)
+def test_geometry(geometry: dict[str, Any]) -> None:
+    assert not problem(short(make_case("mixed", torch.bfloat16, **geometry), *MIXED))
+
+
+def test_head_dim_256() -> None:
+    assert not problem(short(make_case("mixed", torch.float16, head_dim=256), Row(1, 20), Row(9, 12)))
+
+
+@pytest.mark.parametrize("programs", [1, 2, 5, 40])
+def test_decode_is_right_however_the_work_is_cut(programs: int) -> None:
+    """Parts that end inside a pair, span pairs, or number more than the tiles."""
+    rows = (Row(1, 70), Row(1, 1), Row(1, 33), Row(1, 17))
+    case = short(make_case("decode", torch.float32, head_dim=32), *rows)
+    # In the interpreter a device has one unit.
+    assert not problem(case, decode={"programs_per_unit": programs, "CHUNK": 2})
+
+
+def test_counters_are_left_at_zero_so_that_a_graph_can_run_again() -> None:
+    setup = set_up(short(make_case("decode", torch.float32, head_dim=32), Row(1, 60), Row(1, 20)))
+    runner = TritonRunner(setup.case.spec, DEVICE, decode={"programs_per_unit": 4})
+    first, second = step(runner, setup), step(runner, setup)
+    assert torch.equal(first, second)
+    assert int(runner._counters.abs().sum()) == 0
+
+
+def test_prefill_by_descriptor() -> None:
+    case = short(make_case("prefix", torch.float16, block_size=32, window=24), Row(9, 40), Row(12, 12))
+    assert not problem(case, prefill={"DESCRIPTOR": True, "TILE": 16, "M": 16})
+
+
+def test_window_longer_than_the_sequence_changes_nothing() -> None:
+    case = short(make_case("mixed", torch.float32, head_dim=32), Row(1, 30), Row(7, 20))
+    wide = replace(case, spec=replace(case.spec, window=1000))
+    outputs = [step(TritonRunner(c.spec, DEVICE), set_up(c)) for c in (case, wide)]
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-6)  # tiles start elsewhere: fp32 sums differ
+
+
+def test_plan_changes_with_every_integer_a_launch_bakes_in() -> None:
+    setup = set_up(make_case("mixed", torch.float32))
+    runner = TritonRunner(setup.case.spec, DEVICE)
+    batch = step_inputs(setup, PLACE)[3]
+    plans = {
+        runner.plan(b)
+        for b in (
+            batch,
+            replace(batch, num_seqs=batch.num_seqs + 1),
+            replace(batch, num_decodes=batch.num_decodes - 1),
+            replace(batch, num_tokens=batch.num_tokens + 64),
+        )
+    }
+    assert len(plans) == 4
+    assert runner.plan(batch) == runner.plan(replace(batch, max_len=2 * batch.max_len))
+
+
+def test_the_grid_has_room_for_every_query_tile() -> None:
+    """One token over a full tile in each sequence is the worst case."""
+    spec = make_case("prefill", torch.float32).spec
+    runner = TritonRunner(spec, DEVICE)
+    tokens = runner.prefill["M"] // runner.group
+    rows = tuple(Row(tokens + 1, tokens + 1) for _ in range(3))
+    batch = step_inputs(set_up(short(make_case("prefill", torch.float32), *rows)), PLACE)[3]
+    assert runner._query_tiles(batch) >= 6
+
+
+def test_copy_and_read_move_whole_blocks() -> None:
+    spec = make_case("decode", torch.bfloat16, kv_dtype=torch.float8_e4m3fn).spec
+    runner = TritonRunner(spec, DEVICE)
+    cache = runner.new_cache(6)
+    values = torch.randn(cache.k.shape)
+    cache.k.copy_(values.to(spec.kv_dtype))
+    cache.v.copy_((values + 1).to(spec.kv_dtype))
+    source, target = torch.tensor([1, 4], device=PLACE), torch.tensor([0, 5], device=PLACE)
+    runner.copy_blocks(cache, source, target)
+    (k_source, v_source), (k_target, v_target) = runner.read(cache, source), runner.read(cache, target)
+    assert k_source.shape == (2, spec.block_size, spec.kv_heads, spec.head_dim)
+    assert torch.equal(k_source.float(), k_target.float())
+    assert torch.equal(v_source.float(), v_target.float())
+    assert torch.equal(k_source[0].float().transpose(0, 1), cache.k[1].float())
+
+
+def test_cache_bytes() -> None:
+    runner = TritonRunner(make_case("decode", torch.bfloat16).spec, DEVICE)
+    cache = runner.new_cache(3)
+    assert runner.cache_bytes_per_block() * 3 == cache.k.nbytes + cache.v.nbytes
+
+
+def test_supports_names_what_is_wrong_and_what_would_work() -> None:
+    spec = make_case("decode", torch.bfloat16).spec
+    attention = TritonAttention()
+    assert attention.supports(spec, DEVICE) == []
+    (reason,) = attention.supports(spec, devices.cpu())
+    assert "--backend torch" in reason
+    assert "--interpret" in reason
+    for wrong in ({"head_dim": 300}, {"kv_dtype": torch.int8}, {"dtype": torch.float64}, {"q_heads": 3}):
+        assert attention.supports(replace(spec, **wrong), DEVICE)
+    with pytest.raises(BackendError, match="head_dim 300"):
+        attention.open(replace(spec, head_dim=300), DEVICE)
+
+
+def test_mixed_batches_may_be_captured() -> None:
+    assert TritonRunner.graph == GraphSupport.MIXED
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm89", "sm90", "sm120", "gfx942", "gfx1100"])
+def test_small_and_large_decode_batches_have_a_configuration(arch: str) -> None:
+    device = replace(DEVICE, vendor="amd" if arch.startswith("gfx") else "nvidia", arch=arch, units=132)
+    spec = AttentionSpec(32, 8, 128, torch.bfloat16, torch.bfloat16, 16, 1.0)
+    assert small_batch(device, spec) == 16
+    for bucket in BUCKETS:
+        config = attention_config(device, spec, bucket)
+        assert config["TILE"] >= 16
+        assert config["STAGES"] >= 1
