@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
@@ -39,7 +41,7 @@ def models(as_json: bool) -> None:
     from engine.checkpoint import find_model, model_names
     from harness.commands.output import print_json, print_table
 
-    found = []
+    found: list[dict[str, Any]] = []
     for name in model_names():
         config = find_model(name).config
         found.append(
@@ -71,16 +73,23 @@ def models(as_json: bool) -> None:
 
 @click.command()
 @click.option("--interpret", is_flag=True, help="Judge with Triton's interpreter.")
+@click.option("--check", metavar="NAME", help="Check one backend's results against the oracle; 5 = wrong.")
+@click.option("--full", is_flag=True, help="With --check: every combination, not one of each.")
 @_JSON
-def backends(interpret: bool, as_json: bool) -> None:
-    """List the backends, and why one is unavailable here."""
+def backends(interpret: bool, check: str | None, full: bool, as_json: bool) -> None:
+    """List the backends, and why one is unavailable here; or check one."""
+    if check is not None:
+        from harness.commands.conformance import check_backend
+
+        check_backend(check, interpret, full, as_json)
+        return
     from backends.device import detect
     from backends.interface import BackendError
     from backends.registry import availability, load
     from harness.commands.output import print_json, print_table
 
     device = detect(interpret=interpret)
-    found = []
+    found: list[dict[str, Any]] = []
     for name, available, reasons in availability(device):
         try:
             summary = load(name).summary
