@@ -140,8 +140,7 @@ class Stack:
             "library": lambda: self.separate(functional.linear),
             "skinny": lambda: self.separate(self.linear.run),
             "skinny+gate": self.gated,
-            "skinny+gate+norm": self.fused,
-        }
+        } | ({"skinny+gate+norm": self.fused} if self.rows == 1 else {})
 
 
 def weight(n: int, k: int) -> Tensor:

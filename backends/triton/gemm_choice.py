@@ -47,13 +47,18 @@ def choose(arch: str, rows: int, n: int, k: int, dtype: torch.dtype) -> GemmConf
         return None
     if (arch, size, n, k) in MEASURED:
         return MEASURED[arch, size, n, k]
-    return default(size, n, k)
+    return default(arch, size, n, k)
 
 
-def default(size: int, n: int, k: int) -> GemmConfig | None:
-    """The rule for shapes and architectures nobody measured: skinny up to 16 rows, then the library."""
+def default(arch: str, size: int, n: int, k: int) -> GemmConfig | None:
+    """The rule for shapes and architectures nobody measured: skinny up to 16 rows, then the library.
+
+    About 8 KiB of weight a program and tile in flight; AMD's shared memory holds two such stages.
+    """
     if size > 16 or k % 8:
         return None
     if size == 1:
-        return GemmConfig(0, 4 if n < 16384 else 8, 512, 4, 1, lines=8)
-    return GemmConfig(16, 16 if n < 8192 else 32, 256, 4, 4, lines=4)
+        return GemmConfig(0, 4 if n < 16384 else 8, 1024 if n < 16384 else 512, 4, 1)
+    if arch.startswith("gfx"):
+        return GemmConfig(16, 16, 64 if arch.startswith("gfx1") else 128, 4, 2)
+    return GemmConfig(16, 16 if n < 16384 else 32, 256, 4, 4)

@@ -59,7 +59,7 @@ class TritonLinear(Linear):
         return multiply(x, packed, config, bias)
 
     def fuses(self, packed: Tensor, rows: int) -> bool:
-        """True when `run_fused` serves `rows` rows with this weight in one launch."""
+        """True when `run_fused` gates and adds for `rows` rows of this weight in one launch."""
         from backends.triton.gemm_choice import choose
         from backends.triton.launch import architecture
 
@@ -79,10 +79,10 @@ class TritonLinear(Linear):
         """norm(x) W^T + bias, then silu(first half) * second half where `gate`, plus `residual`.
 
         x [M, K], packed [N, K], residual [M, N] (N / 2 with `gate`); returns the residual's shape in x's
-        dtype. Sums stay in fp32 until the end.
+        dtype. Sums stay in fp32 until the end. `norm` is for a single row.
 
         Raises:
-            BackendError: `fuses` is False for this weight and row count.
+            BackendError: `fuses` is False for this weight and row count, or `norm` with several rows.
         """
         from backends.triton.gemm_choice import choose
         from backends.triton.launch import architecture

@@ -1,8 +1,8 @@
 """x [M, K] times weight [N, K] transposed for few rows of x, where reading the weight is all the work.
 
 Two kernels stream the weight once: a matrix-vector product with fp32 multiply-adds (M = 1), and a product on
-the matrix units with x padded to a small tile (M up to a few dozen). Both can norm x on the way in,
-gate and add a residual on the way out, so that a decoder layer at batch 1 needs few launches.
+the matrix units with x padded to a small tile (M up to a few dozen). Both can gate and add a residual on the
+way out, and the first can norm x on the way in, so that a decoder layer at batch 1 needs few launches.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -39,6 +39,24 @@ def prefetch_rows(rows, width, LINES: tl.constexpr):
 
 
 @triton.jit
+def weight_tile(rows, k, depth, EVEN: tl.constexpr):
+    """weight[rows, k], zero where k lies past `depth`; read once, so first to leave the cache."""
+    if EVEN:
+        tile = tl.load(rows[:, None] + k[None, :], eviction_policy="evict_first")
+    else:
+        inside = (k < depth)[None, :]
+        tile = tl.load(rows[:, None] + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
+    return tile
+
+
+@triton.jit
+def following_tile(rows, k, depth):
+    """weight[rows, k] without touching memory past the last column."""
+    inside = (k < depth)[None, :]
+    return tl.load(rows[:, None] + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
 def matrix_vector_kernel(
     x,
     weight,
@@ -57,25 +75,26 @@ def matrix_vector_kernel(
     BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr,
     STAGES: tl.constexpr,
-    LINES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """BLOCK_N of `width` outputs of one row x [depth], in fp32.
 
     NORM: x is RMS-normed by `norm_weight`; its scale is one factor, applied to the finished sums.
     GATE: the weight has 2 * width rows, the output is silu(first half) * second half.
-    EVEN: depth is a multiple of BLOCK_K, no load is masked. LINES: cache lines of each row fetched
-    ahead of the predecessor's end.
+    EVEN: depth is a multiple of BLOCK_K, no load is masked. STAGES 1: the next tile is loaded into
+    registers while this one is used, the first one before the predecessor has finished; more: tiles go
+    through shared memory.
     """
+    AHEAD: tl.constexpr = STAGES == 1
     release_successor(PDL)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     lane = tl.arange(0, BLOCK_K)
     rows = weight + tl.minimum(n, width - 1).to(tl.int64) * depth
     second = weight + (tl.minimum(n, width - 1) + width).to(tl.int64) * depth
-    if PDL and LINES > 0:
-        prefetch_rows(rows, depth, LINES)
+    if AHEAD:
+        tile = weight_tile(rows, lane, depth, EVEN)
         if GATE:
-            prefetch_rows(second, depth, LINES)
+            paired = weight_tile(second, lane, depth, EVEN)
     wait_for_predecessor(PDL)
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     gated = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -84,27 +103,26 @@ def matrix_vector_kernel(
         k = start + lane
         if EVEN:
             value = tl.load(x + k).to(tl.float32)
-            tile = tl.load(rows[:, None] + k[None, :], eviction_policy="evict_first")
         else:
             value = tl.load(x + k, mask=k < depth, other=0.0).to(tl.float32)
-            inside = (k < depth)[None, :]
-            tile = tl.load(rows[:, None] + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
         if NORM:
             squares += value * value
-            if EVEN:
-                value *= tl.load(norm_weight + k).to(tl.float32)
-            else:
-                value *= tl.load(norm_weight + k, mask=k < depth, other=0.0).to(tl.float32)
-        total += tile.to(tl.float32) * value[None, :]
+            value *= tl.load(norm_weight + k, mask=k < depth, other=0.0).to(tl.float32)
+        if AHEAD:
+            following = following_tile(rows, k + BLOCK_K, depth)
+        else:
+            tile = weight_tile(rows, k, depth, EVEN)
         if GATE:
-            if EVEN:
-                tile = tl.load(second[:, None] + k[None, :], eviction_policy="evict_first")
+            if AHEAD:
+                following_paired = following_tile(second, k + BLOCK_K, depth)
             else:
-                inside = (k < depth)[None, :]
-                tile = tl.load(
-                    second[:, None] + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
-                )
-            gated += tile.to(tl.float32) * value[None, :]
+                paired = weight_tile(second, k, depth, EVEN)
+            gated += paired.to(tl.float32) * value[None, :]
+        total += tile.to(tl.float32) * value[None, :]
+        if AHEAD:
+            tile = following
+            if GATE:
+                paired = following_paired
     scale = 1.0
     if NORM:
         scale = 1.0 / tl.sqrt_rn(tl.sum(squares, axis=0) / depth + eps)
@@ -138,20 +156,18 @@ def product(x, tile, total, SWAP: tl.constexpr, WIDEN: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "early"])
 def skinny_gemm_kernel(
     x,
     weight,
     bias,
-    norm_weight,
     residual,
     out,
     count,
     width,
     depth,
     x_stride,
-    eps,
-    NORM: tl.constexpr,
+    early,
     GATE: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -168,7 +184,7 @@ def skinny_gemm_kernel(
     """BLOCK_N of `width` outputs of `count` rows of x [count, depth], fp32 sums on the matrix units.
 
     See `matrix_vector_kernel` for the flags. Rows past `count` repeat the last one and are not stored.
-    With NORM, x * norm_weight is rounded to the weight's dtype before the product.
+    The first `early` programs fetch LINES cache lines of each of their rows while the predecessor still runs.
     """
     release_successor(PDL)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -177,7 +193,7 @@ def skinny_gemm_kernel(
     rows = weight + tl.minimum(n, width - 1).to(tl.int64) * depth
     second = weight + (tl.minimum(n, width - 1) + width).to(tl.int64) * depth
     source = x + tl.minimum(m, count - 1).to(tl.int64) * x_stride
-    if PDL and LINES > 0:
+    if PDL and LINES > 0 and tl.program_id(0) < early:
         prefetch_rows(rows, depth, LINES)
         if GATE:
             prefetch_rows(second, depth, LINES)
@@ -186,38 +202,21 @@ def skinny_gemm_kernel(
     SHAPE_N: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
     total = tl.zeros((SHAPE_M, SHAPE_N), tl.float32)
     gated = tl.zeros((SHAPE_M, SHAPE_N), tl.float32)
-    squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
         k = start + lane
-        inside = (k < depth)[None, :]
         if EVEN:
             value = tl.load(source[:, None] + k[None, :])
-            tile = tl.load(rows[:, None] + k[None, :], eviction_policy="evict_first")
         else:
-            value = tl.load(source[:, None] + k[None, :], mask=inside, other=0.0)
-            tile = tl.load(rows[:, None] + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        if NORM:
-            wide = value.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
-            scale = tl.load(norm_weight + k, mask=k < depth, other=0.0).to(tl.float32)
-            value = (wide * scale[None, :]).to(weight.dtype.element_ty)
+            value = tl.load(source[:, None] + k[None, :], mask=(k < depth)[None, :], other=0.0)
+        tile = weight_tile(rows, k, depth, EVEN)
         total = product(value, tile, total, SWAP, WIDEN)
         if GATE:
-            if EVEN:
-                tile = tl.load(second[:, None] + k[None, :], eviction_policy="evict_first")
-            else:
-                tile = tl.load(
-                    second[:, None] + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first"
-                )
+            tile = weight_tile(second, k, depth, EVEN)
             gated = product(value, tile, gated, SWAP, WIDEN)
     if SWAP:
         total = tl.trans(total)
         gated = tl.trans(gated)
     live = n < width
-    if NORM:
-        scale = (1.0 / tl.sqrt_rn(squares / depth + eps))[:, None]
-        total *= scale
-        gated *= scale
     if BIAS:
         total += tl.load(bias + n, mask=live, other=0.0).to(tl.float32)[None, :]
     if GATE:

@@ -6,8 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
+from backends.interface import BackendError
 from backends.triton.gemm_choice import GemmConfig
-from backends.triton.launch import interpreted, overlap
+from backends.triton.launch import compute_units, interpreted, overlap
 from backends.triton.linear import NormInput
 from backends.triton.skinny_gemm import matrix_vector_kernel, skinny_gemm_kernel
 
@@ -31,7 +32,6 @@ def multiply(
     narrow = gate and config.block_n > (1 if config.block_m == 0 else 64 if config.swap else 16)
     block_n = config.block_n // 2 if narrow else config.block_n
     flags = {
-        "NORM": norm is not None,
         "GATE": gate,
         "BIAS": bias is not None,
         "RESIDUAL": residual is not None,
@@ -39,33 +39,42 @@ def multiply(
         "BLOCK_K": config.block_k,
         "EVEN": depth % config.block_k == 0,
         "STAGES": config.stages,
-        "LINES": config.lines,
         "num_warps": config.warps,
         "num_stages": config.stages,
         **overlap(x),
     }
-    tensors = (
+    optional_bias = x if bias is None else bias
+    optional_residual = x if residual is None else residual
+    if config.block_m == 0:
+        matrix_vector_kernel[(triton.cdiv(width, block_n),)](
+            x,
+            weight,
+            optional_bias,
+            x if norm is None else norm.weight,
+            optional_residual,
+            out,
+            width,
+            depth,
+            0.0 if norm is None else norm.eps,
+            NORM=norm is not None,
+            **flags,
+        )
+        return out
+    if norm is not None:
+        raise BackendError("Only the product of a single row norms its input; norm it first.")
+    skinny_gemm_kernel[(triton.cdiv(width, block_n), triton.cdiv(rows, config.block_m))](
         x,
         weight,
-        x if bias is None else bias,
-        x if norm is None else norm.weight,
-        x if residual is None else residual,
+        optional_bias,
+        optional_residual,
         out,
-    )
-    eps = 0.0 if norm is None else norm.eps
-    if config.block_m == 0:
-        grid = (triton.cdiv(width, block_n),)
-        matrix_vector_kernel[grid](*tensors, width, depth, eps, **flags)
-        return out
-    grid = (triton.cdiv(width, block_n), triton.cdiv(rows, config.block_m))
-    skinny_gemm_kernel[grid](
-        *tensors,
         rows,
         width,
         depth,
         x.stride(0),
-        eps,
+        2 * compute_units(x.device),
         BLOCK_M=config.block_m,
+        LINES=config.lines,
         SWAP=config.swap,
         WIDEN=interpreted(skinny_gemm_kernel),
         **flags,

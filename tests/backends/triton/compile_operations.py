@@ -1,4 +1,4 @@
-"""Compiles the operation and product kernels for one GPU that is not there; run apart from the interpreter."""
+"""Compiles the operation and product kernels for one GPU that is not there; run by the test beside it."""
 
 from __future__ import annotations
 
@@ -76,17 +76,15 @@ def sampling(target: str, pdl: bool, screen: bool) -> Iterator[tuple[str, Resour
 
 def products(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
     """Matrix-vector and skinny products with every fusion, at the default rule's tiles."""
-    signature = (
-        pointers("bf16", "x", "weight", "bias", "norm_weight", "residual", "out")
-        | integers("width", "depth")
-        | {"eps": "fp32"}
-    )
-    shared = {"NORM": True, "GATE": True, "BIAS": True, "RESIDUAL": True, "EVEN": False, "PDL": pdl}
-    constants = shared | {"BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 1, "LINES": 8 if pdl else 0}
-    yield "vector", compile_kernel(matrix_vector_kernel, signature, constants, target, num_stages=1)
-    constants = shared | {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "STAGES": 2, "LINES": 0}
-    constants |= {"SWAP": False, "WIDEN": False}
-    signature |= integers("count", "x_stride")
+    signature = pointers("bf16", "x", "weight", "bias", "residual", "out") | integers("width", "depth")
+    shared = {"GATE": True, "BIAS": True, "RESIDUAL": True, "EVEN": False, "PDL": pdl}
+    constants = shared | {"NORM": True, "BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 1}
+    normed = signature | {"norm_weight": "*bf16", "eps": "fp32"}
+    yield "vector", compile_kernel(matrix_vector_kernel, normed, constants, target, num_stages=1)
+    depth = 64 if target.startswith("gfx1") else 128
+    constants = shared | {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": depth, "STAGES": 2}
+    constants |= {"SWAP": False, "WIDEN": False, "LINES": 4 if pdl else 0}
+    signature |= integers("count", "x_stride", "early")
     yield "matrix", compile_kernel(skinny_gemm_kernel, signature, constants, target, num_stages=2)
 
 
