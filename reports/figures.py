@@ -126,7 +126,7 @@ def ecdf_figure(
     low, high = np.quantile(everything, [0.005, 1.0])
     logarithmic = bool(low > 0 and high / low > 20)
     words = f"{short} ({unit}{', log scale' if logarithmic else ''})"
-    x = axis(words, type="log", dtick="D1") if logarithmic else axis(words, rangemode="tozero")
+    x = axis(words, type="log", dtick="D2") if logarithmic else axis(words, rangemode="tozero")
     y = axis("Share of samples (%)", range=[0, 102], tickvals=[0, 25, 50, 75, 90, 100])
     missing = sum(each.total - len(each.values_s) for _, each in shown)
     notes = [f"{missing:,} without a value count as infinite."] if missing else []
@@ -271,7 +271,9 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
                     "hovertemplate": f"{run.style.hover_label}, {name}: %{{y:.4~g}} ms<extra></extra>",
                 }
             )
-        sentences.append(f"{run.style.label}: {len(seconds):,} decode-only steps")
+        squared = fit.get("r_squared")
+        explained = "" if squared is None else f", R² of the fit {digits(squared, 2)}"
+        sentences.append(f"{run.style.label}: {len(seconds):,} decode-only steps{explained}")
     if not traces:
         return None
     x = axis("Context tokens in the step (tokens)", rangemode="tozero")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reports.figures import RunData
 
 BINS = 160
+CHUNKS_PER_BIN = 25
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def throughput(run: RunData) -> Series | None:
     if not len(times) or not np.isfinite(counts).all():
         return None
     end = times.max()
-    width = bin_width(end)
+    # A bin with few chunks in it shows only the steps' own beat.
+    width = bin_width(end, min(BINS, max(12, len(times) // CHUNKS_PER_BIN)))
     edges = np.arange(0.0, end + width, width)
     tokens, _ = np.histogram(times, bins=edges, weights=counts)
     # The last bin is only as long as the run lasts.
@@ -115,8 +117,8 @@ def binned(time_s: np.ndarray, values: np.ndarray) -> Series:
     return Series(centres[filled], total[filled] / count[filled])
 
 
-def bin_width(end_s: float) -> float:
-    """A round width (1, 2 or 5 times a power of ten) that makes at most `BINS` bins."""
-    least = max(end_s / BINS, 1e-6)
+def bin_width(end_s: float, bins: int = BINS) -> float:
+    """A round width in seconds (1, 2 or 5 times a power of ten) that makes at most `bins` bins."""
+    least = max(end_s / bins, 1e-6)
     power = 10.0 ** np.floor(np.log10(least))
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= least * (1 - 1e-9)))

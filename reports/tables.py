@@ -241,7 +241,8 @@ def _texts(*texts: str) -> tuple[Cell, ...]:
 def _cell(reading: Reading, unit: str, against: Ratio | None = None) -> Cell:
     value, interval = format_value(reading.value, unit), format_interval(reading, unit)
     ratio_text, verdict = (str(against), against.verdict) if against is not None else ("", "")
-    return Cell(value, interval, ratio_text, verdict, reading.reason or "", reading.value)
+    note = (reading.reason or "").removeprefix("not supported at this sample size: ")
+    return Cell(value, interval, ratio_text, verdict, note, reading.value)
 
 
 def _count(record: RunRecord, key: str) -> int:
