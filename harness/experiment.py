@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from workloads.request import Workload
 
-CPU_REQUESTS = 64
+CPU_REQUESTS = 48
 """Default number of requests on a CPU, where a run should take about a minute."""
 GPU_REQUESTS = 512
 CPU_CONCURRENCY = 16
 GPU_CONCURRENCY = 64
 CPU_STEP_TOKENS = 2048
 """Default token budget of a step on a CPU, where a larger one only makes decodes wait."""
-MOST_WARMUP = 16
+CPU_WARMUP = 4
+GPU_WARMUP = 16
 
 
 class Observer:
@@ -234,7 +235,7 @@ def _run_once(
     engine.reset_prefix_cache()
     engine.take_step_stats()
     target = EngineTarget(engine)
-    count = default_warmup(workload) if options.warmup is None else options.warmup
+    count = default_warmup(workload, machine.device) if options.warmup is None else options.warmup
     warmup = salted_warmup(workload, count, engine.model_config.vocab_size, options.seed)
     index_of_device = machine.device.torch_device.index or 0
     telemetry = Telemetry(*open_sensors(machine.device.vendor, index_of_device))
@@ -265,13 +266,15 @@ def _run_once(
         memory=memory.section(engine.memory(), machine.device, machine.idle_bytes, samples),
         energy=energy.section(samples, steady, whole, tokens, telemetry.reasons),
         correctness={"passed": None, "reason": "the run ended before the check"},
+        metrics=sections["metrics"],
+        schedule=sections["schedule"],
+        roofline=sections["roofline"],
         warmup={
             "seconds": machine.warm_up_s,
             "requests": len(warmup),
             "salted": True,
             "drained": done.mode == "all_at_once",
         },
-        **sections,
     )
     foreign = machine.accelerator.get("processes")
     # Written before the check, so that an interruption there loses no measurement.
@@ -295,9 +298,10 @@ def _finish(directory: RunDirectory, record: RunRecord, telemetry: Any, foreign:
     return record
 
 
-def default_warmup(workload: Workload) -> int:
-    """As many warm-up requests as run at once, at most 16."""
-    return min(MOST_WARMUP, workload.concurrency or MOST_WARMUP, len(workload.requests))
+def default_warmup(workload: Workload, device: Device) -> int:
+    """At most as many warm-up requests as run at once, fewer on a CPU, where each takes seconds."""
+    most = CPU_WARMUP if device.torch_device.type == "cpu" else GPU_WARMUP
+    return min(most, workload.concurrency or most, len(workload.requests))
 
 
 def make_context(options: RunOptions, machine: _Machine, workload: Workload, done: Replay) -> Context:

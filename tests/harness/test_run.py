@@ -1,0 +1,153 @@
+"""`bench run` end to end on the bundled model, with the engine and no scripted part."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.verify import verify
+from reports.record import RunDirectory
+
+BENCH = "import sys; from harness.cli import main; main(sys.argv[1:])"
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BENCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=quiet(), timeout=240)
+
+
+def quiet() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Two runs of eight short requests, four in flight."""
+    out = tmp_path_factory.mktemp("series") / "runs"
+    done = bench(
+        *("run", "-w", "synthetic", "--input-lengths", "uniform:4-40", "--output-lengths", "uniform:4-12"),
+        *("--backend", "torch", "-n", 8, "--concurrency", 4, "--warmup", 2, "--repeat", 2),
+        *("--max-step-tokens", 64, "--max-len", 256, "--slo", "ttft=100,tpot=100", "--out", out),
+    )
+    return out, done
+
+
+def test_a_run_leaves_everything(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, done = finished
+    assert done.returncode == 0, done.stderr
+    assert "Output tok/s" in done.stdout
+    assert str(out / "1" / "report.html") in done.stdout
+    for name in ("run.json", "requests.parquet", "steps.parquet", "telemetry.parquet", "report.html"):
+        assert (out / "1" / name).stat().st_size > 0
+
+
+def test_the_record_is_whole_and_verifies(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    for index in ("1", "2"):
+        directory = RunDirectory.open(finished[0] / index)
+        assert verify(directory) == []
+        record = directory.read_record()
+        assert record.validity == []
+        assert record.run["status"] == "complete"
+        assert record.metrics["counts"]["completed"] == 8
+        assert record.metrics["output_tokens"] == record.metrics["requested_tokens"]
+        assert record.metrics["goodput"]["attainment"] == 1.0
+        assert record.correctness["passed"] is True
+        assert record.correctness["against_itself"] is True
+        assert record.backend["used"] == {"attention": "torch", "linear": "torch", "operations": "torch"}
+        assert record.warmup["requests"] == 2
+        assert record.energy["joules_per_output_token"] is None
+        assert record.energy["reasons"]
+
+
+def test_mistake_05_the_second_run_starts_with_a_cold_cache(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    first, second = (RunDirectory.open(finished[0] / index).read_record() for index in ("1", "2"))
+    assert first.workload["content_hash"] == second.workload["content_hash"]
+    assert second.metrics["prefix_cache"]["hit_tokens"] == first.metrics["prefix_cache"]["hit_tokens"] == 0
+
+
+def test_compare_and_show(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    first, second = finished[0] / "1", finished[0] / "2"
+    done = bench("compare", first, second)
+    assert done.returncode == 0, done.stderr
+    assert "1.00" in done.stdout or "×" in done.stdout
+    shown = bench("show", first, "--json")
+    assert json.loads(shown.stdout)["run"]["status"] == "complete"
+
+
+def test_incomparable_runs_are_refused_with_the_differences(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    first = finished[0] / "1"
+    other = tmp_path / "other"
+    other.mkdir()
+    data = json.loads((first / "run.json").read_text())
+    data["workload"]["content_hash"] = "something else"
+    data["model"]["name"] = "another"
+    (other / "run.json").write_text(json.dumps(data))
+    done = bench("compare", first, other)
+    assert done.returncode == 4
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "workload" in done.stderr
+    assert "another" in done.stderr
+    assert bench("compare", first, other, "--anyway").returncode == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", BENCH, "run", "-w", "sharegpt", "-b", "torch", "-n", "400"]
+    command += ["--concurrency", "4", "--warmup", "1", "--max-step-tokens", "256", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet()
+    )
+    try:
+        wait_for_steps(process)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    directory = RunDirectory.open(out)
+    record = directory.read_record()
+    assert record.run["status"] == "interrupted"
+    assert any("interrupted" in reason for reason in record.validity)
+    assert 0 < record.metrics["counts"]["sent"] < 400
+    assert verify(directory) == []
+    assert bench("verify", out).returncode == 0
+    assert bench("show", out).returncode == 0
+
+
+def wait_for_steps(process: subprocess.Popen[str]) -> None:
+    """The replay runs once the process has used some seconds of CPU beyond loading."""
+    import psutil
+
+    watched = psutil.Process(process.pid)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(watched.cpu_times()[:2]) > 14:
+            return
+        time.sleep(0.2)
+
+
+def test_ctrl_c_while_loading_exits_130_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = (
+        "import sys, harness.experiment as experiment\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "experiment.make_workload = stop\n" + BENCH
+    )
+    command = [sys.executable, "-c", code, "run", "-w", "sharegpt", "-b", "torch", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet(), timeout=120)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
