@@ -111,7 +111,7 @@ class BlockPool:
         return digests[index]
 
     def publish(self, block: int, digest: bytes) -> None:
-        """Make a full, computed block findable. The first block published under a hash stays the one found."""
+        """Make a full, computed block findable; the first one published under a hash stays the one found."""
         if self.prefix_cache and self._digests[block] is None and digest not in self._published:
             self._published[digest] = block
             self._digests[block] = digest

@@ -149,7 +149,7 @@ class Engine:
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
-        """Drop a request at once; unknown or finished ones are ignored. Its tokens in flight are discarded."""
+        """Drop a request and its tokens in flight; unknown or finished ones are ignored."""
         for sequence in self._requests.pop(request_id, []):
             if sequence.finish_reason is None:
                 self.scheduler.finish(sequence, "abort")
@@ -209,13 +209,9 @@ class Engine:
         sampled = params.temperature > 0
         filtered = sampled and bool(params.top_k or params.top_p < 1 or params.min_p)
         self.runner.capture(sampled=sampled, filtered=filtered, logprobs=params.logprobs)
-        longest = self.config.max_len or 1
-        budget = self.config.max_step_tokens
-        outputs = min(4, longest - 1)
-        short = replace(params, max_tokens=outputs, n=1, ignore_eos=True, forced_tokens=None, stop=())
-        vocab = self.model_config.vocab_size
-        for length in sorted({1, min(33, longest - outputs), min(budget, longest - outputs)}):
-            self.generate([[(7 * i + length) % vocab for i in range(length)]] * 2, short)
+        short = replace(params, max_tokens=4, n=1, ignore_eos=True, forced_tokens=None, stop=())
+        for batch in self._warm_up_batches(short.max_tokens):
+            self.generate(batch, short)
         self.reset_prefix_cache()
         self._stats.clear()
         self._steps = 0
@@ -223,6 +219,26 @@ class Engine:
         self.peak_blocks_used = 0
         self.runner.graph_misses = 0
         return device_seconds() - start
+
+    def _warm_up_batches(self, outputs: int) -> list[list[list[int]]]:
+        """Prompts whose steps are of every kind: few and many rows, decodes alone, prefills alone, both.
+
+        On a CPU nothing compiles, so a few tokens do.
+        """
+        room = (self.config.max_len or 1) - outputs
+        vocab = self.model_config.vocab_size
+
+        def prompt(length: int, salt: int) -> list[int]:
+            return [(7 * i + 31 * salt) % vocab for i in range(max(1, min(length, room)))]
+
+        batches = [[prompt(1, 1), prompt(33, 2)]]
+        if self.selection.device.torch_device.type != "cpu":
+            budget, seqs = self.config.max_step_tokens, self.config.max_seqs
+            batches.append([prompt(budget, 3), prompt(budget, 4)])
+            # One prompt fills a step; many more then join its decode, too many for one step.
+            each = 2 * budget // seqs + 1
+            batches.append([prompt(budget, 5), *(prompt(each, 6 + i) for i in range(seqs - 1))])
+        return batches
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, so that a run starts cold."""
@@ -265,8 +281,8 @@ class Engine:
         total = len(prompt) + params.max_tokens
         if total > max_len:
             raise EngineError(
-                f"Request {request_id!r} needs {len(prompt)} + {params.max_tokens} tokens, more than the context "
-                f"of {max_len}; shorten the prompt or max_tokens."
+                f"Request {request_id!r} needs {len(prompt)} + {params.max_tokens} tokens, more than the "
+                f"context of {max_len}; shorten the prompt or max_tokens."
             )
         blocks = -(-(total - 1) // self.config.block_size) + (params.n > 1)
         if blocks > self.pool.num_blocks:

@@ -92,7 +92,7 @@ class StepStats:
     end_ns: int
     """When its tokens became visible to the host."""
     host_ns: int
-    """Host time spent scheduling, preparing and launching this step and reading its tokens; waits left out."""
+    """Host time spent scheduling, preparing and launching it and handling its tokens; waits left out."""
     num_seqs: int
     num_tokens: int
     num_prefill_tokens: int

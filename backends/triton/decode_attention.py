@@ -103,7 +103,8 @@ def fair_programs(work, pairs, available, MIN_TILES: tl.constexpr):
     pairs = tl.maximum(pairs, 1)
     wanted = tl.minimum(available, tl.maximum(work // MIN_TILES, 1))
     aligned = tl.where(pairs > wanted, tl.cdiv(pairs, tl.cdiv(pairs, wanted)), wanted // pairs * pairs)
-    return tl.minimum(aligned, tl.maximum(work, 1))
+    # None where every row is inert: a program without work would look for rows that do not exist.
+    return tl.minimum(aligned, work)
 
 
 @triton.jit

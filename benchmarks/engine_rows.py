@@ -1,7 +1,7 @@
 """The engine rows: serving speed of the reference engine on one GPU.
 
-    python benchmarks/engine.py --model shape:qwen3-8b --backend triton [--rows nano256,prefill_32x4096]
-    python benchmarks/engine.py --model shape:qwen3-0.6b --ablate
+    python benchmarks/engine_rows.py --model shape:qwen3-8b --backend triton [--rows nano256,prefill_32x4096]
+    python benchmarks/engine_rows.py --model shape:qwen3-0.6b --ablate
 
 Rows, all with random weights, bf16 and one warm-up pass:
 
@@ -57,6 +57,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def report_late_compiles(*_: Any, repr: str = "", **__: Any) -> None:
+    """Nothing may compile while serving; name what does."""
+    print(f"compiled while serving: {repr[:200]}", flush=True)
+
+
 class Bench:
     """One engine and what was seen of its steps."""
 
@@ -72,8 +77,10 @@ class Bench:
             overrides=overrides,
             weights=weights,
         )
+        triton.knobs.runtime.jit_post_compile_hook = None
         self.warm_up_s = self.engine.warm_up(SamplingParams(temperature=0.6, ignore_eos=True))
         self.warm_up_s += self.engine.warm_up(SamplingParams(ignore_eos=True))
+        triton.knobs.runtime.jit_post_compile_hook = report_late_compiles
         self.steps: list[StepStats] = []
 
     def requests(self, workload: str) -> tuple[Request, ...]:
