@@ -27,9 +27,9 @@ def land(engine: Scheduler, plan: StepPlan, token: int = 7) -> None:
     """Land a plan whose every sample is `token`, finishing by length as the engine does."""
     for part in plan.slices:
         sequence = part.sequence
-        if engine.land(part, token if part.samples else None):
-            if len(sequence.token_ids) - sequence.prompt_len >= sequence.params.max_tokens:
-                engine.finish(sequence, "length")
+        counts = engine.land(part, token if part.samples else None)
+        if counts and len(sequence.token_ids) >= sequence.end_len:
+            engine.finish(sequence, "length")
 
 
 def shape(plan: StepPlan) -> list[tuple[str, int, int]]:
