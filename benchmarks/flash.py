@@ -1,4 +1,4 @@
-"""FlashAttention rows: `python benchmarks/flash.py` checks the backend, then writes benchmarks/parts/flash.json.
+"""FlashAttention rows: `python benchmarks/flash.py` checks the backend and writes benchmarks/parts/flash.json.
 
 Needs a GPU that one of the family's libraries serves, and that library (`pip install flash-attn-4`). The
 geometry, batches and method are those of benchmarks/attention.py. Times are taken on the backend's own
