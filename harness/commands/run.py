@@ -70,7 +70,7 @@ _OPTIONS: list[Callable[..., Any]] = [
     click.option("--slo", metavar="ttft=S,tpot=S", help="Limits in seconds (ttft, tpot, e2e) for goodput."),
     click.option("--temperature", type=float, metavar="T", help="0 is greedy [the workload's own]."),
     click.option(
-        "--input-lengths", metavar="SPEC", help="synthetic: prompt lengths, such as uniform:100-1024."
+        "--input-lengths", metavar="SPEC", help="synthetic: prompt lengths, such as uniform:100:1024."
     ),
     click.option("--output-lengths", metavar="SPEC", help="synthetic: output lengths."),
     click.option("--shared-prefix", metavar="GROUPSxTOKENS", help="synthetic: shared prompt prefixes."),

@@ -17,6 +17,16 @@ from reports.record import RunDirectory
 
 BENCH = "import sys; from harness.cli import main; main(sys.argv[1:])"
 
+ANNOUNCED = (
+    "import harness.experiment as experiment\n"
+    "replay = experiment.replay\n"
+    "def announced(*arguments, **options):\n"
+    "    print('replaying', flush=True)\n"
+    "    return replay(*arguments, **options)\n"
+    "experiment.replay = announced\n" + BENCH
+)
+"""Says when the replay begins, so that Ctrl-C comes in its middle."""
+
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BENCH, *map(str, arguments)]
@@ -32,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     """Two runs of eight short requests, four in flight."""
     out = tmp_path_factory.mktemp("series") / "runs"
     done = bench(
-        *("run", "-w", "synthetic", "--input-lengths", "uniform:4-40", "--output-lengths", "uniform:4-12"),
+        *("run", "-w", "synthetic", "--input-lengths", "uniform:4:40", "--output-lengths", "uniform:4:12"),
         *("--backend", "torch", "-n", 8, "--concurrency", 4, "--warmup", 2, "--repeat", 2),
         *("--max-step-tokens", 64, "--max-len", 256, "--slo", "ttft=100,tpot=100", "--out", out),
     )
@@ -104,13 +114,15 @@ def test_incomparable_runs_are_refused_with_the_differences(
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-c", BENCH, "run", "-w", "sharegpt", "-b", "torch", "-n", "400"]
+    command = [sys.executable, "-c", ANNOUNCED, "run", "-w", "sharegpt", "-b", "torch", "-n", "400"]
     command += ["--concurrency", "4", "--warmup", "1", "--max-step-tokens", "256", "--out", str(out)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet()
     )
     try:
-        wait_for_steps(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "replaying\n"
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
     finally:
@@ -125,18 +137,6 @@ def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
     assert verify(directory) == []
     assert bench("verify", out).returncode == 0
     assert bench("show", out).returncode == 0
-
-
-def wait_for_steps(process: subprocess.Popen[str]) -> None:
-    """The replay runs once the process has used some seconds of CPU beyond loading."""
-    import psutil
-
-    watched = psutil.Process(process.pid)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if sum(watched.cpu_times()[:2]) > 14:
-            return
-        time.sleep(0.2)
 
 
 def test_ctrl_c_while_loading_exits_130_and_leaves_nothing(tmp_path: Path) -> None:
