@@ -174,27 +174,24 @@ def _assemble(
 
 
 def _reasons(selection: Selection, specs: Sequence[AttentionSpec], dtype: torch.dtype) -> list[str]:
-    """Why the selection cannot serve the model; empty = it can. Each reason is given once."""
-    device = selection.device
-    reasons: dict[str, None] = {}
+    """Why the selection cannot serve the model; empty = it can.
+
+    Each reason is given once, with the operations it holds for.
+    """
+    device, attention = selection.device, selection.attention
+    linear, operations = selection.linear, selection.operations
+    found: dict[tuple[str, str], dict[str, None]] = {}
     for spec in specs:
         width = spec.q_heads * spec.head_dim
-        found = [
-            *(
-                (selection.attention.name, "attention", why)
-                for why in selection.attention.supports(spec, device)
-            ),
-            *(
-                (selection.linear.name, "linear", why)
-                for why in selection.linear.supports(Scheme(), width, width, dtype, device)
-            ),
-            *(
-                (selection.operations.name, "ops", why)
-                for why in selection.operations.supports(dtype, device)
-            ),
-        ]
-        reasons.update({f"{name} {operation}: {why}": None for name, operation, why in found})
-    return list(reasons)
+        refused = {
+            (attention.name, "attention"): attention.supports(spec, device),
+            (linear.name, "linear"): linear.supports(Scheme(), width, width, dtype, device),
+            (operations.name, "operations"): operations.supports(dtype, device),
+        }
+        for (name, operation), reasons in refused.items():
+            for why in reasons:
+                found.setdefault((name, why), {})[operation] = None
+    return [f"{name} {', '.join(served)}: {why}" for (name, why), served in found.items()]
 
 
 def _works(name: str, device: Device, specs: Sequence[AttentionSpec], dtype: torch.dtype) -> bool:

@@ -9,6 +9,7 @@ Rows, all with random weights, bf16 and one warm-up pass:
     tpot_bs<B>_in<N>     (time of batch:BxN+129 - time of batch:BxN+1) / 128, in ms
     prefill_32x4096      prompt tok/s of batch:32x4096+1
     ttft_1x4096          ms from adding one 4096-token prompt to its first token
+    host_visible_bs256_in1024   % of the decode steps in which the device waits for the host
 
 `--ablate` repeats two rows with one thing switched off at a time. Any row can be repeated through the
 whole harness with `bench run --workload nano256` or `--workload batch:64x1024+129`.
@@ -46,7 +47,9 @@ ROWS = (
     "ttft_1x4096",
     "prefill_32x4096",
     "nano256",
+    "host_visible_bs256_in1024",
 )
+ONCE = ("nano256", "host_visible_bs256_in1024")
 ABLATED_ROWS = ("tpot_bs1_in128", "tpot_bs256_in1024")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "all on": {},
@@ -119,10 +122,39 @@ class Bench:
             return self.seconds("batch:1x4096+1") * 1e3, "ms"
         if name == "prefill_32x4096":
             return 32 * 4096 / self.seconds("batch:32x4096+1"), "tok/s"
+        if name == "host_visible_bs256_in1024":
+            return device_idle_percent(self, "batch:256x1024+129"), "%"
         if name == "nano256":
             requests = self.requests("nano256")
             return sum(request.output_tokens for request in requests) / self.seconds("nano256"), "tok/s"
         raise SystemExit(f"Unknown row {name!r}; known: {', '.join(ROWS)}.")
+
+
+def device_idle_percent(bench: Bench, workload: str) -> float:
+    """Share of the decode-only steps in which the device had nothing to do: the host cost one can see.
+
+    Events enclose every launch in stream order; the time from one step's end to the next one's start is
+    the device waiting for the host.
+    """
+    runner = bench.engine.runner
+    launch = runner.launch
+    marks: list[tuple[torch.cuda.Event, torch.cuda.Event, bool]] = []
+
+    def marked(plan: Any) -> Any:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step = launch(plan)
+        end.record()
+        marks.append((start, end, step.graph))
+        return step
+
+    runner.launch = marked  # type: ignore[method-assign]
+    bench.seconds(workload)
+    runner.launch = launch  # type: ignore[method-assign]
+    torch.cuda.synchronize()
+    pairs = [(a, b) for a, b in itertools.pairwise(marks) if a[2] and b[2]][2:-2]
+    idle = sum(a[1].elapsed_time(b[0]) for a, b in pairs)
+    return 100 * idle / sum(a[0].elapsed_time(b[0]) for a, b in pairs)
 
 
 def host_share(steps: list[StepStats]) -> tuple[float, float]:
@@ -136,7 +168,7 @@ def measure(bench: Bench, names: list[str], prefix: str, repeats: int) -> list[d
     """Every row as the median of its repeats, the spread half their range."""
     rows = []
     for name in names:
-        seen = [bench.row(name) for _ in range(repeats if name != "nano256" else 1)]
+        seen = [bench.row(name) for _ in range(1 if name in ONCE else repeats)]
         values = sorted(value for value, _ in seen)
         row = {
             "name": f"{prefix}/{name}",
