@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,12 +20,12 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.interface import AttentionSpec, Rotary
-from backends.triton import gemm_choice, launch
+from backends.triton import launch
 from backends.triton.cache import PagedCache, new_cache
 from backends.triton.fused_write import rotate_and_write
-from backends.triton.gemm_choice import GemmConfig
 from backends.triton.linear import NormInput, TritonLinear
 from backends.triton.operations import TritonOperations
+from benchmarks.gemm import use_table
 from benchmarks.graph_timing import graph_time_us
 
 EPS = 1e-6
@@ -124,9 +123,19 @@ class Stack:
             x = run(run(x, layer.gate_up, norm=norm, gate=True), layer.down, residual=x)
         return x
 
+    def fused_or_not(
+        self, x: Tensor, weight: Tensor, gate: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """One launch where the table has one, else the product and what follows it."""
+        if self.linear.fuses(weight, x.shape[0]):
+            return self.linear.run_fused(x, weight, gate=gate, residual=residual)
+        y = self.linear.run(x, weight)
+        y = self.operations.gate(y) if gate else y
+        return y if residual is None else y + residual
+
     def gated(self) -> Tensor:
-        """Only the gate and the residual inside the products; norms apart."""
-        x, run = self.x, self.linear.run_fused
+        """The gate and the residual inside the products where they fuse; norms apart."""
+        x, run = self.x, self.fused_or_not
         for layer in self.layers:
             attended = self.rotated(layer, run(self.operations.rms_norm(x, layer.norm, EPS), layer.qkv))
             x = run(attended, layer.o, residual=x)
@@ -148,34 +157,19 @@ def weight(n: int, k: int) -> Tensor:
     return torch.randn(n, k, dtype=torch.bfloat16, device="cuda") / k**0.5
 
 
-def use_table(path: Path | None, lines: int) -> None:
-    """Choose launches from a sweep's findings, each with `lines` prefetched lines a row (-1 = as found)."""
-    table = dict(gemm_choice.MEASURED)
-    if path is not None:
-        for found in json.loads(path.read_text()):
-            n, k = found["shape"]
-            best = found["best"] and GemmConfig(**found["best"])
-            for size in (2, 4, 8, 16) if found["rows"] == 16 else (found["rows"],):
-                table["sm90", size, n, k] = best
-    if lines >= 0:
-        table = {key: config and replace(config, lines=lines) for key, config in table.items()}
-    gemm_choice.MEASURED = table
-    gemm_choice.choose.cache_clear()
-
-
 def set_overlap(on: bool) -> None:
     """Use programmatic dependent launch or not."""
     launch.overlaps_launches = lambda device: on
 
 
-def compile_one(job: tuple[Path | None, int, str, int, bool]) -> str:
+def compile_one(job: tuple[Path | None, str, int, bool]) -> str:
     """Run one way's kernels once in a worker process, so that they lie in the disk cache."""
-    table, lines, name, rows, on = job
+    table, name, rows, on = job
     try:
-        use_table(table, lines)
+        if table is not None:
+            use_table(table)
         set_overlap(on)
-        stack = Stack(SHAPES[name], rows, 1)
-        for run in stack.ways().values():
+        for run in Stack(SHAPES[name], rows, 1).ways().values():
             run()
         torch.cuda.synchronize()
     except Exception as error:
@@ -186,33 +180,25 @@ def compile_one(job: tuple[Path | None, int, str, int, bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", type=Path, help="gemm_sweep.json of benchmarks/gemm.py --sweep")
-    parser.add_argument("--lines", type=int, nargs="*", default=[-1])
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])
     options = parser.parse_args()
-    jobs = [
-        (options.table, lines, name, rows, on)
-        for lines, name, rows, on in itertools.product(options.lines, SHAPES, options.rows, (True, False))
-        if on or lines == options.lines[0]
-    ]
-    with multiprocessing.get_context("spawn").Pool(14) as workers:
+    jobs = list(itertools.product([options.table], SHAPES, options.rows, (True, False)))
+    with multiprocessing.get_context("spawn").Pool(8) as workers:
         for problem in workers.imap_unordered(compile_one, jobs):
             if problem:
                 print("compile:", problem)
+    if options.table is not None:
+        use_table(options.table)
     for name, rows in itertools.product(SHAPES, options.rows):
         stack = Stack(SHAPES[name], rows, SHAPES[name].layers)
-        set_overlap(False)
-        use_table(options.table, options.lines[0])
         exact = stack.separate(functional.linear).float()
         for way, run in stack.ways().items():
             texts = []
-            for lines, on in itertools.product(options.lines, (False, True)):
-                if not on and lines != options.lines[0]:
-                    continue
-                use_table(options.table, lines)
+            for on in (False, True):
                 set_overlap(on)
                 error = float((run().float() - exact).norm() / exact.norm())
                 time, _ = graph_time_us([run], 15)
-                label = f"overlap,{lines}" if on else "plain"
+                label = "overlapped" if on else "plain"
                 texts.append(f"{label} {time / len(stack.layers):.2f} (off by {error:.1e})")
             print(f"layer {name} m{rows} {way:18} " + " | ".join(texts), flush=True)
 

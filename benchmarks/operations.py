@@ -27,7 +27,7 @@ from backends.triton.cache import new_cache
 from backends.triton.fused_write import rotate_and_write
 from backends.triton.launch import overlap
 from backends.triton.operations import TritonOperations
-from backends.triton.sampling import best_of_chunk_kernel
+from backends.triton.sampling import random_chunk_kernel
 from benchmarks.graph_timing import Row, graph_time_us, write_rows
 
 VOCABULARY = 151936
@@ -201,13 +201,13 @@ class Chunking:
     """One launch of the temperature kernel."""
 
     tile: int
-    warps: int
+    group: int
     screen: bool
     tiles: int
 
     def call(self, logits: Tensor, sampling: SamplingBatch, score: Tensor, token: Tensor) -> None:
         """Launch it on bf16 logits [S, V]."""
-        best_of_chunk_kernel[(logits.shape[0], score.shape[1])](
+        random_chunk_kernel[(logits.shape[0], score.shape[1])](
             logits,
             sampling.temperature,
             sampling.noise_key,
@@ -217,11 +217,11 @@ class Chunking:
             logits.stride(0),
             VOCABULARY,
             self.tiles,
-            GREEDY=False,
             FILTER=False,
             SCREEN=self.screen,
-            TILE=self.tile,
-            num_warps=self.warps,
+            GROUPS=self.tile // self.group,
+            GROUP=self.group,
+            num_warps=4,
             **overlap(logits),
         )
 
@@ -237,19 +237,22 @@ class Chunking:
 
 def chunkings(rows: int) -> Iterator[Chunking]:
     """Launches worth trying."""
-    tiles = (1, 2) if rows == 1 else (4, 8, 16, 32)
-    for tile, warps, screen, per_chunk in itertools.product((1024, 2048, 4096), (4,), (False, True), tiles):
-        yield Chunking(tile, warps, screen, per_chunk)
+    tiles = (1, 2) if rows == 1 else (8, 15, 25, 38, 75)
+    for tile, group, screen, per_chunk in itertools.product(
+        (1024, 2048, 4096), (8, 16), (False, True), tiles
+    ):
+        if (screen or rows == 1) and (not screen or rows > 1) and per_chunk * tile <= VOCABULARY:
+            yield Chunking(tile, group, screen, per_chunk)
 
 
 def sweep_sampling() -> None:
     """Launches of the temperature kernel: tile, warps, tiles a chunk, with and without the screen."""
-    for rows in (1, 256):
+    for rows in (1, 64, 256):
         logits = [random(rows, VOCABULARY) for _ in range(3 if rows > 1 else 4)]
         sampling = batch(rows, "temperature")
         results = sorted(((c.time_us(logits, sampling), c) for c in chunkings(rows)), key=lambda r: r[0])
         print(f"sample {rows}: floor {rows * VOCABULARY * 2 / 4.1e6:.1f} us")
-        for time, chunking in [*results[:5], next(r for r in results if not r[1].screen)]:
+        for time, chunking in results[:6]:
             print(f"   {time:.2f} us {chunking}")
 
 
@@ -287,7 +290,12 @@ def compile_in_parallel(sweep: bool) -> None:
     jobs = [("sample", *case) for case in itertools.product(DTYPES, KINDS)]
     jobs += [("elementwise", tokens) for tokens in TOKENS]
     if sweep:
-        jobs += [("chunk", chunking) for chunking in chunkings(1) if chunking.tiles == 2]
+        jobs += [
+            ("chunk", chunking)
+            for rows in (1, 64)
+            for chunking in chunkings(rows)
+            if chunking.tiles in (1, 8)
+        ]
     with multiprocessing.get_context("spawn").Pool(12) as workers:
         for problem in workers.imap_unordered(compile_job, jobs):
             if problem:

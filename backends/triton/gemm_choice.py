@@ -27,7 +27,19 @@ class GemmConfig:
     """Cache lines of each weight row prefetched while the predecessor still runs."""
 
 
-MEASURED: Mapping[tuple[str, int, int, int], GemmConfig | None] = {}
+MEASURED: Mapping[tuple[str, int, int, int], GemmConfig | None] = {
+    ("sm90", 1, 28672, 4096): GemmConfig(0, 16, 256, 4, 3),
+    ("sm90", 1, 6144, 4096): GemmConfig(0, 2, 2048, 4, 1),
+    ("sm90", 1, 4096, 4096): GemmConfig(0, 2, 2048, 4, 1),
+    ("sm90", 1, 24576, 4096): GemmConfig(0, 8, 1024, 8, 3),
+    ("sm90", 1, 4096, 12288): GemmConfig(0, 4, 4096, 8, 1),
+    ("sm90", 1, 151936, 4096): GemmConfig(0, 8, 1024, 8, 3),
+    ("sm90", 1, 4096, 1024): GemmConfig(0, 4, 1024, 4, 1),
+    ("sm90", 1, 1024, 2048): GemmConfig(0, 2, 2048, 4, 1),
+    ("sm90", 1, 6144, 1024): GemmConfig(0, 4, 512, 2, 1),
+    ("sm90", 1, 1024, 3072): GemmConfig(0, 2, 1024, 2, 1),
+    ("sm90", 1, 151936, 1024): GemmConfig(0, 8, 256, 2, 1),
+}
 """(architecture, bucket, N, K) -> the fastest found by `benchmarks/gemm.py --sweep`; None = the library."""
 
 

@@ -1,9 +1,14 @@
-"""Thresholds of top-k, top-p and min-p, found by bisection instead of a sort.
+"""Thresholds of top-k, top-p and min-p on the device, exact, ties included, without a sort.
 
 Each filter keeps the tokens whose scaled logit reaches a threshold. Floats are mapped to integers in the
 same order; the threshold is the smallest integer t such that the tokens above t weigh less than a target:
-their count less than k (top-k), their probability less than p of what top-k left (top-p). A few dozen
-passes over a row that lies in the cache replace the sort, and the result is exact, ties included.
+their count less than k (top-k), their probability less than p of what top-k left (top-p).
+
+Three launches. The first takes the largest logit of every group of neighbouring tokens. At least k groups
+have a maximum that reaches the k-th largest maximum L, so the k-th largest token is at least L, and every
+token that reaches L lies in one of those few groups. The second bisects over these candidates in
+registers. Rows whose filters keep more than the candidates (flat distributions under top-p alone) are
+left to the third, which bisects over the whole row.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,9 +20,18 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.interface import SamplingBatch
-from backends.triton.launch import overlap, release_successor, wait_for_predecessor
+from backends.triton.launch import architecture, overlap, release_successor, wait_for_predecessor
 
-TILE = 4096
+GROUP = 32
+"""Neighbouring tokens that share a maximum."""
+GROUPS = 128
+"""Groups one program of the first launch reads."""
+LIMIT = 256
+"""Largest top-k served from candidates."""
+CANDIDATES = 512
+"""Groups examined at most: `LIMIT`, and room for ties."""
+ROW_TILE = 8192
+NOTHING_LOWER = tl.constexpr(-(2**31))
 
 
 @triton.jit
@@ -34,20 +48,155 @@ def float_of_order(order):
 
 
 @triton.jit
-def scaled_tile(row, start, vocab_size, heat, TILE: tl.constexpr):
-    """Scaled logits f32[TILE] of one row, -inf past its end; adding zero turns -0 into 0."""
-    token = start + tl.arange(0, TILE)
-    inside = token < vocab_size
+def scaled(row, token, inside, heat):
+    """Scaled logits of one row, -inf outside; adding zero turns -0 into 0."""
     value = tl.load(row + token, mask=inside, other=float("-inf")).to(tl.float32)
-    return tl.div_rn(value, heat) + 0.0, inside
+    return tl.div_rn(value, heat) + 0.0
+
+
+@triton.jit
+def halfway(low, high):
+    """The middle of two int32 whose difference may not fit one."""
+    return ((low.to(tl.int64) + high.to(tl.int64)) >> 1).to(tl.int32)
+
+
+@triton.jit
+def smallest_order(order, weight, low, high, target):
+    """The smallest integer in [low, high] with less than `target` of `weight` above it (true at `high`)."""
+    while low < high:
+        middle = halfway(low, high)
+        enough = tl.sum(tl.where(order > middle, weight, 0.0)) < target
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, middle + 1)
+    return high
+
+
+@triton.jit
+def group_maxima_kernel(
+    logits,
+    temperature,
+    maxima,
+    chunk_top,
+    chunk_mass,
+    row_stride,
+    vocab_size,
+    group_count,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Scaled maxima f32[S, group_count]; per chunk its maximum and its sum of exp(scaled - maximum)."""
+    release_successor(PDL)
+    index = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    group = chunk * GROUPS + tl.arange(0, GROUPS)
+    token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    wait_for_predecessor(PDL)
+    heat = tl.load(temperature + index)
+    value = scaled(logits + index * row_stride, token, token < vocab_size, tl.where(heat > 0, heat, 1.0))
+    largest = tl.max(value, axis=1)
+    top = tl.max(largest, axis=0)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    tl.store(maxima + index * group_count + group, largest, mask=group < group_count)
+    tl.store(chunk_top + index * tl.num_programs(1) + chunk, top)
+    tl.store(chunk_mass + index * tl.num_programs(1) + chunk, tl.sum(tl.exp(value - base)))
+
+
+@triton.jit
+def candidate_threshold_kernel(
+    logits,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    maxima,
+    chunk_top,
+    chunk_mass,
+    chosen_groups,
+    threshold,
+    row_stride,
+    vocab_size,
+    group_count,
+    chunk_count,
+    LIMIT: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One program a row: the scaled logit a token must reach; NaN where the candidates do not suffice."""
+    release_successor(PDL)
+    index = tl.program_id(0).to(tl.int64)
+    wait_for_predecessor(PDL)
+    heat = tl.load(temperature + index)
+    k = tl.load(top_k + index)
+    p = tl.load(top_p + index)
+    least = tl.load(min_p + index)
+    result = float("-inf")
+    counted = (k > 0) & (k < vocab_size)
+    if (heat > 0) & (counted | (p < 1) | (least > 0)):
+        group = tl.arange(0, BLOCK_GROUPS)
+        inside = group < group_count
+        largest = tl.load(maxima + index * group_count + group, mask=inside, other=float("-inf"))
+        top = tl.max(largest, axis=0)
+        if counted | (p < 1):
+            order = float_order(largest)
+            high = float_order(top)
+            wanted = tl.where(counted, tl.minimum(k, LIMIT), LIMIT)
+            ones = tl.where(inside, 1.0, 0.0)
+            lowest = tl.min(tl.where(inside, order, high), axis=0)
+            floor = smallest_order(order, ones, lowest, high, wanted.to(tl.float32))
+            # Fewer groups than tokens wanted: every token is a candidate.
+            floor = tl.where(group_count < wanted, NOTHING_LOWER, floor)
+
+            chosen = inside & (order >= floor)
+            place = tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+            count = tl.sum(chosen.to(tl.int32), axis=0)
+            listed = chosen_groups + index * CANDIDATES
+            tl.store(listed + place, group, mask=chosen & (place < CANDIDATES))
+            tl.debug_barrier()
+            member = tl.arange(0, CANDIDATES)
+            known = member < count
+            found = tl.load(listed + member, mask=known, other=0)
+            token = found[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+            live = known[:, None] & (token < vocab_size)
+            value = scaled(logits + index * row_stride, token, live, heat)
+            order = float_order(value)
+            # A candidate under the floor may have equals outside the candidates: only those above count.
+            mass = tl.where(live & (order >= floor), tl.exp(value - top), 0.0)
+
+            complete = (count <= CANDIDATES) & ((k <= LIMIT) | (counted == 0))
+            if counted:
+                floor = smallest_order(order, tl.where(live, 1.0, 0.0), floor, high, k.to(tl.float32))
+                mass = tl.where(order >= floor, mass, 0.0)
+                whole = tl.sum(mass)
+            else:
+                chunk = tl.arange(0, BLOCK_CHUNKS)
+                listed_chunk = chunk < chunk_count
+                place_chunk = index * chunk_count + chunk
+                tops = tl.load(chunk_top + place_chunk, mask=listed_chunk, other=float("-inf"))
+                masses = tl.load(chunk_mass + place_chunk, mask=listed_chunk, other=0.0)
+                whole = tl.sum(masses * tl.exp(tops - top))
+                # The margin keeps rounding in the sums from deciding that the candidates suffice.
+                complete = complete & (tl.sum(mass) > p * whole * 1.0001)
+            if p < 1:
+                floor = smallest_order(order, mass, floor, high, p * whole)
+            result = tl.where(complete, float_of_order(floor), float("nan"))
+        if least > 0:
+            limit = top + tl.log(least)
+            result = tl.where(result < limit, limit, result)
+    tl.store(threshold + index, result)
 
 
 @triton.jit
 def weight_above(row, vocab_size, heat, order, floor, top, MASS: tl.constexpr, TILE: tl.constexpr):
-    """Count (or, with MASS, sum of exp(x - top)) of tokens above `order` and not under `floor`."""
+    """Count (or, with MASS, sum of exp(x - top)) of a row's tokens above `order` and not under `floor`."""
     total = tl.zeros((TILE,), tl.float32)
     for start in range(0, vocab_size, TILE):
-        value, inside = scaled_tile(row, start, vocab_size, heat, TILE)
+        token = start + tl.arange(0, TILE)
+        inside = token < vocab_size
+        value = scaled(row, token, inside, heat)
         place = float_order(value)
         if MASS:
             weight = tl.exp(value - top)
@@ -58,20 +207,19 @@ def weight_above(row, vocab_size, heat, order, floor, top, MASS: tl.constexpr, T
 
 
 @triton.jit
-def bisect(row, vocab_size, heat, low, high, target, floor, top, MASS: tl.constexpr, TILE: tl.constexpr):
-    """The smallest order in [low, high] with less than `target` above it (true at `high`)."""
+def bisect_row(row, vocab_size, heat, low, high, target, top, MASS: tl.constexpr, TILE: tl.constexpr):
+    """`smallest_order` over a whole row in memory; tokens under `low` weigh nothing."""
+    floor = low
     while low < high:
-        middle = (low.to(tl.int64) + high.to(tl.int64)) >> 1
-        middle = middle.to(tl.int32)
-        above = weight_above(row, vocab_size, heat, middle, floor, top, MASS, TILE)
-        enough = above < target
+        middle = halfway(low, high)
+        enough = weight_above(row, vocab_size, heat, middle, floor, top, MASS, TILE) < target
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle + 1)
     return high
 
 
 @triton.jit
-def threshold_kernel(
+def row_threshold_kernel(
     logits,
     temperature,
     top_k,
@@ -83,53 +231,96 @@ def threshold_kernel(
     TILE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a row: the scaled logit a token must reach; -inf where nothing is filtered."""
+    """One program a row whose threshold is still NaN: bisection over the whole row."""
     release_successor(PDL)
     index = tl.program_id(0).to(tl.int64)
     row = logits + index * row_stride
     wait_for_predecessor(PDL)
-    heat = tl.load(temperature + index)
-    k = tl.load(top_k + index)
-    p = tl.load(top_p + index)
-    least = tl.load(min_p + index)
-    result = float("-inf")
-    limits_count = (k > 0) & (k < vocab_size)
-    if (heat > 0) & (limits_count | (p < 1) | (least > 0)):
+    found = tl.load(threshold + index)
+    if found != found:
+        heat = tl.load(temperature + index)
+        k = tl.load(top_k + index)
+        p = tl.load(top_p + index)
+        least = tl.load(min_p + index)
         highest = tl.full((TILE,), float("-inf"), tl.float32)
         lowest = tl.full((TILE,), float("inf"), tl.float32)
         for start in range(0, vocab_size, TILE):
-            value, inside = scaled_tile(row, start, vocab_size, heat, TILE)
+            token = start + tl.arange(0, TILE)
+            inside = token < vocab_size
+            value = scaled(row, token, inside, heat)
             highest = tl.maximum(highest, value)
             lowest = tl.minimum(lowest, tl.where(inside, value, float("inf")))
         top = tl.max(highest, axis=0)
         high = float_order(top)
         low = float_order(tl.min(lowest, axis=0))
-        if limits_count:
-            low = bisect(row, vocab_size, heat, low, high, k.to(tl.float32), low, top, False, TILE)
+        if (k > 0) & (k < vocab_size):
+            low = bisect_row(row, vocab_size, heat, low, high, k.to(tl.float32), top, False, TILE)
         if p < 1:
             mass = weight_above(row, vocab_size, heat, low - 1, low, top, True, TILE)
-            low = bisect(row, vocab_size, heat, low, high, p * mass, low, top, True, TILE)
+            low = bisect_row(row, vocab_size, heat, low, high, p * mass, top, True, TILE)
         result = float_of_order(low)
         if least > 0:
             result = tl.maximum(result, top + tl.log(least))
-    tl.store(threshold + index, result)
+        tl.store(threshold + index, result)
 
 
 def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
     """f32[S]: the scaled logit each row's tokens must reach; logits [S, V] with unit column stride."""
     rows, vocab_size = logits.shape
-    threshold = torch.empty(rows, dtype=torch.float32, device=logits.device)
-    threshold_kernel[(rows,)](
+    groups = triton.cdiv(vocab_size, GROUP)
+    chunks = triton.cdiv(groups, GROUPS)
+    wide = {"dtype": torch.float32, "device": logits.device}
+    threshold = torch.empty(rows, **wide)
+    maxima = torch.empty((rows, groups), **wide)
+    chunk_top, chunk_mass = torch.empty((2, rows, chunks), **wide)
+    chosen = torch.empty((rows, CANDIDATES), dtype=torch.int32, device=logits.device)
+    launch = overlap(logits)
+    group_maxima_kernel[(rows, chunks)](
         logits,
         sampling.temperature,
-        sampling.top_k,
-        sampling.top_p,
-        sampling.min_p,
+        maxima,
+        chunk_top,
+        chunk_mass,
+        logits.stride(0),
+        vocab_size,
+        groups,
+        GROUP=GROUP,
+        GROUPS=GROUPS,
+        num_warps=4,
+        **launch,
+    )
+    filters = (sampling.top_k, sampling.top_p, sampling.min_p)
+    candidate_threshold_kernel[(rows,)](
+        logits,
+        sampling.temperature,
+        *filters,
+        maxima,
+        chunk_top,
+        chunk_mass,
+        chosen,
         threshold,
         logits.stride(0),
         vocab_size,
-        TILE=min(TILE, triton.next_power_of_2(vocab_size)),
+        groups,
+        chunks,
+        LIMIT=LIMIT,
+        CANDIDATES=CANDIDATES,
+        GROUP=GROUP,
+        BLOCK_GROUPS=triton.next_power_of_2(groups),
+        BLOCK_CHUNKS=triton.next_power_of_2(chunks),
+        # 512 threads everywhere: CDNA's waves have 64 lanes.
+        num_warps=8 if architecture(logits.device).startswith("gfx9") else 16,
+        **launch,
+    )
+    row_threshold_kernel[(rows,)](
+        logits,
+        sampling.temperature,
+        *filters,
+        threshold,
+        logits.stride(0),
+        vocab_size,
+        TILE=min(ROW_TILE, triton.next_power_of_2(vocab_size)),
         num_warps=16,
-        **overlap(logits),
+        **launch,
     )
     return threshold

@@ -11,9 +11,9 @@ from backends.triton.fused_write import rotate_and_write_kernel
 from backends.triton.gate import gate_kernel
 from backends.triton.norm import rms_norm_kernel
 from backends.triton.rotary import rotate_kernel
-from backends.triton.sampling import best_of_chunk_kernel, best_of_row_kernel
+from backends.triton.sampling import best_of_row_kernel, greedy_chunk_kernel, random_chunk_kernel
 from backends.triton.skinny_gemm import matrix_vector_kernel, skinny_gemm_kernel
-from backends.triton.thresholds import threshold_kernel
+from backends.triton.thresholds import candidate_threshold_kernel, group_maxima_kernel, row_threshold_kernel
 
 
 def integers(*names: str) -> dict[str, str]:
@@ -50,28 +50,32 @@ def elementwise(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
 
 
 def sampling(target: str, pdl: bool, screen: bool) -> Iterator[tuple[str, Resources]]:
-    """The chunk, row and threshold kernels."""
-    signature = (
-        pointers("bf16", "logits")
-        | pointers("fp32", "temperature", "threshold", "best_score")
-        | {"noise_key": "*i64", "best_token": "*i32"}
-        | integers("row_stride", "vocab_size", "tiles")
-    )
-    for greedy in (True, False):
-        constants = {"GREEDY": greedy, "FILTER": not greedy, "SCREEN": screen and not greedy, "PDL": pdl}
-        constants |= {"TILE": 2048}
-        yield "chunk", compile_kernel(best_of_chunk_kernel, signature, constants, target)
-    signature = {"best_score": "*fp32", "best_token": "*i32", "out": "*i64"}
-    signature |= integers("chunks", "vocab_size")
+    """The chunk and row kernels."""
+    chosen = pointers("fp32", "best_score") | {"best_token": "*i32"}
+    shared = {"logits": "*bf16"} | chosen | integers("row_stride", "vocab_size", "tiles")
+    yield "greedy", compile_kernel(greedy_chunk_kernel, shared, {"TILE": 2048, "PDL": pdl}, target)
+    signature = shared | pointers("fp32", "temperature", "threshold") | {"noise_key": "*i64"}
+    constants = {"FILTER": True, "SCREEN": screen, "GROUPS": 256, "GROUP": 8, "PDL": pdl}
+    yield "random", compile_kernel(random_chunk_kernel, signature, constants, target)
+    signature = chosen | {"out": "*i64"} | integers("chunks", "vocab_size")
     yield "row", compile_kernel(best_of_row_kernel, signature, {"BLOCK": 128, "PDL": pdl}, target)
-    signature = (
-        pointers("bf16", "logits")
-        | pointers("fp32", "temperature", "top_p", "min_p", "threshold")
-        | {"top_k": "*i32"}
-        | integers("row_stride", "vocab_size")
-    )
-    constants = {"TILE": 4096, "PDL": pdl}
-    yield "threshold", compile_kernel(threshold_kernel, signature, constants, target, num_warps=16)
+
+
+def thresholds(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
+    """The filters' three kernels at a vocabulary of 151,936."""
+    shared = {"logits": "*bf16"} | integers("row_stride", "vocab_size")
+    groups = pointers("fp32", "temperature", "maxima", "chunk_top", "chunk_mass") | integers("group_count")
+    constants = {"GROUP": 32, "GROUPS": 128, "PDL": pdl}
+    yield "groups", compile_kernel(group_maxima_kernel, shared | groups, constants, target)
+    filters = pointers("fp32", "temperature", "top_p", "min_p", "threshold") | {"top_k": "*i32"}
+    signature = shared | groups | filters | {"chosen_groups": "*i32"} | integers("chunk_count")
+    constants = {"LIMIT": 256, "CANDIDATES": 512, "GROUP": 32, "BLOCK_GROUPS": 8192, "BLOCK_CHUNKS": 64}
+    constants |= {"PDL": pdl}
+    warps = 8 if target.startswith("gfx9") else 16
+    resources = compile_kernel(candidate_threshold_kernel, signature, constants, target, num_warps=warps)
+    yield "candidates", resources
+    constants = {"TILE": 8192, "PDL": pdl}
+    yield "whole row", compile_kernel(row_threshold_kernel, shared | filters, constants, target, num_warps=16)
 
 
 def products(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
@@ -94,6 +98,7 @@ def main(target: str) -> None:
     for name, resources in (
         *elementwise(target, pdl),
         *sampling(target, pdl, nvidia),
+        *thresholds(target, pdl),
         *products(target, pdl),
     ):
         assert resources.fits, f"{name} takes {resources.shared_bytes} bytes of shared memory"

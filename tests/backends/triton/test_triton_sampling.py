@@ -82,9 +82,11 @@ def test_greedy_and_random_rows_in_one_batch() -> None:
     [
         {"top_k": 1},
         {"top_k": 40},
+        {"top_k": 300},
         {"top_k": 5000},
         {"top_p": 0.9},
         {"top_p": 1e-6},
+        {"top_p": 0.97},
         {"min_p": 0.05},
         {"top_k": 50, "top_p": 0.7, "min_p": 0.02},
     ],
@@ -98,6 +100,19 @@ def test_filters_keep_the_reference_set(filters: dict[str, float], dtype: torch.
     threshold = filter_thresholds(logits, batch)
     assert torch.equal(scaled >= threshold[:, None], kept)
     assert torch.equal(sample(logits, batch), TorchOperations().sample(logits, batch))
+
+
+def test_rows_the_candidates_do_not_cover() -> None:
+    """Flat rows under top-p keep most tokens, and ties fill more groups than are examined."""
+    vocab_size = 40_000
+    flat = torch.linspace(-1, 1, vocab_size, device=DEVICE)[None]
+    tied = torch.zeros(1, vocab_size, device=DEVICE)
+    for logits, filters in ((flat, {"top_p": 0.8}), (flat, {"top_k": 1000}), (tied, {"top_k": 3})):
+        batch = parameters(1, 1.0, **filters)  # type: ignore[arg-type]
+        kept = filter_logits(logits, batch.top_k, batch.top_p, batch.min_p) > -torch.inf
+        actual = logits >= filter_thresholds(logits, batch)[:, None]
+        # Where the mass reaches p, sums of 40,000 terms in another order may differ by a few tokens.
+        assert int((actual != kept).sum()) <= (4 if "top_p" in filters else 0)
 
 
 def test_ties_with_the_threshold_stay() -> None:
