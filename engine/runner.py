@@ -225,9 +225,10 @@ class Runner:
 
 
 def graph_sizes(max_seqs: int) -> list[int]:
-    """Batch sizes worth a graph: dense where padding would cost most, `max_seqs` always among them."""
-    ladder = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1025, 64)]
-    return [size for size in ladder if size < max_seqs] + [min(max_seqs, 1024)]
+    """Batch sizes worth a graph, up to `max_seqs` or 1024: dense where padding would cost most."""
+    largest = min(max_seqs, 1024)
+    ladder = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1024, 64)]
+    return [*(size for size in ladder if size < largest), largest]
 
 
 def max_len_ladder(max_len: int) -> list[int]:

@@ -1,0 +1,75 @@
+"""What a decode step costs the host: scheduling, filling the step buffers, landing the tokens.
+
+    pytest benchmarks/test_host_cost.py
+
+The budget is 1 ms of scheduling and preparation for 256 running requests, and linear growth to 4,096. The
+device does nothing here, so the figures hold for any backend.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from engine.batch import StepBuffers
+from engine.blocks import BlockPool
+from engine.request import SamplingParams
+from engine.scheduler import Scheduler, StepPlan
+from engine.sequence import Sequence
+
+BLOCK_SIZE = 16
+MAX_BLOCKS = 64
+
+
+class Steps:
+    """A scheduler with `count` running decodes, and the buffers their steps are prepared in."""
+
+    def __init__(self, count: int) -> None:
+        pool = BlockPool(count * MAX_BLOCKS, BLOCK_SIZE)
+        self.scheduler = Scheduler(pool, max_seqs=count, max_step_tokens=max(count, 8192))
+        table = np.zeros((2 * count + 1, MAX_BLOCKS), dtype=np.int32)
+        self.buffers = StepBuffers(max(count, 8192), count, table, BLOCK_SIZE, torch.device("cpu"))
+        params = SamplingParams(max_tokens=MAX_BLOCKS * BLOCK_SIZE - 32)
+        for order in range(count):
+            self.scheduler.add(Sequence(str(order), 0, list(range(32)), params, order))
+        while (plan := self.prepare()).num_decodes < count:
+            self.land(plan)
+        self.land(plan)
+
+    def prepare(self) -> StepPlan:
+        plan = self.scheduler.schedule()
+        self.buffers.fill(plan, len(plan.slices), plan.num_tokens)
+        return plan
+
+    def land(self, plan: StepPlan) -> None:
+        for part in plan.slices:
+            self.scheduler.land(part, 5 if part.samples else None)
+
+
+@pytest.fixture(params=[256, 1024, 4096])
+def steps(request: pytest.FixtureRequest) -> Iterator[Steps]:
+    made = Steps(request.param)
+    # As a replay does: what lives for the whole run is not walked by the collector at every step.
+    gc.collect()
+    gc.freeze()
+    yield made
+    gc.unfreeze()
+
+
+def test_schedule_and_prepare(benchmark: BenchmarkFixture, steps: Steps) -> None:
+    planned: list[StepPlan] = []
+
+    def land_last() -> None:
+        if planned:
+            steps.land(planned.pop())
+
+    benchmark.pedantic(lambda: planned.append(steps.prepare()), setup=land_last, rounds=60)
+
+
+def test_land(benchmark: BenchmarkFixture, steps: Steps) -> None:
+    benchmark.pedantic(steps.land, setup=lambda: ((steps.prepare(),), {}), rounds=60)

@@ -1,0 +1,93 @@
+"""Step buffers hold exactly what the plan says, padded inertly."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from backends.noise import noise_key
+from engine.batch import StepBuffers
+from engine.blocks import BlockPool
+from engine.request import SamplingParams
+from engine.scheduler import Scheduler, StepPlan
+from engine.sequence import Sequence
+
+SIZE = 4
+
+
+def setup() -> tuple[Scheduler, StepBuffers, np.ndarray]:
+    scheduler = Scheduler(BlockPool(32, SIZE), max_seqs=4, max_step_tokens=16)
+    table = np.zeros((scheduler.num_rows + 1, 8), dtype=np.int32)
+    return scheduler, StepBuffers(16, 4, table, SIZE, torch.device("cpu")), table
+
+
+def apply(plan: StepPlan, table: np.ndarray) -> None:
+    for row, column, block in plan.table_updates:
+        table[row, column] = block
+
+
+def land(scheduler: Scheduler, plan: StepPlan, token: int) -> None:
+    for part in plan.slices:
+        scheduler.land(part, token if part.samples else None)
+
+
+def test_a_prefill_and_a_decode_padded() -> None:
+    scheduler, buffers, table = setup()
+    first = Sequence("a", 0, [10, 11, 12, 13, 14], SamplingParams(max_tokens=4), 0)
+    scheduler.add(first)
+    plan = scheduler.schedule()
+    apply(plan, table)
+    inputs = buffers.fill(plan, 1, 5)
+    buffers.upload()
+    device_table, last = torch.zeros(9, 8, dtype=torch.int32), torch.zeros(9, dtype=torch.int64)
+    ids, positions = buffers.unpack(inputs, device_table, last)
+    batch = buffers.batch(inputs)
+    assert ids.tolist() == [10, 11, 12, 13, 14]
+    assert positions.tolist() == [0, 1, 2, 3, 4]
+    assert batch.query_start.tolist() == [0, 5]
+    assert (inputs.max_query, inputs.max_len, inputs.num_decodes) == (5, 5, 0)
+    blocks = first.blocks
+    assert batch.slots.tolist() == [blocks[i // SIZE] * SIZE + i % SIZE for i in range(5)]
+    assert batch.block_table[0, :2].tolist() == blocks
+    land(scheduler, plan, token=99)
+
+    # The next step decodes it, the token not read yet by the host, and prefills another; padded to 4 rows.
+    second = Sequence("b", 0, [20, 21, 22], SamplingParams(max_tokens=2, temperature=1.0, seed=5), 1)
+    scheduler.add(second)
+    first.token_ids.pop()
+    last[first.row] = 77
+    plan = scheduler.schedule()
+    apply(plan, table)
+    inputs = buffers.fill(plan, 4, 8)
+    buffers.upload()
+    ids, positions = buffers.unpack(inputs, device_table, last)
+    batch = buffers.batch(inputs)
+    assert ids.tolist() == [77, 20, 21, 22, 0, 0, 0, 0]
+    assert positions.tolist()[:4] == [5, 0, 1, 2]
+    assert batch.query_start.tolist() == [0, 1, 4, 4, 4]
+    assert batch.seq_lens.tolist() == [6, 3, 0, 0]
+    assert batch.slots.tolist()[4:] == [-1] * 4
+    assert (batch.num_decodes, batch.max_query) == (1, 3)
+    assert batch.block_table[0, :2].tolist() == first.blocks
+    sampling = buffers.sampling(inputs)
+    assert inputs.num_samples == 4
+    assert not sampling.all_greedy and not sampling.any_filter
+    assert sampling.temperature.tolist() == [0, 1, 0, 0]
+    assert sampling.noise_key.tolist()[1] == noise_key(5, 0)
+    assert buffers.on_device["sample_tokens"][:2].tolist() == [0, 3]
+    assert buffers.on_device["sample_rows"][:4].tolist() == [first.row, second.row, 8, 8]
+
+
+def test_alternate_host_buffers_keep_the_previous_step() -> None:
+    scheduler, buffers, table = setup()
+    scheduler.add(Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0))
+    plan = scheduler.schedule()
+    apply(plan, table)
+    buffers.fill(plan, 1, 3)
+    turn = buffers._turn
+    land(scheduler, plan, 5)
+    plan = scheduler.schedule()
+    apply(plan, table)
+    buffers.fill(plan, 1, 1)
+    assert buffers._views[turn]["ids"][:3].tolist() == [1, 2, 3]
+    assert buffers._views[turn ^ 1]["ids"][0] == 5
