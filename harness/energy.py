@@ -35,10 +35,12 @@ def section(
     whole: Window,
     tokens: dict[str, float | None],
     sensor_reasons: list[str],
+    idle_power_w: float | None = None,
 ) -> dict[str, Any]:
     """The record's `energy` section. Idle power is reported, never subtracted; absent is null, never 0.
 
-    `tokens` comes from `tokens_in`; `sensor_reasons` say why a sensor is missing.
+    `tokens` comes from `tokens_in`; `sensor_reasons` say why a sensor is missing;
+    `idle_power_w` was read before the engine took the device.
     """
     gpu = telemetry[telemetry["device"] >= 0]
     stretches = {"whole_run": whole} | ({"steady_state": steady} if steady is not None else {})
@@ -49,7 +51,7 @@ def section(
     result: dict[str, Any] = {
         "joules_per_output_token": None,
         "stretch": None,
-        "idle_power_w": _idle_power(gpu),
+        "idle_power_w": idle_power_w,
         "scope": "board" if len(gpu) else None,
         "measured": measured,
         "sensor_reasons": list(sensor_reasons),
@@ -128,9 +130,3 @@ def _counter(rows: pd.DataFrame, window: Window) -> float | None:
     joules = known["energy_j"].to_numpy(dtype=np.float64)
     ends = np.interp([window.start_ns, window.end_ns], times, joules)
     return float(ends[1] - ends[0])
-
-
-def _idle_power(gpu: pd.DataFrame) -> float | None:
-    """The lowest power any sample saw, summed over devices."""
-    known = gpu.dropna(subset=["power_w"])
-    return None if known.empty else float(known.groupby("device")["power_w"].min().sum())

@@ -33,8 +33,8 @@ CPU_CONCURRENCY = 16
 GPU_CONCURRENCY = 64
 CPU_STEP_TOKENS = 2048
 """Default token budget of a step on a CPU, where a larger one only makes decodes wait."""
-CPU_WARMUP = 4
-GPU_WARMUP = 16
+OPEN_WARMUP = 16
+MOST_WARMUP = 256
 
 
 class Observer:
@@ -235,7 +235,7 @@ def _run_once(
     engine.reset_prefix_cache()
     engine.take_step_stats()
     target = EngineTarget(engine)
-    count = default_warmup(workload, machine.device) if options.warmup is None else options.warmup
+    count = default_warmup(workload) if options.warmup is None else options.warmup
     warmup = salted_warmup(workload, count, engine.model_config.vocab_size, options.seed)
     index_of_device = machine.device.torch_device.index or 0
     telemetry = Telemetry(*open_sensors(machine.device.vendor, index_of_device))
@@ -264,7 +264,9 @@ def _run_once(
         system=provenance.system(machine.device, machine.accelerator),
         software=provenance.software(),
         memory=memory.section(engine.memory(), machine.device, machine.idle_bytes, samples),
-        energy=energy.section(samples, steady, whole, tokens, telemetry.reasons),
+        energy=energy.section(
+            samples, steady, whole, tokens, telemetry.reasons, machine.accelerator.get("idle_power_w")
+        ),
         correctness={"passed": None, "reason": "the run ended before the check"},
         metrics=sections["metrics"],
         schedule=sections["schedule"],
@@ -298,10 +300,9 @@ def _finish(directory: RunDirectory, record: RunRecord, telemetry: Any, foreign:
     return record
 
 
-def default_warmup(workload: Workload, device: Device) -> int:
-    """At most as many warm-up requests as run at once, fewer on a CPU, where each takes seconds."""
-    most = CPU_WARMUP if device.torch_device.type == "cpu" else GPU_WARMUP
-    return min(most, workload.concurrency or most, len(workload.requests))
+def default_warmup(workload: Workload) -> int:
+    """A closed loop's whole concurrency, so that its burst at the start is no measured request's; else 16."""
+    return min(MOST_WARMUP, workload.concurrency or OPEN_WARMUP, len(workload.requests))
 
 
 def make_context(options: RunOptions, machine: _Machine, workload: Workload, done: Replay) -> Context:
@@ -353,5 +354,8 @@ def _backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
         "asked": options.backend,
         "overrides": dict(options.overrides),
         "used": selection.used,
+        "kernel_source_hash": {
+            operation: provenance.source_hash(getattr(selection, operation)) for operation in selection.used
+        },
         "passed_over": {name: list(reasons) for name, reasons in selection.passed_over.items()},
     }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import inspect
 import os
 import platform
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +105,17 @@ def _environment() -> dict[str, str]:
     """Set variables that change what the libraries compute or how fast."""
     names = re.compile(r"(TRITON|TORCH|PYTORCH|CUDA|HIP|ROCR|OMP|MKL|NVIDIA_TF32|CUBLAS)(_|$)")
     return {name: redact(value) for name, value in sorted(os.environ.items()) if names.match(name)}
+
+
+def source_hash(implementation: object) -> str:
+    """SHA-256 over the Python sources of the folder or file that holds the backend of `implementation`."""
+    module = sys.modules[type(implementation).__module__]
+    file = Path(inspect.getfile(module))
+    files = sorted(file.parent.rglob("*.py")) if module.__name__.count(".") > 1 else [file]
+    digest = hashlib.sha256()
+    for each in files:
+        digest.update(each.relative_to(file.parent).as_posix().encode() + b"\0" + each.read_bytes())
+    return digest.hexdigest()
 
 
 def package_version(name: str) -> str | None:

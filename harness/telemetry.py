@@ -83,7 +83,10 @@ class NvmlSensor:
         return [row]
 
     def describe(self) -> dict[str, Any]:
-        """Facts of the card for the record's `system` section; what the driver does not offer is left out."""
+        """Facts of the card for the record's `system` section; what the driver does not offer is left out.
+
+        Idle power and processes are those of the moment: ask before the card is used.
+        """
         nvml, handle = self._nvml, self._handle
         facts: dict[str, Callable[[], Any]] = {
             "name": lambda: nvml.nvmlDeviceGetName(handle),
@@ -95,6 +98,7 @@ class NvmlSensor:
             "ecc": lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]),
             "partitioned": lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]),
             "pcie_generation": lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle),
+            "idle_power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
             "pcie_width": lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
             "processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         }
@@ -169,16 +173,19 @@ class Telemetry:
             sensor.close()
 
     def _loop(self) -> None:
-        while True:
-            for sensor in list(self._sensors):
-                try:
-                    rows = sensor.sample()
-                except Exception as error:  # a broken sensor must not end the run; the record says so
-                    self.reasons.append(f"{type(sensor).__name__} stopped: {' '.join(str(error).split())}")
-                    self._sensors.remove(sensor)
-                    sensor.close()
-                    continue
-                time_ns = self._clock()
-                self.rows.extend({"time_ns": time_ns, **row} for row in rows)
-            if self._stop.wait(self.period_s):
-                return
+        while not self._stop.is_set():
+            self._sample()
+            self._stop.wait(self.period_s)
+        self._sample()  # so that the samples reach beyond the last token
+
+    def _sample(self) -> None:
+        for sensor in list(self._sensors):
+            try:
+                rows = sensor.sample()
+            except Exception as error:  # a broken sensor must not end the run; the record says so
+                self.reasons.append(f"{type(sensor).__name__} stopped: {' '.join(str(error).split())}")
+                self._sensors.remove(sensor)
+                sensor.close()
+                continue
+            time_ns = self._clock()
+            self.rows.extend({"time_ns": time_ns, **row} for row in rows)

@@ -79,10 +79,11 @@ def verify(directory: RunDirectory) -> list[str]:
 def _energy(
     record: RunRecord, requests: Any, telemetry: Any, context: Context, metrics: dict[str, Any]
 ) -> dict[str, Any]:
-    """Recomputed; the reasons that come from the run, not from the tables, are taken from the record."""
+    """Recomputed; what comes from before the run (idle power, missing sensors) is taken from the record."""
     whole, steady = windows(requests, context)
     tokens = energy.tokens_in(metrics, whole, steady)
-    return energy.section(telemetry, steady, whole, tokens, record.energy.get("sensor_reasons") or [])
+    reasons, idle_power_w = record.energy.get("sensor_reasons") or [], record.energy.get("idle_power_w")
+    return energy.section(telemetry, steady, whole, tokens, reasons, idle_power_w)
 
 
 def _digest_problems(directory: RunDirectory, record: RunRecord) -> Iterator[str]:

@@ -58,7 +58,7 @@ _OPTIONS: list[Callable[..., Any]] = [
         "--warmup",
         type=int,
         metavar="N",
-        help="Warm-up requests, none of them a measured prompt [4 on a CPU, 16 on a GPU].",
+        help="Warm-up requests, none of them a measured prompt [the concurrency, or 16].",
     ),
     click.option(
         "--repeat", type=int, default=1, show_default=True, metavar="N", help="Runs, each with a cold cache."

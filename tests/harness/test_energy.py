@@ -39,7 +39,7 @@ def section(
 ) -> Any:
     window = Window(0, seconds * S)
     counts = {"whole_run": tokens, "steady_state": tokens}
-    return energy.section(telemetry_frame(rows, 0), window, window, counts, reasons or [])
+    return energy.section(telemetry_frame(rows, 0), window, window, counts, reasons or [], 75.0)
 
 
 def test_a_counter_that_agrees_is_used() -> None:
@@ -65,7 +65,7 @@ def test_otherwise_the_trapezoid(seconds: int, factor: float | None, reason: str
 
 def test_idle_power_is_reported_and_not_subtracted() -> None:
     found = section(samples(20), 20)
-    assert found["idle_power_w"] == pytest.approx(90)
+    assert found["idle_power_w"] == 75.0
     assert found["measured"]["whole_run"]["mean_power_w"] == pytest.approx(200)
 
 
@@ -77,7 +77,6 @@ def test_devices_add_up() -> None:
 def test_absent_is_null_with_a_reason() -> None:
     found = section([{"time_ns": 0, "device": -1}], 20, reasons=["no accelerator"])
     assert found["joules_per_output_token"] is None
-    assert found["idle_power_w"] is None
     assert found["reasons"] == ["no accelerator"]
 
 

@@ -36,3 +36,11 @@ def test_system_and_software_are_json_without_the_host_name() -> None:
 
 def test_no_git_outside_a_checkout(tmp_path: Path) -> None:
     assert provenance.git_state(tmp_path / "site-packages" / "harness") == (None, None)
+
+
+def test_source_hash_follows_the_backend() -> None:
+    from backends.registry import load
+
+    torch, sdpa = load("torch"), load("sdpa")
+    assert provenance.source_hash(torch.attention) == provenance.source_hash(torch.linear)
+    assert provenance.source_hash(torch.attention) != provenance.source_hash(sdpa.attention)
