@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Recompute every number of a run from its tables."),
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
+    "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
     "backends": ("catalogues", "List the backends, and why one is unavailable here."),
     "env": ("env", "Describe this machine and the software on it."),
 }

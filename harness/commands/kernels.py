@@ -1,0 +1,150 @@
+"""`bench kernels`: one operation at a time, each backend side by side, against the roofline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from engine.model_config import ModelConfig
+    from harness.kernels.problem import Problem
+
+GPU_SHAPES = "1q1s4k,64q1s4k,8q2k,2q1k_32q1s1k"
+CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
+
+
+@click.command()
+@click.option("--backend", "backend_names", default="torch", help="Backends, separated by commas.")
+@click.option("--shapes", help="Attention batches like 8q1s32k,2q4k_32q1s1k: count q queries s keys.")
+@click.option("--kinds", default="attention", help="Of attention, linear and operations, by commas.")
+@click.option("--model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
+@click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
+@click.option("--dtype", help="bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
+@click.option("--block-size", default=16, type=click.IntRange(1), help="Keys in a cache block.")
+@click.option("--device", "prefer", help="cpu, cuda or cuda:N.")
+@click.option("--seconds", default=0.3, type=click.FloatRange(0.001), help="Measuring time of one cell.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows.")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
+def kernels(
+    backend_names: str,
+    shapes: str | None,
+    kinds: str,
+    model: str,
+    tokens: str,
+    dtype: str | None,
+    block_size: int,
+    prefer: str | None,
+    seconds: float,
+    as_json: bool,
+    csv_file: Path | None,
+    html_file: Path | None,
+) -> None:
+    """Time single operations: cold caches, permuted blocks, random values, correctness beside each time.
+
+    On a GPU every cell is timed eagerly and in a graph. Exit code 5 when a result is wrong.
+    """
+    from backends.device import detect
+    from backends.registry import load
+    from harness.commands.output import print_json, print_table
+    from harness.kernels import page
+    from harness.kernels.measure import measure
+    from harness.kernels.peaks import device_peaks
+
+    device = detect(prefer=prefer)
+    on_cpu = device.torch_device.type == "cpu"
+    backends = [load(name.strip()) for name in backend_names.split(",")]
+    number_type = _dtype(dtype or ("float32" if on_cpu else "bfloat16"))
+    problems = list(
+        _problems(
+            kinds, shapes or (CPU_SHAPES if on_cpu else GPU_SHAPES), model, tokens, number_type, block_size
+        )
+    )
+    peaks = device_peaks(device, number_type)
+
+    interactive = sys.stderr.isatty()
+
+    def progress(text: str) -> None:
+        if interactive:
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+
+    results = list(measure(problems, backends, device, peaks, budget_s=seconds, progress=progress))
+    progress("")
+    facts = {
+        "Device": device.name,
+        "Data type": str(number_type).removeprefix("torch."),
+        "Measured peaks": f"{page.rate(peaks.measured_bytes_per_s, 1e9)} GB/s, "
+        f"{page.rate(peaks.measured_flops_per_s, 1e12)} TFLOP/s",
+        "Datasheet": f"{page.rate(peaks.datasheet_bytes_per_s, 1e9)} GB/s, "
+        f"{page.rate(peaks.datasheet_flops_per_s, 1e12)} TFLOP/s",
+    }
+    if csv_file is not None:
+        csv_file.write_text(page.to_csv(results))
+    if html_file is not None:
+        html_file.write_text(page.to_html(results, facts))
+    if as_json:
+        print_json({"facts": facts, "rows": [result.to_json() for result in results]})
+    else:
+        title = "; ".join(f"{name}: {value}" for name, value in facts.items())
+        print_table(title, page.COLUMNS, page.table_rows(results), right=range(4, 8))
+    if any(result.correct is False for result in results):
+        click.get_current_context().exit(5)
+
+
+def _dtype(name: str) -> torch.dtype:
+    from engine.model_config import DTYPES
+    from harness.errors import HarnessError
+
+    if name not in DTYPES:
+        raise HarnessError(f"Unknown data type {name!r}; use {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _problems(
+    kinds: str, shapes: str, model: str, tokens: str, dtype: torch.dtype, block_size: int
+) -> Iterator[Problem]:
+    """The problems of every kind asked for."""
+    from engine.checkpoint import find_model
+    from harness.errors import HarnessError
+    from harness.kernels.linear import linear_problems
+    from harness.kernels.operations import operation_problems
+
+    asked = [kind.strip() for kind in kinds.split(",")]
+    known = ("attention", "linear", "operations")
+    for kind in asked:
+        if kind not in known:
+            raise HarnessError(f"Unknown kind {kind!r}; use {', '.join(known)}.")
+    config = find_model(model).config
+    counts = _counts(tokens)
+    if "attention" in asked:
+        yield from _attention_problems(shapes, config, dtype, block_size)
+    if "linear" in asked:
+        yield from linear_problems(config, counts, dtype)
+    if "operations" in asked:
+        yield from operation_problems(config, counts, dtype)
+
+
+def _attention_problems(
+    shapes: str, config: ModelConfig, dtype: torch.dtype, block_size: int
+) -> Iterator[Problem]:
+    from harness.kernels.attention import Geometry, attention_problem
+    from harness.kernels.shapes import parse_shape
+
+    geometry = Geometry(config.q_heads, config.kv_heads, config.head_dim, block_size, dtype)
+    for text in shapes.split(","):
+        yield attention_problem(parse_shape(text), geometry)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    from harness.errors import HarnessError
+
+    if not all(part.strip().isdigit() and int(part) for part in text.split(",")):
+        raise HarnessError(f"Token counts are whole numbers above 0 like 1,16,64, not {text!r}.")
+    return tuple(int(part) for part in text.split(","))

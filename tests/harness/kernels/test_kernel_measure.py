@@ -1,0 +1,154 @@
+"""Single operations: their byte and FLOP counts, their checks, and what is printed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from backends import device, registry
+from backends.conformance.scenario import Row
+from backends.interface import Backend, Batch, Device
+from backends.torch.attention import TorchAttention, TorchRunner
+from engine.checkpoint import find_model
+from harness.cli import run_command
+from harness.kernels import page
+from harness.kernels.attention import Geometry, attention_problem
+from harness.kernels.linear import linear_problems
+from harness.kernels.measure import KernelResult, measure, roofline_s
+from harness.kernels.operations import operation_problems
+from harness.kernels.problem import MAX_CALLS, rotations
+from harness.kernels.timing import time_eager
+from harness.roofline import Peaks
+
+GEOMETRY = Geometry(8, 2, 64, 16, torch.float32)
+PEAKS = Peaks(10e9, 1e12)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Device:
+    return device.detect(prefer="cpu")
+
+
+def run(problems: Any, backends: list[Backend], cpu: Device) -> list[KernelResult]:
+    return list(measure(problems, backends, cpu, PEAKS, budget_s=0.001))
+
+
+def test_bytes_and_flops_of_attention_are_counted_by_hand() -> None:
+    decode = attention_problem((Row(1, 100),), GEOMETRY)
+    assert decode.bytes == (2 * 100 * 2 * 64 + 2 * 8 * 64) * 4
+    assert decode.flops == 4 * 100 * 8 * 64
+    prompt = attention_problem((Row(3, 3),), GEOMETRY)
+    assert prompt.flops == 4 * (1 + 2 + 3) * 8 * 64
+
+
+def test_backends_side_by_side_are_right_and_timed(cpu: Device) -> None:
+    problems = [
+        attention_problem(rows, GEOMETRY) for rows in ((Row(1, 90), Row(1, 33)), (Row(1, 9), Row(20, 40)))
+    ]
+    results = run(problems, [registry.load("torch"), registry.load("sdpa")], cpu)
+    assert [(r.problem.split()[0], r.backend, r.mode) for r in results] == [
+        ("1q1s90_1q1s33", "torch", "eager"),
+        ("1q1s90_1q1s33", "sdpa", "eager"),
+        ("1q1s9_1q20s40", "torch", "eager"),
+        ("1q1s9_1q20s40", "sdpa", "eager"),
+    ]
+    for result in results:
+        assert result.correct and result.timing
+        assert result.timing.low_s <= result.timing.median_s <= result.timing.high_s
+        assert result.bytes_per_s == result.bytes / result.timing.median_s
+
+
+def test_a_wrong_kernel_is_marked_wrong_beside_its_time(cpu: Device) -> None:
+    class Short(TorchRunner):
+        def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+            super().run(q, cache, replace(batch, seq_lens=batch.seq_lens - 1), out)
+
+    class ShortAttention(TorchAttention):
+        def open(self, spec: Any, device: Device) -> TorchRunner:
+            return Short(spec, device)
+
+    problem = attention_problem((Row(1, 50),), GEOMETRY)
+    (result,) = run([problem], [Backend("short", "", ShortAttention())], cpu)
+    assert result.correct is False and result.timing is not None
+    assert "WRONG" in page.error_text(result)
+
+
+def test_linear_and_fused_operations_of_a_model(cpu: Device) -> None:
+    config = find_model("tiny").config
+    problems = [
+        *linear_problems(config, (1, 3), torch.float32),
+        *operation_problems(config, (2,), torch.float32),
+    ]
+    results = run(problems, [registry.load("torch"), registry.load("sdpa")], cpu)
+    own = [r for r in results if r.backend == "torch"]
+    assert all(r.correct for r in own) and len(own) == len(problems)
+    assert all(r.note.endswith("served by torch") for r in results if r.backend == "sdpa")
+    first = next(r for r in own if r.problem.startswith("qkv"))
+    n, k = config.qkv_size, config.hidden_size
+    assert first.flops == 2 * n * k and first.bytes == 4 * (n * k + k + n)
+
+
+def test_the_roofline_is_the_slower_of_both_peaks() -> None:
+    problem = attention_problem((Row(1, 100),), GEOMETRY)
+    assert roofline_s(problem, PEAKS) == pytest.approx(problem.bytes / 10e9)
+    assert roofline_s(problem, Peaks(1e15, 1e6)) == pytest.approx(problem.flops / 1e6)
+    assert roofline_s(problem, Peaks()) is None
+
+
+def test_calls_rotate_until_their_data_is_cold(cpu: Device) -> None:
+    assert rotations(cpu, 1) == MAX_CALLS
+    assert rotations(cpu, 2**33) == 2
+    assert 2 < rotations(cpu, 16 * 2**20) < MAX_CALLS
+    made: list[int] = []
+    timing = time_eager([lambda: made.append(0), lambda: made.append(1)], cpu, 0.0)
+    assert made[:4] == [0, 1, 0, 1] and timing.rounds >= 7
+
+
+def test_the_command_writes_json_csv_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written, drawn = tmp_path / "rows.csv", tmp_path / "page.html"
+    arguments = ["kernels", "--backend", "torch,sdpa,triton", "--shapes", "2q1s64,1q16", "--model", "tiny"]
+    arguments += [
+        "--device",
+        "cpu",
+        "--seconds",
+        "0.001",
+        "--json",
+        "--csv",
+        str(written),
+        "--html",
+        str(drawn),
+    ]
+    assert run_command(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    rows = list(csv.DictReader(io.StringIO(written.read_text())))
+    assert len(rows) == len(printed["rows"]) == 6
+    assert {row["backend"] for row in rows} == {"torch", "sdpa", "triton"}
+    assert all(row["correct"] == "True" for row in rows if row["backend"] != "triton")
+    html = drawn.read_text()
+    assert "2q1s64" in html and "needs an NVIDIA or AMD GPU" in html and "http" not in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "8x1"], "not like 8q1s32k"),
+        (["--kinds", "attn"], "Unknown kind 'attn'"),
+        (["--tokens", "0"], "whole numbers above 0"),
+        (["--dtype", "int4"], "Unknown data type 'int4'"),
+        (["--backend", "torhc"], "did you mean torch"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["kernels", "--device", "cpu", "--model", "tiny", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
