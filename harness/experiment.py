@@ -92,6 +92,12 @@ def run(options: RunOptions, observer: Observer) -> list[Outcome]:
             outcomes.append(_run_once(options, machine, workload, directory, observer, index))
             if outcomes[-1].record.run["status"] == "interrupted":
                 break
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        raise HarnessError(
+            "The device ran out of memory; lower --max-seqs, --max-step-tokens or --kv-memory-fraction."
+        ) from error
     finally:
         for each in [*reversed(paths), path]:
             if each.is_dir() and not any(each.iterdir()):
@@ -294,7 +300,7 @@ def _run_once(
 
 def _finish(directory: RunDirectory, record: RunRecord, telemetry: Any, foreign: int | None) -> RunRecord:
     """Judge, sign and write the record."""
-    found = validity.reasons(record.metrics, record.correctness, telemetry, foreign)
+    found = validity.reasons(record.metrics, record.schedule, record.correctness, telemetry, foreign)
     record = sign(directory, replace(record, validity=found))
     directory.write_record(record)
     return record

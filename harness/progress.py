@@ -66,12 +66,14 @@ class Display(Observer):
     def _line(self, progress: Progress, target: EngineTarget) -> Any:
         (first_s, first_tokens), (last_s, last_tokens) = self._recent[0], self._recent[-1]
         rate = (last_tokens - first_tokens) / (last_s - first_s) if last_s > first_s else 0.0
-        line = Table.grid(padding=(0, 2))
+        line = Table.grid(padding=(0, 1))
+        for _ in range(5):
+            line.add_column(no_wrap=True)
         line.add_row(
-            ProgressBar(total=progress.total, completed=progress.done, width=24),
-            f"{progress.done}/{progress.total} requests",
-            f"{rate:,.0f} output tok/s",
-            f"{target.running} running, {target.waiting} waiting",
+            ProgressBar(total=progress.total, completed=progress.done, width=10),
+            f"{progress.done}/{progress.total} requests,",
+            f"{rate:,.0f} output tok/s,",
+            f"{target.running} running, {target.waiting} waiting,",
             f"ETA {eta(progress)}",
         )
         return line

@@ -192,7 +192,7 @@ def replay(
     without draining: their slots, or their place in the arrival stream, pass to the measured requests.
     All at once, the burst itself is the workload, so there the warm-up is drained before it.
 
-    Ctrl-C (SIGINT, or a KeyboardInterrupt from the target) ends the replay: what is in flight is dropped,
+    Ctrl-C ends the replay between two polls, a second one inside the target: what is in flight is dropped,
     and what was measured is returned with `interrupted` set.
     """
     if not workload.requests:
@@ -208,9 +208,10 @@ def replay(
         try:
             _offer(run, workload, mode, before, traces, interrupt)
         except KeyboardInterrupt:
-            interrupt.asked = True
+            # Raised inside the target (a second Ctrl-C): its state is unknown, so it is left alone.
+            interrupted = True
         end_ns = clock()
-        if interrupt.asked:
+        if interrupt.asked and not interrupted:
             interrupted = True
             target.abort()
     start_ns = begin_ns if run.start_ns is None else run.start_ns

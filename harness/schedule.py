@@ -12,17 +12,23 @@ from workloads.statistics import index_of_dispersion
 if TYPE_CHECKING:
     from harness.metrics import Context, Requests
 
+SATURATED = 0.95
+"""The client counts as saturated when it sent slower than this share of the offered rate."""
+
 
 def section(rows: Requests, context: Context) -> dict[str, Any]:
     """The record's `schedule` section."""
     sent = ~np.isnan(rows.sent_ns)
     lag_s = (rows.sent_ns - rows.intended_ns)[sent] / 1e9
     timed = context.mode == "open"
+    offered = _rate(rows.intended_ns[sent]) if timed else None
+    achieved = _rate(rows.sent_ns[sent])
     return {
         "mode": context.mode,
         "concurrency": context.concurrency,
-        "offered_requests_per_s": _rate(rows.intended_ns) if timed else None,
-        "achieved_requests_per_s": _rate(rows.sent_ns[sent]),
+        "offered_requests_per_s": offered,
+        "achieved_requests_per_s": achieved,
+        "client_saturated": bool(offered and achieved and achieved < SATURATED * offered),
         "index_of_dispersion": dispersion(rows.intended_ns) if timed else None,
         "index_of_dispersion_sent": dispersion(rows.sent_ns[sent]) if timed else None,
         "lag_s": summarise(lag_s),

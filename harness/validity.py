@@ -18,6 +18,7 @@ _SLOWDOWNS = {
 
 def reasons(
     metrics: dict[str, Any],
+    schedule: dict[str, Any],
     correctness: dict[str, Any],
     telemetry: pd.DataFrame,
     foreign_processes: int | None,
@@ -32,6 +33,8 @@ def reasons(
         found.append(f"{counts['failed']} requests failed")
     if counts["wrong_length"]:
         found.append(f"{counts['wrong_length']} requests got another number of tokens than asked for")
+    if schedule["client_saturated"]:
+        found.append("the client was saturated: requests went out slower than they were due")
     if correctness.get("passed") is False:
         found.append(
             "wrong results: " + correctness.get("reason", "log-probabilities differ from the torch backend's")

@@ -149,6 +149,7 @@ def test_mistake_07_a_slow_taker_does_not_shift_the_schedule(
     rows, context = measured(target, workload, clock, make_context)
     found = schedule.section(rows, context)
     assert found["lag_s"]["max"] == pytest.approx(0.130)
+    assert found["client_saturated"] is True
     assert (rows.first_ns - rows.intended_ns)[2] == pytest.approx(131 * MS)
 
 

@@ -1,0 +1,46 @@
+"""What speaks against a run is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness import validity
+
+
+def reasons(telemetry: Any = None, foreign: int | None = 0, **changes: Any) -> list[str]:
+    counts = {"completed": 5, "intended": 8, "failed": 0, "wrong_length": 0} | changes.get("counts", {})
+    metrics = {"counts": counts, "context": {"interrupted": changes.get("interrupted", False)}}
+    correctness = changes.get("correctness", {"passed": True})
+    frame = pd.DataFrame(telemetry or [], columns=["time_ns", "throttle_reasons"])
+    schedule = {"client_saturated": changes.get("saturated", False)}
+    return validity.reasons(metrics, schedule, correctness, frame, foreign)
+
+
+def test_nothing_speaks_against_a_sound_run() -> None:
+    assert reasons() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"counts": {"failed": 3}}, "3 requests failed"),
+        ({"counts": {"wrong_length": 1}}, "another number of tokens"),
+        ({"interrupted": True}, "5 of 8 requests"),
+        ({"saturated": True}, "saturated"),
+        ({"correctness": {"passed": False}}, "wrong results"),
+        ({"correctness": {"passed": None, "reason": "no room"}}, "no room"),
+        ({"foreign": 2}, "2 other processes"),
+    ],
+)
+def test_each_reason(changes: dict[str, Any], words: str) -> None:
+    (reason,) = reasons(**changes)
+    assert words in reason
+
+
+def test_throttling_counts_during_the_run_and_the_power_cap_does_not() -> None:
+    before, cap, heat = (-5, 0x20), (5, 0x4), (6, 0x40)
+    assert reasons([before, cap]) == []
+    assert reasons([before, cap, heat]) == ["the GPU was throttled: hardware thermal slowdown"]
