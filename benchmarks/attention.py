@@ -141,19 +141,23 @@ def causal_tflops(sequences: int, length: int, time_us: float) -> float:
 
 
 def final_rows(pool: Pool, block_size: int) -> Iterator[Row]:
-    """The rows of the table, with the written configuration."""
+    """The rows of the table, with the written configuration; blocks of 16 keys need no mention."""
+    name = "triton" if block_size == 16 else f"triton-block{block_size}"
     runner = TritonRunner(make_spec(block_size), gpu(0))
     for sequences, context in DECODE_ROWS:
         value, spread = measure(pool, runner, sequences, context, 1)
         target = TARGETS_US[sequences, context]
         rate = sequences * context * 4 * KV_HEADS * HEAD_DIM / value / 1e6
-        print(f"decode {sequences}x{context}: {value:.1f} us (at most {target}), {rate:.2f} TB/s", flush=True)
-        yield Row(f"attention/decode/{sequences}x{context}/triton", value, "us", spread)
+        print(
+            f"{name} decode {sequences}x{context}: {value:.1f} us (at most {target}), {rate:.2f} TB/s",
+            flush=True,
+        )
+        yield Row(f"attention/decode/{sequences}x{context}/{name}", value, "us", spread)
     for sequences, length in PREFILL_ROWS:
         value, spread = measure(pool, runner, sequences, length, length)
         rate = causal_tflops(sequences, length, value)
-        print(f"prefill {sequences}x{length}: {value:.1f} us, {rate:.0f} TFLOP/s", flush=True)
-        yield Row(f"attention/prefill/{sequences}x{length}/triton", value, "us", spread)
+        print(f"{name} prefill {sequences}x{length}: {value:.1f} us, {rate:.0f} TFLOP/s", flush=True)
+        yield Row(f"attention/prefill/{sequences}x{length}/{name}", value, "us", spread)
 
 
 def scan(pool: Pool, kind: str, variants: tuple[Variant, ...], deadline_s: float) -> list[dict[str, Any]]:
@@ -218,7 +222,7 @@ def main() -> None:
     parser.add_argument("--scan", choices=("decode", "prefill"), nargs="*", default=[])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--no-rows", action="store_true")
-    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--block-sizes", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--seconds", type=float, default=600.0, help="stop scanning after this long")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "parts")
     options = parser.parse_args()
@@ -231,7 +235,8 @@ def main() -> None:
     print(f"{options.seconds - deadline_s + time.monotonic():.0f} s of preparation", flush=True)
     pool = Pool()
     if not options.no_rows:
-        write_rows(options.output / "attention.json", list(final_rows(pool, options.block_size)))
+        rows = [row for block_size in options.block_sizes for row in final_rows(pool, block_size)]
+        write_rows(options.output / "attention.json", rows)
     found = [entry for kind in options.scan for entry in scan(pool, kind, lists[kind], deadline_s)]
     if found:
         (options.output / "attention_scan.json").write_text(json.dumps(found, indent=1))

@@ -43,41 +43,25 @@ def prefill_variant(m: int, tile: int, stages: int, warps: int, block: int = 16,
     extra = "".join(f" {key}={value}" for key, value in more.items())
     name = f"block{block} m{m} tile{tile} stages{stages} warps{warps}{' box' if box else ''}{extra}"
     config = {"M": m, "TILE": tile, "STAGES": stages, "num_warps": warps, "DESCRIPTOR": box, **more}
+    config = {"maxnreg": None} | config
     return Variant(name, block, prefill=config)
 
 
 DECODE_VARIANTS = (
-    decode_variant(64, 3, 4, 2, CHUNK=32, PREFETCH=0),
-    decode_variant(64, 3, 4, 2, CHUNK=32, PREFETCH=2),
-    decode_variant(64, 3, 4, 2, CHUNK=32, PREFETCH=2, MIN_TILES=2),
-    decode_variant(64, 3, 4, 2, CHUNK=8, MERGE_STAGES=3, PREFETCH=2),
-    decode_variant(64, 3, 2, 2, CHUNK=16, PREFETCH=2),
-    decode_variant(32, 4, 2, 4, CHUNK=16, PREFETCH=3),
-    decode_variant(32, 4, 2, 4, CHUNK=16, PREFETCH=3, MIN_TILES=2),
-    decode_variant(32, 4, 2, 4, CHUNK=16, PREFETCH=3, MIN_TILES=4),
-    decode_variant(32, 4, 2, 4, CHUNK=8, MERGE_STAGES=3, PREFETCH=3, MIN_TILES=4),
-    decode_variant(32, 5, 2, 3, CHUNK=16, PREFETCH=4, MIN_TILES=2),
-    decode_variant(32, 3, 2, 4, CHUNK=16, PREFETCH=2, MIN_TILES=2),
-    decode_variant(32, 8, 2, 2, CHUNK=16, PREFETCH=4, MIN_TILES=2),
-    decode_variant(32, 5, 4, 2, CHUNK=32, PREFETCH=4, MIN_TILES=2),
-    decode_variant(128, 3, 4, 1, CHUNK=32, PREFETCH=2),
-    decode_variant(128, 2, 4, 2, CHUNK=32, PREFETCH=1),
-    decode_variant(64, 4, 2, 2, CHUNK=16, PREFETCH=3),
-    decode_variant(64, 4, 4, 1, CHUNK=32, PREFETCH=3),
-    decode_variant(16, 6, 1, 8, CHUNK=8, PREFETCH=4, MIN_TILES=4),
-    decode_variant(32, 4, 1, 4, CHUNK=8, PREFETCH=3, MIN_TILES=2),
-    decode_variant(64, 3, 4, 2, 64, CHUNK=32, PREFETCH=2),
-    decode_variant(32, 4, 2, 4, 64, CHUNK=16, PREFETCH=3, MIN_TILES=2),
+    decode_variant(128, 3, 4, 1, MIN_TILES=1),
+    decode_variant(64, 3, 4, 2),
+    decode_variant(128, 2, 4, 2),
+    decode_variant(32, 4, 2, 4, CHUNK=16),
+    decode_variant(128, 3, 4, 1, 64, MIN_TILES=1),
+    decode_variant(64, 3, 4, 2, 64),
 )
 PREFILL_VARIANTS = (
-    prefill_variant(128, 64, 3, 8),
-    prefill_variant(128, 64, 4, 8),
     prefill_variant(128, 64, 2, 8, maxnreg=128),
-    prefill_variant(128, 32, 3, 8, maxnreg=128),
+    prefill_variant(128, 64, 3, 8),
+    prefill_variant(64, 64, 2, 4, maxnreg=168),
     prefill_variant(128, 64, 2, 8, 64, maxnreg=128),
     prefill_variant(128, 64, 3, 8, 64),
     prefill_variant(128, 128, 3, 8, 128),
-    prefill_variant(128, 64, 2, 8, 128, maxnreg=128),
 )
 
 SHAPES = ("decode", "long", "prefill", "prefix", "mixed")
@@ -90,6 +74,9 @@ GEOMETRIES: tuple[dict[str, Any], ...] = (
     {"head_dim": 96, "group": 1, "block_size": 32, "window": 20},
     {"head_dim": 256, "group": 8},
     {"head_dim": 64, "kv_dtype": torch.float8_e4m3fn},
+    {"head_dim": 64, "kv_dtype": torch.float8_e4m3fn, "block_size": 64},
+    {"head_dim": 80, "block_size": 64},
+    {"head_dim": 96, "group": 7, "block_size": 128},
     {"head_dim": 128, "pad": 3, "kind": "padding"},
 )
 

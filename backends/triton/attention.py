@@ -162,7 +162,7 @@ class TritonRunner(AttentionRunner):
             batch.num_decodes, batch.num_seqs, batch.block_table.stride(0), cache.block_stride,
             *self._scale_and_cap(),
             **self.prefill,
-            **self._geometry(q, cache, batch.num_seqs),
+            **self._geometry(q, cache, max(batch.num_seqs, self.small_batch + 1)),
         )  # fmt: skip
 
     def _query_tiles(self, batch: Batch) -> int:

@@ -32,7 +32,7 @@ def attention_config(device: Device, spec: AttentionSpec, bucket: str) -> dict[s
     """Tile sizes, warps and stages for `bucket` on `device`, within its shared memory.
 
     "decode_small" (up to `small_batch` sequences) and "decode": TILE keys a tile, programs_per_unit,
-    MIN_TILES a program takes at least, CHUNK pieces merged at once, PREFETCH tiles fetched early.
+    MIN_TILES a program takes at least, CHUNK pieces merged at once.
     "prefill": M query rows and TILE keys a tile, DESCRIPTOR = key tiles as descriptor boxes.
     """
     config = _prefill(device, spec) if bucket == "prefill" else _decode(device, spec, bucket)
@@ -62,33 +62,40 @@ def _decode(device: Device, spec: AttentionSpec, bucket: str) -> dict[str, Any]:
         "programs_per_unit": 2,
         "MIN_TILES": 2,
         "CHUNK": min(64, max(1, MERGE_VALUES // (group_pad * padded_dim(spec)))),
-        "PREFETCH": 0,
     }
     if device.vendor == "cpu":
         return config | {"TILE": 16, "STAGES": 1, "programs_per_unit": 3, "MIN_TILES": 1}
     if device.vendor == "amd":
         # Loads go through registers: fewer stages, and on RDNA fewer keys, before they spill.
         return config | {"STAGES": 2, "TILE": 32 if device.arch.startswith("gfx1") else 64}
-    if int(device.arch[2:]) in (90, 100, 103):
-        config["PREFETCH"] = 2
-        if bucket == "decode_small" and spec.dtype != torch.float32:
-            # Few keys a program: latency counts, so one program a unit with all its loads in flight.
-            config |= {"TILE": 128, "programs_per_unit": 1, "MIN_TILES": 1}
+    large_shared = device.arch in ("sm90", "sm100", "sm103")
+    if bucket == "decode_small" and large_shared and spec.dtype != torch.float32:
+        # Few keys a program: latency counts, so one program a unit with all its loads in flight.
+        config |= {"TILE": 128, "programs_per_unit": 1, "MIN_TILES": 1}
     return config
 
 
 def _prefill(device: Device, spec: AttentionSpec) -> dict[str, Any]:
-    config: dict[str, Any] = {"M": 128, "TILE": 64, "STAGES": 2, "num_warps": 8, "DESCRIPTOR": False}
+    config: dict[str, Any] = {
+        "M": 128,
+        "TILE": 64,
+        "STAGES": 2,
+        "num_warps": 8,
+        "DESCRIPTOR": False,
+    }
     if device.vendor == "cpu":
         return config | {"M": 32, "TILE": 16, "STAGES": 1}
     if spec.dtype == torch.float32:
         return config | {"M": 32, "TILE": 16, "STAGES": 1, "num_warps": 4}
-    if device.arch.startswith("gfx1"):
-        config |= {"M": 64, "TILE": 32}
+    if device.vendor == "amd":
+        config["TILE"] = 32
+        config["M"] = 64 if device.arch.startswith("gfx1") else 128
     if padded_dim(spec) > 128:
         return config | {"M": 64, "TILE": 32, "num_warps": 4}
     if device.arch in ("sm90", "sm100", "sm103"):
-        config |= {"STAGES": 3, "DESCRIPTOR": spec.block_size % config["TILE"] == 0}
-        if spec.block_size % 128 == 0:
-            config["TILE"] = 128
+        aligned = spec.head_dim * spec.kv_dtype.itemsize % 16 == 0  # a descriptor's rows
+        config["DESCRIPTOR"] = aligned and spec.block_size % config["TILE"] == 0
+    if device.arch == "sm90":
+        # Two programs a multiprocessor: one's softmax runs beside the other's products.
+        config["maxnreg"] = 128
     return config

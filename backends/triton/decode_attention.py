@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from backends.triton.launch import release_successor, wait_for_predecessor
-from backends.triton.skinny_gemm import prefetch
 from backends.triton.softmax import find_row, matmul, scaled_scores, widened
 
 
@@ -121,25 +120,6 @@ def find_pair(seq_lens, ends, at, TILE: tl.constexpr, WINDOW: tl.constexpr):
     return seq, length, skipped, head, pair_begin, pair_begin + seq_tiles
 
 
-@triton.jit
-def prefetch_tiles(
-    k_cache, v_cache, table, head, length, first, last, block_stride,
-    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
-    WIDE: tl.constexpr,
-):  # fmt: skip
-    """Fetch TILES (a power of two) key tiles from `first` on into L2, where later writes are seen."""
-    LINE: tl.constexpr = 1024 // k_cache.dtype.element_ty.primitive_bitwidth
-    LINES: tl.constexpr = triton.next_power_of_2((HEAD_DIM + LINE - 1) // LINE)
-    key = first * TILE + tl.arange(0, TILES * TILE)
-    key = tl.minimum(key, tl.minimum(last * TILE, length) - 1)
-    block = tl.load(table + key // BLOCK_SIZE)
-    start = widened(block, WIDE) * block_stride + (head * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
-    element = tl.minimum(tl.arange(0, LINES) * LINE, HEAD_DIM - 1)
-    offsets = start[:, None] + element[None, :]
-    prefetch(k_cache + offsets)
-    prefetch(v_cache + offsets)
-
-
 # A batch's size must not choose another binary: nothing compiles while serving.
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"])
 def decode_kernel(
@@ -148,8 +128,8 @@ def decode_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, M: tl.constexpr,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr, MIN_TILES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
-    PREFETCH: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
-    WIDE: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, WIDE: tl.constexpr, WIDEN: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out[s] = attention of q[s] [KV_HEADS * GROUP, HEAD_DIM] over sequence s, for s < num_seqs <= ROWS.
 
@@ -158,8 +138,8 @@ def decode_kernel(
     after. Rows of length 0 are left alone. A program writes at most two pieces: where its part begins
     (slot 2 * program) and where it ends (slot 2 * program + 1).
 
-    With PDL, the lengths are read (and the first PREFETCH tiles fetched into L2) before the predecessor
-    has finished: a step's lengths and block table are inputs, written before its first kernel.
+    With PDL, the lengths are read before the predecessor has finished: they are a step's input, written
+    before its first kernel.
     """
     release_successor(PDL)
     row = tl.arange(0, ROWS)
@@ -172,21 +152,13 @@ def decode_kernel(
     pairs = tl.sum((lengths > 0).to(tl.int32), axis=0) * KV_HEADS
     programs = fair_programs(work, pairs, tl.num_programs(0), MIN_TILES).to(tl.int64)
     program = tl.program_id(0).to(tl.int64)
+    # Every program waits, those without work too: a kernel that ends before its predecessor would let
+    # its successor start before both.
+    wait_for_predecessor(PDL)
     if program < programs:
         begin = (program * work // programs).to(tl.int32)
         end = ((program + 1) * work // programs).to(tl.int32)
         at = begin
-        if PREFETCH > 0:
-            seq, length, skipped, head, pair_begin, pair_end = find_pair(
-                seq_lens, ends, at, TILE, WINDOW
-            )  # fmt: skip
-            first = skipped + at - pair_begin
-            prefetch_tiles(
-                k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length, first,
-                tl.minimum(first + end - at, skipped + pair_end - pair_begin), block_stride,
-                HEAD_DIM, BLOCK_SIZE, TILE, PREFETCH, WIDE,
-            )  # fmt: skip
-        wait_for_predecessor(PDL)
         while at < end:
             seq, length, skipped, head, pair_begin, pair_end = find_pair(seq_lens, ends, at, TILE, WINDOW)
             stop = tl.minimum(pair_end, end)

@@ -170,4 +170,10 @@ def prefill_kernel(
             full, high, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
             TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, True, WIDEN,
         )  # fmt: skip
-        tl.store(out + at, (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        # The start is read again: what is computed from it then takes no registers during the loops.
+        query_row = tl.load(query_start + seq, volatile=True) + token + member // GROUP
+        inside = (member < TOKENS * GROUP) & (query_row < start + count)
+        at = (query_row.to(tl.int64) * (KV_HEADS * GROUP) + head * GROUP + member % GROUP) * HEAD_DIM
+        mask = inside[:, None] & (column < HEAD_DIM)[None, :]
+        result = (sums / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + at[:, None] + column[None, :], result, mask=mask)

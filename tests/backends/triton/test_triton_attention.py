@@ -90,6 +90,39 @@ def test_counters_are_left_at_zero_so_that_a_graph_can_run_again() -> None:
     assert int(runner._counters.abs().sum()) == 0
 
 
+def test_a_batch_of_inert_rows_alone_does_nothing() -> None:
+    setup = set_up(short(make_case("decode", torch.float32, head_dim=32), Row(1, 20), Row(1, 5)))
+    runner = TritonRunner(setup.case.spec, DEVICE)
+    q, _, _, batch = step_inputs(setup, PLACE)
+    batch.seq_lens.zero_()
+    out = torch.full_like(q, 7.0)
+    runner.run(q, runner.new_cache(setup.layout.num_blocks), batch, out)
+    assert bool((out == 7.0).all())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a graph")
+def test_one_graph_serves_every_length() -> None:
+    """Captured over inert rows, replayed over live ones: bit for bit what an eager run gives."""
+    setup = set_up(make_case("wide decode", torch.bfloat16, head_dim=128))
+    runner = TritonRunner(setup.case.spec, DEVICE)
+    cache = filled_cache(runner, setup, PLACE)
+    q, k, v, batch = step_inputs(setup, PLACE)
+    runner.write(cache, k, v, batch)
+    eager, captured = torch.zeros_like(q), torch.zeros_like(q)
+    runner.run(q, cache, batch, eager)
+    lengths = batch.seq_lens.clone()
+    batch.seq_lens.zero_()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        runner.run(q, cache, batch, captured)
+    batch.seq_lens.copy_(lengths)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(eager, captured)
+
+
 def test_prefill_by_descriptor() -> None:
     case = short(make_case("prefix", torch.float16, block_size=32, window=24), Row(9, 40), Row(12, 12))
     assert not problem(case, prefill={"DESCRIPTOR": True, "TILE": 16, "M": 16})

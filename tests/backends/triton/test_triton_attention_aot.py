@@ -15,7 +15,7 @@ from backends.aot import TARGETS, Resources, compile_kernel, gpu_target
 from backends.interface import BackendError
 
 SCRIPT = Path(__file__).with_name("attention_aot.py")
-SPILL_LIMIT_BYTES = 64
+SPILL_LIMIT_BYTES = 128
 """Per thread: a few values around a loop, not inside it."""
 RDNA = ("gfx1100", "gfx1201")
 """Their 256 vector registers spill in the widest kernels; the limit is not asked of them."""
