@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from backends.interface import (
 )
 from backends.triton.attention_tuning import attention_config, small_batch
 from backends.triton.cache import PagedCache, new_cache
+
+if TYPE_CHECKING:
+    from backends.triton.bound_launch import BoundKernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
@@ -87,6 +90,7 @@ class TritonRunner(AttentionRunner):
         self._piece_sums = torch.empty((pieces, self.group, spec.head_dim), device=place)
         self._piece_stats = torch.empty((pieces, 2, self.group), device=place)
         self._counters = torch.zeros(spec.max_seqs * spec.kv_heads, dtype=torch.int32, device=place)
+        self._kernels: dict[tuple[str, bool], BoundKernel] = {}
 
     def new_cache(self, num_blocks: int) -> PagedCache:
         spec = self.spec
@@ -137,33 +141,61 @@ class TritonRunner(AttentionRunner):
             self._run_prefill(q, cache, batch, out)
 
     def _run_decode(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
-        from backends.triton.decode_attention import decode_kernel
-
-        bucket = int(batch.num_decodes > self.small_batch)
-        decode_kernel[(self.programs[bucket],)](
+        small = batch.num_decodes <= self.small_batch
+        kernel = self._bound("decode_small" if small else "decode", q, cache)
+        kernel(
+            (self.programs[0 if small else 1], 1, 1),
             q, cache.k, cache.v, batch.block_table, batch.seq_lens, out,
             self._piece_sums, self._piece_stats, self._counters,
             batch.num_decodes, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(),
-            GROUP_PAD=_power_of_two(self.group),
-            M=max(16, _power_of_two(self.group)),
-            **self.decode[bucket],
-            **self._geometry(q, cache, batch.num_decodes),
         )  # fmt: skip
 
     def _run_prefill(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
-        from backends.triton.prefill_attention import prefill_kernel
-
         keys: Any = cache.k
         values: Any = cache.v
         if self.prefill["DESCRIPTOR"]:
             keys, values = self._descriptor(cache.k), self._descriptor(cache.v)
-        prefill_kernel[(self.spec.kv_heads, self._query_tiles(batch))](
+        self._bound("prefill", q, cache)(
+            (self.spec.kv_heads, self._query_tiles(batch), 1),
             q, keys, values, batch.block_table, batch.query_start, batch.seq_lens, out,
             batch.num_decodes, batch.num_seqs, batch.block_table.stride(0), cache.block_stride,
             *self._scale_and_cap(),
-            **self.prefill,
-            **self._geometry(q, cache, max(batch.num_seqs, self.small_batch + 1)),
         )  # fmt: skip
+
+    def _bound(self, bucket: str, q: Tensor, cache: PagedCache) -> BoundKernel:
+        """The bucket's kernel with its compile-time arguments, made at first use."""
+        wide = cache.k.numel() >= 2**31
+        key = (bucket, wide)
+        if key not in self._kernels:
+            self._kernels[key] = self._bind(bucket, q, wide)
+        return self._kernels[key]
+
+    def _bind(self, bucket: str, q: Tensor, wide: bool) -> BoundKernel:
+        from backends.triton.bound_launch import BoundKernel
+        from backends.triton.decode_attention import decode_kernel
+        from backends.triton.launch import overlap
+        from backends.triton.prefill_attention import prefill_kernel
+
+        spec = self.spec
+        rows = min(spec.max_seqs, self.small_batch) if bucket == "decode_small" else spec.max_seqs
+        shared = {
+            "KV_HEADS": spec.kv_heads,
+            "GROUP": self.group,
+            "HEAD_DIM": spec.head_dim,
+            "PADDED_DIM": _power_of_two(spec.head_dim),
+            "BLOCK_SIZE": spec.block_size,
+            "ROWS": _power_of_two(rows),
+            "WINDOW": spec.window or 0,
+            "CAPPED": spec.softcap is not None,
+            "WIDE": wide,
+            "WIDEN": self.device.interpret,
+            **overlap(q),
+        }
+        if bucket == "prefill":
+            return BoundKernel(prefill_kernel, **shared, **self.prefill)
+        group_pad = _power_of_two(self.group)
+        config = self.decode[0 if bucket == "decode_small" else 1]
+        return BoundKernel(decode_kernel, **shared, **config, GROUP_PAD=group_pad, M=max(16, group_pad))
 
     def _query_tiles(self, batch: Batch) -> int:
         """At most this many query tiles: every prefill row may end in a tile that is not full."""
@@ -184,26 +216,6 @@ class TritonRunner(AttentionRunner):
         if self.spec.softcap is None:
             return self.spec.scale * LOG2_E, 0.0
         return self.spec.scale / self.spec.softcap, self.spec.softcap * LOG2_E
-
-    def _geometry(self, q: Tensor, cache: PagedCache, num_seqs: int) -> dict[str, Any]:
-        """What the kernels are compiled for; a small batch gets kernels that look at fewer rows."""
-        from backends.triton.launch import overlap
-
-        spec = self.spec
-        rows = min(spec.max_seqs, self.small_batch if num_seqs <= self.small_batch else spec.max_seqs)
-        return {
-            "KV_HEADS": spec.kv_heads,
-            "GROUP": self.group,
-            "HEAD_DIM": spec.head_dim,
-            "PADDED_DIM": _power_of_two(spec.head_dim),
-            "BLOCK_SIZE": spec.block_size,
-            "ROWS": _power_of_two(rows),
-            "WINDOW": spec.window or 0,
-            "CAPPED": spec.softcap is not None,
-            "WIDE": cache.k.numel() >= 2**31,
-            "WIDEN": self.device.interpret,
-            **overlap(q),
-        }
 
     def copy_blocks(self, cache: PagedCache, src: Tensor, dst: Tensor) -> None:
         for side in (cache.k, cache.v):
