@@ -1,6 +1,6 @@
 """Elementwise operations and sampling beside torch's: writes benchmarks/parts/operations.json.
 
-Each result is checked against the torch backend first. `--sweep` tries launches of the sampling kernel.
+Each result is checked against the torch backend first.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import argparse
 import itertools
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,9 +23,7 @@ from backends.noise import noise_key
 from backends.torch.operations import TorchOperations
 from backends.triton.cache import new_cache
 from backends.triton.fused_write import rotate_and_write
-from backends.triton.launch import overlap
 from backends.triton.operations import TritonOperations
-from backends.triton.sampling import random_chunk_kernel
 from benchmarks.graph_timing import Row, graph_time_us, write_rows
 
 VOCABULARY = 151936
@@ -42,18 +38,15 @@ KINDS = ("greedy", "temperature", "filtered")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "parts")
     options = parser.parse_args()
-    compile_in_parallel(options.sweep)
+    compile_in_parallel()
     torch.manual_seed(0)
     check_draws()
     rows = [*elementwise_rows(), *sampling_rows()]
     for row in rows:
         print(f"{row.name:52} {row.value:9.2f} {row.unit}")
     write_rows(options.output / "operations.json", rows)
-    if options.sweep:
-        sweep_sampling()
 
 
 def random(*shape: int) -> Tensor:
@@ -196,66 +189,6 @@ def sample_rows(rows: int, dtype: torch.dtype, kind: str) -> Iterator[Row]:
     yield from timed(name, moved, {"triton": lambda i: TRITON.sample(logits[i], sampling)}, count)
 
 
-@dataclass(frozen=True)
-class Chunking:
-    """One launch of the temperature kernel."""
-
-    tile: int
-    group: int
-    screen: bool
-    tiles: int
-
-    def call(self, logits: Tensor, sampling: SamplingBatch, score: Tensor, token: Tensor) -> None:
-        """Launch it on bf16 logits [S, V]."""
-        random_chunk_kernel[(logits.shape[0], score.shape[1])](
-            logits,
-            sampling.temperature,
-            sampling.noise_key,
-            logits,
-            score,
-            token,
-            logits.stride(0),
-            VOCABULARY,
-            self.tiles,
-            FILTER=False,
-            SCREEN=self.screen,
-            GROUPS=self.tile // self.group,
-            GROUP=self.group,
-            num_warps=4,
-            **overlap(logits),
-        )
-
-    def time_us(self, logits: Sequence[Tensor], sampling: SamplingBatch) -> float:
-        """Microseconds a launch."""
-        rows = logits[0].shape[0]
-        chunks = triton.cdiv(triton.cdiv(VOCABULARY, self.tile), self.tiles)
-        score = torch.empty(rows, chunks, device="cuda")
-        token = torch.empty(rows, chunks, dtype=torch.int32, device="cuda")
-        calls = [lambda x=x: self.call(x, sampling, score, token) for x in logits]
-        return graph_time_us(calls * (3 if rows > 1 else 16), 5)[0]
-
-
-def chunkings(rows: int) -> Iterator[Chunking]:
-    """Launches worth trying."""
-    tiles = (1, 2) if rows == 1 else (8, 15, 25, 38, 75)
-    for tile, group, screen, per_chunk in itertools.product(
-        (1024, 2048, 4096), (8, 16), (False, True), tiles
-    ):
-        if (screen or rows == 1) and (not screen or rows > 1) and per_chunk * tile <= VOCABULARY:
-            yield Chunking(tile, group, screen, per_chunk)
-
-
-def sweep_sampling() -> None:
-    """Launches of the temperature kernel: tile, warps, tiles a chunk, with and without the screen."""
-    for rows in (1, 64, 256):
-        logits = [random(rows, VOCABULARY) for _ in range(3 if rows > 1 else 4)]
-        sampling = batch(rows, "temperature")
-        results = sorted(((c.time_us(logits, sampling), c) for c in chunkings(rows)), key=lambda r: r[0])
-        print(f"sample {rows}: floor {rows * VOCABULARY * 2 / 4.1e6:.1f} us")
-        for time, chunking in results[:6]:
-            print(f"   {time:.2f} us {chunking}")
-
-
 def compile_job(job: tuple[Any, ...]) -> str:
     """Run one case once in a worker process, so that its kernels lie in the disk cache."""
     try:
@@ -285,17 +218,10 @@ def compile_job(job: tuple[Any, ...]) -> str:
     return ""
 
 
-def compile_in_parallel(sweep: bool) -> None:
+def compile_in_parallel() -> None:
     """Fill Triton's disk cache from several processes, before this one touches the device."""
     jobs = [("sample", *case) for case in itertools.product(DTYPES, KINDS)]
     jobs += [("elementwise", tokens) for tokens in TOKENS]
-    if sweep:
-        jobs += [
-            ("chunk", chunking)
-            for rows in (1, 64)
-            for chunking in chunkings(rows)
-            if chunking.tiles in (1, 8)
-        ]
     with multiprocessing.get_context("spawn").Pool(12) as workers:
         for problem in workers.imap_unordered(compile_job, jobs):
             if problem:

@@ -54,7 +54,12 @@ def architecture(device: torch.device) -> str:
 @lru_cache
 def overlaps_launches(device: torch.device) -> bool:
     """True where programmatic dependent launch exists: NVIDIA, compute capability 9.0 and newer."""
-    return device.type == "cuda" and torch.version.hip is None and int(architecture(device)[2:]) >= 90
+    return speaks_ptx(device) and int(architecture(device)[2:]) >= 90
+
+
+def speaks_ptx(device: torch.device) -> bool:
+    """True where inline PTX assembles: compiled for an NVIDIA GPU."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def overlap(x: Tensor) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from backends.interface import SamplingBatch
-from backends.triton.launch import compute_units, overlap, release_successor, wait_for_predecessor
+from backends.triton.launch import compute_units, overlap, release_successor, speaks_ptx, wait_for_predecessor
 from backends.triton.thresholds import filter_thresholds
 
-GROUP = 8
-"""Neighbouring tokens screened together."""
+NEAR = tl.constexpr(2e-5)
+"""Bound of the approximate score's error, relative to 1 + its size."""
 LAST_TOKEN = tl.constexpr(0x7FFFFFFF)
 
 
@@ -34,20 +34,29 @@ def noise_bits(key, token):
 
 
 @triton.jit
-def fast_log(x):
-    """The hardware's log (about 2^-22 absolute error), PTX only."""
-    binary = tl.inline_asm_elementwise(
-        "lg2.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
+def uniform(bits):
+    """The uniform in (0, 1) that 23 random bits stand for."""
+    return (bits.to(tl.float32) + 0.5) * (1.0 / 8388608.0)
+
+
+@triton.jit
+def fast_log(x, PTX: tl.constexpr):
+    """The logarithm within 3e-7 absolute: the hardware's on NVIDIA."""
+    if PTX:
+        binary = tl.inline_asm_elementwise(
+            "lg2.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        binary = tl.log2(x)
     return binary * 0.6931471805599453
 
 
 @triton.jit
-def fast_noise(uniform):
-    """Gumbel noise within 1e-3: near 1 the inner log is its own series, elsewhere the hardware's."""
-    rest = 1.0 - uniform
+def fast_noise(u, PTX: tl.constexpr):
+    """Gumbel noise of u within `NEAR`: next to 1 the inner log is its own series."""
+    rest = 1.0 - u
     series = rest * (1.0 + rest * (0.5 + rest * (0.33333334 + rest * 0.25)))
-    return -fast_log(tl.where(rest < 0.0625, series, -fast_log(uniform)))
+    return -fast_log(tl.where(rest < 0.03125, series, -fast_log(u, PTX)), PTX)
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -81,22 +90,6 @@ def greedy_chunk_kernel(
     tl.store(best_token + slot, tl.min(tl.where(best == top, best_at, LAST_TOKEN), axis=0))
 
 
-@triton.jit
-def may_win(value, bits, inverse, lowest, best, FILTER: tl.constexpr):
-    """Whether any token of a tile [GROUPS, GROUP] can score `best` or more.
-
-    A group's bound joins its largest logit with its largest noise, so that logarithms are taken once a
-    group; the slack covers the hardware's approximations.
-    """
-    bound = tl.max(value, axis=1) * inverse
-    slack = 0.002 + tl.abs(bound) * 1e-6
-    uniform = (tl.max(bits, axis=1).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
-    score = bound + fast_noise(uniform) + slack
-    if FILTER:
-        score = tl.where(bound + slack >= lowest, score, float("-inf"))
-    return tl.max(score, axis=0) >= best
-
-
 @triton.jit(do_not_specialize=["tiles"])
 def random_chunk_kernel(
     logits,
@@ -109,21 +102,22 @@ def random_chunk_kernel(
     vocab_size,
     tiles,
     FILTER: tl.constexpr,
-    SCREEN: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
+    PTX: tl.constexpr,
+    TILE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Best score and its token among `tiles` tiles of GROUPS * GROUP tokens of one row.
+    """Best score and its token among `tiles` * TILE tokens of one row.
 
-    SCREEN: a tile is worked out exactly only where a cheap bound reaches the best so far; the result is
-    the same. Greedy rows (temperature 0) score their bare logits.
+    Every lane keeps its best token by approximate logarithms, which the memory's pace allows. Then the
+    lanes within `NEAR` of the chunk's best are scored exactly, and the best of them is the reference's
+    (two such tokens in one lane would have to lie 1e-5 apart). Greedy rows score their bare logits, and
+    their threshold is -inf.
     """
     release_successor(PDL)
-    TILE: tl.constexpr = GROUPS * GROUP
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
-    lane = (tl.arange(0, GROUPS) * GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
+    lane = tl.arange(0, TILE)
+    source = logits + row * row_stride
     wait_for_predecessor(PDL)
     heat = tl.load(temperature + row)
     key = tl.load(noise_key + row).to(tl.uint32)
@@ -132,28 +126,29 @@ def random_chunk_kernel(
         lowest = tl.load(threshold + row)
     divisor = tl.where(heat > 0, heat, 1.0)
     inverse = 1.0 / divisor
-    best = float("-inf")
-    best_at = LAST_TOKEN + 0
+    noisy = tl.where(heat > 0, 1.0, 0.0)
+    best = tl.full((TILE,), float("-inf"), tl.float32)
+    best_at = chunk * tiles * TILE + lane
     for tile in range(tiles):
         token = (chunk * tiles + tile) * TILE + lane
-        value = tl.load(logits + row * row_stride + token, mask=token < vocab_size, other=float("-inf"))
-        value = value.to(tl.float32)
-        bits = noise_bits(key, token.to(tl.uint32))
-        worth = True
-        if SCREEN:
-            worth = may_win(value, bits, inverse, lowest, best, FILTER) | (heat <= 0)
-        if worth:
-            if heat > 0:
-                noise = -tl.log(-tl.log((bits.to(tl.float32) + 0.5) * (1.0 / 8388608.0)))
-                scaled = tl.div_rn(value, divisor)
-                value = tl.where(scaled >= lowest, scaled + noise, float("-inf"))
-            top = tl.max(value)
-            if (top > best) | (best_at == LAST_TOKEN):
-                best = top
-                best_at = tl.min(tl.where(value == top, token, LAST_TOKEN))
+        value = tl.load(source + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
+        noise = fast_noise(uniform(noise_bits(key, token.to(tl.uint32))), PTX)
+        score = value * inverse + noise * noisy
+        if FILTER:
+            score = tl.where(tl.div_rn(value, divisor) >= lowest, score, float("-inf"))
+        best_at = tl.where(score > best, token, best_at)
+        best = tl.maximum(score, best)
+
+    top = tl.max(best, axis=0)
+    near = (best >= top - NEAR * (1.0 + tl.abs(top))) & (best_at < vocab_size)
+    value = tl.load(source + best_at, mask=near, other=float("-inf")).to(tl.float32)
+    if heat > 0:
+        noise = -tl.log(-tl.log(uniform(noise_bits(key, best_at.to(tl.uint32)))))
+        value = tl.where(best > float("-inf"), tl.div_rn(value, divisor) + noise, float("-inf"))
+    top = tl.max(value, axis=0)
     slot = row * tl.num_programs(1) + chunk
-    tl.store(best_score + slot, best)
-    tl.store(best_token + slot, best_at)
+    tl.store(best_score + slot, top)
+    tl.store(best_token + slot, tl.min(tl.where(value == top, best_at, LAST_TOKEN), axis=0))
 
 
 @triton.jit
@@ -182,7 +177,8 @@ def sample(logits: Tensor, sampling: SamplingBatch) -> Tensor:
         return out
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     greedy = sampling.all_greedy
-    tile, tiles, chunks = split_row(rows, vocab_size, compute_units(logits.device), greedy)
+    tile = 1024
+    tiles, chunks = split_row(rows, vocab_size, compute_units(logits.device), tile)
     score = torch.empty((rows, chunks), dtype=torch.float32, device=logits.device)
     token = torch.empty((rows, chunks), dtype=torch.int32, device=logits.device)
     launch = overlap(logits)
@@ -202,9 +198,8 @@ def sample(logits: Tensor, sampling: SamplingBatch) -> Tensor:
             vocab_size,
             tiles,
             FILTER=sampling.any_filter,
-            SCREEN=tiles > 2 and screens(logits),
-            GROUPS=tile // GROUP,
-            GROUP=GROUP,
+            PTX=speaks_ptx(logits.device),
+            TILE=tile,
             num_warps=4,
             **launch,
         )
@@ -214,18 +209,8 @@ def sample(logits: Tensor, sampling: SamplingBatch) -> Tensor:
     return out
 
 
-def split_row(rows: int, vocab_size: int, units: int, greedy: bool) -> tuple[int, int, int]:
-    """(tokens a tile, tiles a chunk, chunks a row): enough programs for every unit, else long chunks.
-
-    A long chunk screens better, since its best so far is soon hard to reach.
-    """
-    tile = 1024 if rows <= 4 else 2048
+def split_row(rows: int, vocab_size: int, units: int, tile: int) -> tuple[int, int]:
+    """(tiles a chunk, chunks a row): about twelve programs a compute unit, or one tile each."""
     tiles = triton.cdiv(vocab_size, tile)
-    wanted = triton.cdiv((8 if greedy else 6) * units, rows)
-    per_chunk = max(triton.cdiv(tiles, wanted), 1)
-    return tile, per_chunk, triton.cdiv(tiles, per_chunk)
-
-
-def screens(logits: Tensor) -> bool:
-    """True where the approximate screen's instruction exists (NVIDIA)."""
-    return logits.is_cuda and torch.version.hip is None
+    per_chunk = max(tiles * rows // (12 * units), 1)
+    return per_chunk, triton.cdiv(tiles, per_chunk)

@@ -22,14 +22,8 @@ from torch import Tensor
 from backends.interface import SamplingBatch
 from backends.triton.launch import architecture, overlap, release_successor, wait_for_predecessor
 
-GROUP = 32
-"""Neighbouring tokens that share a maximum."""
 GROUPS = 128
 """Groups one program of the first launch reads."""
-LIMIT = 256
-"""Largest top-k served from candidates."""
-CANDIDATES = 512
-"""Groups examined at most: `LIMIT`, and room for ties."""
 ROW_TILE = 8192
 NOTHING_LOWER = tl.constexpr(-(2**31))
 
@@ -264,16 +258,27 @@ def row_threshold_kernel(
         tl.store(threshold + index, result)
 
 
+def candidate_launch(arch: str) -> tuple[int, int, int]:
+    """(tokens a group, largest top-k served from candidates, warps): what 512 threads hold in registers.
+
+    Twice as many groups are examined as the largest k, which leaves room for ties.
+    """
+    if arch.startswith("gfx1"):
+        return 64, 128, 16
+    return 32, 256, 8 if arch.startswith("gfx9") else 16
+
+
 def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
     """f32[S]: the scaled logit each row's tokens must reach; logits [S, V] with unit column stride."""
     rows, vocab_size = logits.shape
-    groups = triton.cdiv(vocab_size, GROUP)
+    group, limit, warps = candidate_launch(architecture(logits.device))
+    groups = triton.cdiv(vocab_size, group)
     chunks = triton.cdiv(groups, GROUPS)
     wide = {"dtype": torch.float32, "device": logits.device}
     threshold = torch.empty(rows, **wide)
     maxima = torch.empty((rows, groups), **wide)
     chunk_top, chunk_mass = torch.empty((2, rows, chunks), **wide)
-    chosen = torch.empty((rows, CANDIDATES), dtype=torch.int32, device=logits.device)
+    chosen = torch.empty((rows, 2 * limit), dtype=torch.int32, device=logits.device)
     launch = overlap(logits)
     group_maxima_kernel[(rows, chunks)](
         logits,
@@ -284,7 +289,7 @@ def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
         logits.stride(0),
         vocab_size,
         groups,
-        GROUP=GROUP,
+        GROUP=group,
         GROUPS=GROUPS,
         num_warps=4,
         **launch,
@@ -303,13 +308,12 @@ def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
         vocab_size,
         groups,
         chunks,
-        LIMIT=LIMIT,
-        CANDIDATES=CANDIDATES,
-        GROUP=GROUP,
+        LIMIT=limit,
+        CANDIDATES=2 * limit,
+        GROUP=group,
         BLOCK_GROUPS=triton.next_power_of_2(groups),
         BLOCK_CHUNKS=triton.next_power_of_2(chunks),
-        # 512 threads everywhere: CDNA's waves have 64 lanes.
-        num_warps=8 if architecture(logits.device).startswith("gfx9") else 16,
+        num_warps=warps,
         **launch,
     )
     row_threshold_kernel[(rows,)](

@@ -13,7 +13,12 @@ from backends.triton.norm import rms_norm_kernel
 from backends.triton.rotary import rotate_kernel
 from backends.triton.sampling import best_of_row_kernel, greedy_chunk_kernel, random_chunk_kernel
 from backends.triton.skinny_gemm import matrix_vector_kernel, skinny_gemm_kernel
-from backends.triton.thresholds import candidate_threshold_kernel, group_maxima_kernel, row_threshold_kernel
+from backends.triton.thresholds import (
+    candidate_launch,
+    candidate_threshold_kernel,
+    group_maxima_kernel,
+    row_threshold_kernel,
+)
 
 
 def integers(*names: str) -> dict[str, str]:
@@ -49,13 +54,13 @@ def elementwise(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
     yield "rotate and write", compile_kernel(rotate_and_write_kernel, signature, constants, target)
 
 
-def sampling(target: str, pdl: bool, screen: bool) -> Iterator[tuple[str, Resources]]:
+def sampling(target: str, pdl: bool, ptx: bool) -> Iterator[tuple[str, Resources]]:
     """The chunk and row kernels."""
     chosen = pointers("fp32", "best_score") | {"best_token": "*i32"}
     shared = {"logits": "*bf16"} | chosen | integers("row_stride", "vocab_size", "tiles")
-    yield "greedy", compile_kernel(greedy_chunk_kernel, shared, {"TILE": 2048, "PDL": pdl}, target)
+    yield "greedy", compile_kernel(greedy_chunk_kernel, shared, {"TILE": 1024, "PDL": pdl}, target)
     signature = shared | pointers("fp32", "temperature", "threshold") | {"noise_key": "*i64"}
-    constants = {"FILTER": True, "SCREEN": screen, "GROUPS": 256, "GROUP": 8, "PDL": pdl}
+    constants = {"FILTER": True, "PTX": ptx, "TILE": 1024, "PDL": pdl}
     yield "random", compile_kernel(random_chunk_kernel, signature, constants, target)
     signature = chosen | {"out": "*i64"} | integers("chunks", "vocab_size")
     yield "row", compile_kernel(best_of_row_kernel, signature, {"BLOCK": 128, "PDL": pdl}, target)
@@ -65,13 +70,19 @@ def thresholds(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
     """The filters' three kernels at a vocabulary of 151,936."""
     shared = {"logits": "*bf16"} | integers("row_stride", "vocab_size")
     groups = pointers("fp32", "temperature", "maxima", "chunk_top", "chunk_mass") | integers("group_count")
-    constants = {"GROUP": 32, "GROUPS": 128, "PDL": pdl}
+    group, limit, warps = candidate_launch(target)
+    constants = {"GROUP": group, "GROUPS": 128, "PDL": pdl}
     yield "groups", compile_kernel(group_maxima_kernel, shared | groups, constants, target)
     filters = pointers("fp32", "temperature", "top_p", "min_p", "threshold") | {"top_k": "*i32"}
     signature = shared | groups | filters | {"chosen_groups": "*i32"} | integers("chunk_count")
-    constants = {"LIMIT": 256, "CANDIDATES": 512, "GROUP": 32, "BLOCK_GROUPS": 8192, "BLOCK_CHUNKS": 64}
+    constants = {
+        "LIMIT": limit,
+        "CANDIDATES": 2 * limit,
+        "GROUP": 32,
+        "BLOCK_GROUPS": 8192,
+        "BLOCK_CHUNKS": 64,
+    }
     constants |= {"PDL": pdl}
-    warps = 8 if target.startswith("gfx9") else 16
     resources = compile_kernel(candidate_threshold_kernel, signature, constants, target, num_warps=warps)
     yield "candidates", resources
     constants = {"TILE": 8192, "PDL": pdl}
@@ -79,12 +90,11 @@ def thresholds(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
 
 
 def products(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
-    """Matrix-vector and skinny products with every fusion, at the default rule's tiles."""
-    signature = pointers("bf16", "x", "weight", "bias", "residual", "out") | integers("width", "depth")
-    shared = {"GATE": True, "BIAS": True, "RESIDUAL": True, "EVEN": False, "PDL": pdl}
-    constants = shared | {"NORM": True, "BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 1}
-    normed = signature | {"norm_weight": "*bf16", "eps": "fp32"}
-    yield "vector", compile_kernel(matrix_vector_kernel, normed, constants, target, num_stages=1)
+    """Matrix-vector and skinny products at the default rule's tiles."""
+    signature = pointers("bf16", "x", "weight", "bias", "out") | integers("width", "depth")
+    shared = {"BIAS": True, "EVEN": False, "PDL": pdl}
+    constants = shared | {"BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 1}
+    yield "vector", compile_kernel(matrix_vector_kernel, signature, constants, target, num_stages=1)
     depth = 64 if target.startswith("gfx1") else 128
     constants = shared | {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": depth, "STAGES": 2}
     constants |= {"SWAP": False, "WIDEN": False, "LINES": 4 if pdl else 0}

@@ -1,8 +1,6 @@
-"""The skinny products against fp64, with every fusion; in the interpreter without a GPU."""
+"""The skinny products against fp64, in the interpreter without a GPU."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import torch
@@ -13,20 +11,19 @@ from backends.conformance.tolerance import complaint, deviation, limit
 from backends.interface import BackendError, Scheme, Weight
 from backends.triton import gemm_choice
 from backends.triton.gemm_choice import BUCKETS, MEASURED, GemmConfig, bucket, choose
-from backends.triton.linear import NormInput, TritonLinear
+from backends.triton.linear import TritonLinear
 from backends.triton.skinny_launch import multiply
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VECTOR = GemmConfig(0, 4, 64, 4, 1)
 MATRIX = GemmConfig(16, 16, 64, 4, 2)
 WIDE = GemmConfig(16, 64, 64, 4, 2, swap=True)
-EPS = 1e-6
 
 
 def operands(rows: int, n: int, k: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """x, weight, bias, norm weight and residual."""
+    """x, weight and bias."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((rows, k), (n, k), (n,), (k,), (rows, n))
+    shapes = ((rows, k), (n, k), (n,))
     tensors = [torch.randn(shape, generator=generator).to(dtype).to(DEVICE) for shape in shapes]
     tensors[1] /= k**0.5
     return tensors
@@ -44,43 +41,20 @@ def operands(rows: int, n: int, k: int, dtype: torch.dtype) -> list[torch.Tensor
     ],
 )
 def test_product(config: GemmConfig, rows: int, n: int, k: int, dtype: torch.dtype) -> None:
-    x, weight, bias, _, _ = operands(rows, n, k, dtype)
+    x, weight, bias = operands(rows, n, k, dtype)
     exact = oracle.linear(x, weight, bias)
     reference = functional.linear(x, weight, bias)
     allowed = limit(deviation(reference, exact), exact, dtype)
     assert not complaint(deviation(multiply(x, weight, config, bias), exact), allowed)
 
 
-@pytest.mark.parametrize("config", [VECTOR, MATRIX, WIDE])
-@pytest.mark.parametrize(("normed", "gated", "added"), list(itertools.product((False, True), repeat=3)))
-def test_fusions(config: GemmConfig, normed: bool, gated: bool, added: bool) -> None:
-    rows = 1 if config is VECTOR else 3
-    if normed and config is not VECTOR:
-        pytest.skip("only a single row is normed")
-    x, weight, bias, scale, residual = operands(rows, 72, 136, torch.float32)
-    norm = NormInput(scale, EPS) if normed else None
-    carried = residual[:, : 36 if gated else 72].contiguous() if added else None
-    exact = oracle.linear(oracle.rms_norm(x, scale, EPS) if normed else x, weight, bias)
-    exact = oracle.gate(exact) if gated else exact
-    exact = exact + carried.double() if carried is not None else exact
-    actual = multiply(x, weight, config, bias, norm=norm, gate=gated, residual=carried)
-    # fp32 sums of 136 products: a few units in the last place of the largest output.
-    torch.testing.assert_close(actual.double(), exact, rtol=0, atol=2e-6 * float(exact.abs().max()))
-
-
 def test_run_serves_every_row_count() -> None:
     linear = TritonLinear()
     for rows in (0, 1, 2, 16, 17, 65):
-        x, weight, bias, _, _ = operands(rows, 24, 32, torch.bfloat16)
-        assert linear.run(x, weight, bias).shape == (rows, 24)
-
-
-def test_fused_product_where_the_library_serves_is_refused() -> None:
-    linear = TritonLinear()
-    x, weight, *_ = operands(1, 24, 32, torch.float32)
-    assert not linear.fuses(weight, 1)
-    with pytest.raises(BackendError, match="use run instead"):
-        linear.run_fused(x, weight, gate=True)
+        x, weight, bias = operands(rows, 24, 32, torch.bfloat16)
+        expected = functional.linear(x, weight, bias)
+        # Two roundings to bf16 of outputs up to about 4; the interpreter cuts instead of rounding.
+        torch.testing.assert_close(linear.run(x, weight, bias), expected, rtol=0, atol=2**-5)
 
 
 def test_pack_refuses_quantized_weights() -> None:
