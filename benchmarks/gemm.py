@@ -66,8 +66,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 16, 32, 64])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "parts")
     options = parser.parse_args()
-    if options.sweep:
-        compile_in_parallel(sorted({c for rows in options.rows for c in candidates(rows)}, key=repr))
+    if options.table is not None:
+        use_table(options.table)
+    chosen = {config for config in gemm_choice.MEASURED.values() if config is not None}
+    tried = {config for rows in options.rows for config in candidates(rows)}
+    compile_in_parallel(sorted(tried if options.sweep else chosen, key=repr))
     pool = WeightPool()
     if options.sweep:
         found: list[dict[str, Any]] = []
@@ -76,8 +79,6 @@ def main() -> None:
             options.output.mkdir(parents=True, exist_ok=True)
             (options.output / "gemm_sweep.json").write_text(json.dumps(found, indent=1))
     else:
-        if options.table is not None:
-            use_table(options.table)
         write_rows(options.output / "gemm.json", list(measure(pool, (1, 2, 4, 8, 16, 32, 64, 128, 256))))
 
 

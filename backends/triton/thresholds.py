@@ -264,7 +264,7 @@ def candidate_launch(arch: str) -> tuple[int, int, int]:
     Twice as many groups are examined as the largest k, which leaves room for ties.
     """
     if arch.startswith("gfx1"):
-        return 64, 128, 16
+        return 64, 64, 16
     return 32, 256, 8 if arch.startswith("gfx9") else 16
 
 
