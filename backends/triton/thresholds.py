@@ -264,7 +264,7 @@ def candidate_launch(arch: str) -> tuple[int, int, int]:
     Twice as many groups are examined as the largest k, which leaves room for ties.
     """
     if arch.startswith("gfx1"):
-        return 64, 64, 16
+        return 64, 128, 16
     return 32, 256, 8 if arch.startswith("gfx9") else 16
 
 
@@ -274,11 +274,11 @@ def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
     group, limit, warps = candidate_launch(architecture(logits.device))
     groups = triton.cdiv(vocab_size, group)
     chunks = triton.cdiv(groups, GROUPS)
-    wide = {"dtype": torch.float32, "device": logits.device}
-    threshold = torch.empty(rows, **wide)
-    maxima = torch.empty((rows, groups), **wide)
-    chunk_top, chunk_mass = torch.empty((2, rows, chunks), **wide)
-    chosen = torch.empty((rows, 2 * limit), dtype=torch.int32, device=logits.device)
+    device = logits.device
+    threshold = torch.empty(rows, dtype=torch.float32, device=device)
+    maxima = torch.empty((rows, groups), dtype=torch.float32, device=device)
+    chunk_top, chunk_mass = torch.empty((2, rows, chunks), dtype=torch.float32, device=device)
+    chosen = torch.empty((rows, 2 * limit), dtype=torch.int32, device=device)
     launch = overlap(logits)
     group_maxima_kernel[(rows, chunks)](
         logits,

@@ -75,14 +75,8 @@ def thresholds(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
     yield "groups", compile_kernel(group_maxima_kernel, shared | groups, constants, target)
     filters = pointers("fp32", "temperature", "top_p", "min_p", "threshold") | {"top_k": "*i32"}
     signature = shared | groups | filters | {"chosen_groups": "*i32"} | integers("chunk_count")
-    constants = {
-        "LIMIT": limit,
-        "CANDIDATES": 2 * limit,
-        "GROUP": 32,
-        "BLOCK_GROUPS": 8192,
-        "BLOCK_CHUNKS": 64,
-    }
-    constants |= {"PDL": pdl}
+    constants = {"LIMIT": limit, "CANDIDATES": 2 * limit, "GROUP": group, "PDL": pdl}
+    constants |= {"BLOCK_GROUPS": 8192 * 32 // group, "BLOCK_CHUNKS": 64}
     resources = compile_kernel(candidate_threshold_kernel, signature, constants, target, num_warps=warps)
     yield "candidates", resources
     constants = {"TILE": 8192, "PDL": pdl}
