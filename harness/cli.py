@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
     "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
+    "portability": ("portability", "Compile every Triton kernel for every GPU, against the best seen."),
     "backends": ("catalogues", "List the backends, and why one is unavailable here."),
     "env": ("env", "Describe this machine and the software on it."),
 }

@@ -1,0 +1,189 @@
+"""Every kernel compiled for every GPU without one: what it takes there, and whether that got worse.
+
+A `KernelCase` compiles one kernel as its backend would launch it. `compile_all` runs cases in processes of
+their own, and `regressions` holds the rows against the best seen so far.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from backends.aot import SHARED_LIMIT_BYTES, TARGETS, Resources
+from backends.interface import BackendError
+
+CASE_MODULES = ("backends.triton.kernel_cases",)
+"""Modules with a `cases() -> list[KernelCase]`."""
+ARITHMETIC = (
+    ("fp8", re.compile(r"e4m3|e5m2|fp8|bf8")),
+    ("bf16", re.compile(r"bf16")),
+    ("tf32", re.compile(r"tf32|xf32")),
+    ("int8", re.compile(r"[su]8|i8|iu8")),
+    ("fp16", re.compile(r"f16")),
+    ("fp32", re.compile(r"f32")),
+)
+"""What a matrix instruction's name says about its inputs, the first match counts."""
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One kernel at one dtype and launch configuration."""
+
+    kernel: str
+    """Like "attention/decode"; unique together with `dtype`."""
+    dtype: str
+    matrix: bool
+    """True when the kernel's work is a matrix product, so that plain multiply-adds are a fault."""
+    build: Callable[[str], Resources]
+    """Compiles for a target of `backends.aot.TARGETS`."""
+    refuses: Callable[[str], list[str]] = field(default=lambda target: [])
+    """Why the backend would not launch it on a target; empty = it would."""
+
+
+@dataclass(frozen=True)
+class PortabilityRow:
+    """One kernel on one target."""
+
+    kernel: str
+    dtype: str
+    target: str
+    registers: int | None = None
+    spill_bytes: int | None = None
+    shared_bytes: int | None = None
+    matrix_instructions: int | None = None
+    arithmetic: str = ""
+    """What the matrix instructions multiply: "bf16", "fp8", ...; "" without any."""
+    refused: str = ""
+    """Why the backend does not launch it there; it was not compiled."""
+    problem: str = ""
+    """Why it cannot run there as it is: does not compile, does not fit, falls to plain multiply-adds."""
+
+    @property
+    def key(self) -> str:
+        """Names the row in the ratchet file."""
+        return f"{self.kernel} {self.dtype} {self.target}"
+
+
+def all_cases() -> list[KernelCase]:
+    """Every case of every module; kernels are imported, so not under Triton's interpreter.
+
+    Raises:
+        BackendError: two cases share a name.
+    """
+    found = [case for module in CASE_MODULES for case in importlib.import_module(module).cases()]
+    names = [(case.kernel, case.dtype) for case in found]
+    twice = sorted({f"{kernel} {dtype}" for kernel, dtype in names if names.count((kernel, dtype)) > 1})
+    if twice:
+        raise BackendError(f"Two kernel cases are named {', '.join(twice)}; rename one.")
+    return found
+
+
+def compile_row(case: KernelCase, target: str) -> PortabilityRow:
+    """Compile one case; a failure becomes the row's problem."""
+    row = PortabilityRow(case.kernel, case.dtype, target)
+    if reasons := case.refuses(target):
+        return replace(row, refused="; ".join(reasons))
+    try:
+        found = case.build(target)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        return replace(row, problem=f"does not compile: {type(error).__name__}: {first[:160]}")
+    row = replace(
+        row,
+        registers=found.registers,
+        spill_bytes=found.spill_bytes,
+        shared_bytes=found.shared_bytes,
+        matrix_instructions=found.matrix_instructions,
+        arithmetic="+".join(dict.fromkeys(arithmetic(kind) for kind in found.kinds)),
+    )
+    if not found.fits:
+        limit = SHARED_LIMIT_BYTES[target]
+        return replace(
+            row, problem=f"takes {found.shared_bytes} bytes of shared memory, {target} has {limit}"
+        )
+    if case.matrix and not found.matrix_instructions:
+        return replace(row, problem="uses no matrix instruction: falls to plain multiply-adds")
+    return row
+
+
+def arithmetic(instruction: str) -> str:
+    """What a matrix instruction multiplies, from its name."""
+    # The accumulator comes first in AMD's names (v_mfma_f32_...) and in NVIDIA's types (...f32.bf16.bf16).
+    inputs = re.sub(r"^v_\w*?mfma_f32|^v_wmma_f32|f32(?=\.)", "", instruction, count=1)
+    return next((name for name, pattern in ARITHMETIC if pattern.search(inputs)), "other")
+
+
+def compile_all(
+    targets: Sequence[str] = TARGETS,
+    *,
+    matching: str = "",
+    processes: int = 2,
+    progress: Callable[[PortabilityRow], None] = lambda row: None,
+) -> list[PortabilityRow]:
+    """Every case whose "KERNEL DTYPE" contains `matching`, on every target, `processes` at a time.
+
+    Raises:
+        BackendError: an unknown target.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise BackendError(f"Unknown compile target {target!r}; use some of {', '.join(TARGETS)}.")
+    rows = []
+    before = os.environ.get("TRITON_INTERPRET")
+    # Kernels decorated for the interpreter cannot be compiled; the workers inherit this.
+    os.environ["TRITON_INTERPRET"] = "0"
+    try:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(processes) as pool:
+            jobs = [(target, part, processes, matching) for target in targets for part in range(processes)]
+            for found in pool.imap(_compile_part, jobs):
+                for row in found:
+                    progress(row)
+                    rows.append(row)
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+    return sorted(rows, key=lambda row: (row.kernel, row.dtype, TARGETS.index(row.target)))
+
+
+def _compile_part(job: tuple[str, int, int, str]) -> list[PortabilityRow]:
+    """Every n-th case for one target: dealt out so that the slow kernels are spread."""
+    target, part, parts, matching = job
+    chosen = [case for case in all_cases() if matching in f"{case.kernel} {case.dtype}"]
+    return [compile_row(case, target) for case in chosen[part::parts]]
+
+
+def regressions(rows: Iterable[PortabilityRow], best: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """One line for each row that cannot run, spills more, or takes more shared memory than the best seen.
+
+    `best` is empty where nothing is known for this compiler; then only what cannot run is named.
+    """
+    for row in rows:
+        seen = best.get(row.key, {})
+        if row.problem and row.problem != seen.get("problem"):
+            yield f"{row.key}: {row.problem}"
+        for name, what in (("spill_bytes", "spills"), ("shared_bytes", "takes shared memory of")):
+            now, then = getattr(row, name), seen.get(name)
+            if now is not None and then is not None and now > then:
+                yield f"{row.key}: {what} {now} bytes, {then} before"
+        if seen.get("matrix_instructions") and row.matrix_instructions == 0:
+            yield f"{row.key}: no matrix instruction, {seen['matrix_instructions']} before"
+
+
+def ratchet(
+    rows: Iterable[PortabilityRow], best: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """`best` with every row that can run and is new, or takes no more than it did."""
+    kept = {key: dict(value) for key, value in best.items()}
+    for row in rows:
+        if not list(regressions([row], best)):
+            facts = asdict(row)
+            kept[row.key] = {name: facts[name] for name in facts if name not in ("kernel", "dtype", "target")}
+    return dict(sorted(kept.items()))

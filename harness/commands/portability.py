@@ -1,0 +1,150 @@
+"""`bench portability`: every Triton kernel compiled for every GPU, without one, against the best seen.
+
+Also `python -m harness.commands.portability`, for CI.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backends.portability import PortabilityRow
+
+RATCHET = Path(__file__).resolve().parents[2] / "backends" / "triton" / "portability.json"
+"""The best seen of every row, and the compiler it was seen with."""
+REGRESSED = 1
+"""Exit code when a row cannot run, spills more or takes more shared memory than before."""
+
+
+@click.command()
+@click.option("--targets", help="Like sm90,gfx942; default: all ten.")
+@click.option("--only", default="", help="Kernels whose name and dtype contain this text.")
+@click.option("--processes", default=2, type=click.IntRange(1, 64), help="Compilers at a time.")
+@click.option("--update", is_flag=True, help="Write what is new or better to the ratchet file.")
+@click.option("--accept", is_flag=True, help="With --update: what is worse (but runs) becomes the best seen.")
+@click.option("--ratchet", "ratchet_file", default=RATCHET, type=click.Path(path_type=Path), hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the matrix.")
+def portability(
+    targets: str | None,
+    only: str,
+    processes: int,
+    update: bool,
+    accept: bool,
+    ratchet_file: Path,
+    as_json: bool,
+    markdown: Path | None,
+) -> None:
+    """Compile every kernel for every target: does it build, fit, spill, use its matrix units?
+
+    Exit code 1 names each row that cannot run, or that spills more or takes more shared memory than the
+    best seen with this compiler.
+    """
+    import triton
+
+    from backends.aot import TARGETS
+    from backends.portability import compile_all, ratchet, regressions
+    from harness.commands.output import print_json
+
+    chosen = [name.strip() for name in targets.split(",")] if targets else list(TARGETS)
+    rows = compile_all(chosen, matching=only, processes=processes)
+    stored = read_ratchet(ratchet_file)
+    same = stored["triton"] == triton.__version__
+    best = stored["rows"] if same else {}
+    if not same:
+        click.echo(f"The best seen is of Triton {stored['triton']}, this is {triton.__version__}.", err=True)
+    found = list(regressions(rows, best))
+    if update:
+        worse = {row.key for row in rows if list(regressions([row], best))}
+        forgotten = {key: facts for key, facts in best.items() if key not in worse} if accept else best
+        kept = ratchet(rows, forgotten)
+        text = json.dumps({"triton": triton.__version__, "rows": dict(sorted(kept.items()))}, indent=1)
+        ratchet_file.write_text(text + "\n")
+    if markdown is not None:
+        markdown.write_text(to_markdown(rows, triton.__version__))
+    if as_json:
+        print_json({"triton": triton.__version__, "rows": [vars(row) for row in rows], "worse": found})
+    else:
+        print_matrix(rows)
+    for line in found:
+        click.echo(f"worse: {line}", err=True)
+    if found and not accept:
+        click.get_current_context().exit(REGRESSED)
+
+
+def read_ratchet(file: Path) -> dict[str, Any]:
+    """{"triton": version, "rows": {key: facts}}; empty where there is no file yet.
+
+    Raises:
+        HarnessError: the file is not one this command wrote.
+    """
+    from harness.errors import HarnessError
+
+    if not file.exists():
+        return {"triton": "none", "rows": {}}
+    try:
+        stored = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise HarnessError(f"{file} is not JSON ({error}); restore it or run with --update.") from error
+    if not isinstance(stored, dict) or not {"triton", "rows"} <= set(stored):
+        raise HarnessError(f"{file} is no ratchet file; restore it or run with --update.")
+    return stored
+
+
+def cell(row: PortabilityRow) -> str:
+    """One row in a few characters: registers, spills, shared memory, arithmetic."""
+    if row.problem or row.refused:
+        return row.problem or "refused"
+    parts = [f"{row.registers}r"] if row.registers is not None else []
+    parts += [f"{row.spill_bytes}B spilled"] if row.spill_bytes else []
+    parts += [f"{row.shared_bytes / 1024:.3g}K"] if row.shared_bytes else []
+    parts += [row.arithmetic] if row.arithmetic else []
+    return " ".join(parts)
+
+
+def _grid(rows: Sequence[PortabilityRow]) -> tuple[list[str], list[list[str]]]:
+    """Column names and lines: one line a kernel and dtype, one column a target."""
+    targets = list(dict.fromkeys(row.target for row in rows))
+    cells = {(row.kernel, row.dtype, row.target): cell(row) for row in rows}
+    kernels = list(dict.fromkeys((row.kernel, row.dtype) for row in rows))
+    lines = [
+        [f"{kernel} ({dtype})", *(cells.get((kernel, dtype, target), "") for target in targets)]
+        for kernel, dtype in kernels
+    ]
+    return ["Kernel", *targets], lines
+
+
+def print_matrix(rows: Sequence[PortabilityRow]) -> None:
+    """The matrix as tables of five targets, narrow enough to read."""
+    from harness.commands.output import print_table
+
+    columns, lines = _grid(rows)
+    for first in range(1, len(columns), 5):
+        chosen = [0, *range(first, min(first + 5, len(columns)))]
+        title = "r: registers, K: KiB of shared memory, last: what the matrix units multiply"
+        print_table(title, [columns[i] for i in chosen], [[line[i] for i in chosen] for line in lines])
+
+
+def to_markdown(rows: Sequence[PortabilityRow], version: str) -> str:
+    """The matrix as a page. Nothing in it was run: a compiler's word only."""
+    columns, lines = _grid(rows)
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return (
+        f"# Kernels compiled for every target\n\nTriton {version}; compiled, not run. Each cell: registers "
+        "(r), bytes spilled a thread, KiB of shared memory (K), and what the matrix units multiply (nothing: "
+        f"plain arithmetic). `bench portability --markdown FILE` writes this page.\n\n{head}{body}"
+    )
+
+
+if __name__ == "__main__":
+    from harness.cli import run_command
+
+    sys.exit(run_command(["portability", *sys.argv[1:]]))
