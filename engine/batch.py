@@ -7,6 +7,8 @@ copy from the other, one step earlier, may still be under way.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -278,7 +280,10 @@ class StepInputs:
         self.logprobs = False
 
 
-def _split(buffer, sizes: dict[str, int]) -> dict:  # type: ignore[no-untyped-def, type-arg]
+Flat = TypeVar("Flat", np.ndarray, Tensor)
+
+
+def _split(buffer: Flat, sizes: dict[str, int]) -> dict[str, Flat]:
     """Consecutive named views of a flat array or tensor."""
     views, start = {}, 0
     for name, size in sizes.items():

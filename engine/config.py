@@ -11,8 +11,9 @@ from engine.request import EngineError
 class EngineConfig:
     """Limits and switches of one engine. None = decided from the model and the device at start."""
 
-    block_size: int = 16
-    """Tokens a KV block holds."""
+    block_size: int | None = None
+    """Tokens a KV block holds; None = 64 on a GPU, where kernels read longer runs, and 16 on a CPU. It does
+    not depend on the backend: kernels are compared on one KV layout."""
     num_blocks: int | None = None
     """KV blocks in the pool; None = what `kv_memory_fraction` of the device's free memory holds."""
     kv_memory_fraction: float = 0.9
@@ -31,10 +32,10 @@ class EngineConfig:
     """Schedule and launch step N + 1 before reading step N's tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_seqs", "max_step_tokens"):
+        for name in ("max_seqs", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("num_blocks", "max_len", "prefill_chunk"):
+        for name in ("block_size", "num_blocks", "max_len", "prefill_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EngineError(f"{name} must be at least 1, not {value}.")

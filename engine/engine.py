@@ -44,9 +44,9 @@ class Engine:
         tokenizer: Any = None,
         max_steps_in_flight: int = 1,
     ) -> None:
-        """`config` must be realised: `num_blocks` and `max_len` decided (see `Engine.open`)."""
-        if config.num_blocks is None or config.max_len is None:
-            raise EngineError("Engine needs a realised config with num_blocks and max_len; use Engine.open.")
+        """`config` must be realised: `block_size`, `num_blocks` and `max_len` decided (see `Engine.open`)."""
+        if config.num_blocks is None or config.max_len is None or config.block_size is None:
+            raise EngineError("Engine needs a realised config; use Engine.open.")
         self.selection = selection
         self.config = config
         self.model_config = decoder.config
@@ -106,8 +106,8 @@ class Engine:
         model = source.config
         on_cpu = device.torch_device.type == "cpu"
         dtype = dtype or (torch.float32 if on_cpu else model.dtype)
-        config = sizing.realise_limits(config or EngineConfig(), model)
-        assert config.max_len is not None
+        config = sizing.realise_limits(config or EngineConfig(), model, device)
+        assert config.max_len is not None and config.block_size is not None
         limits = {
             "block_size": config.block_size,
             "max_seqs": config.max_seqs,
@@ -185,7 +185,7 @@ class Engine:
             for token in self.step():
                 if token.request_id not in wanted:
                     continue
-                key = (token.request_id, token.index)
+                key = (token.request_id, token.sequence)
                 done = completions.setdefault(key, Completion(*key))
                 done.token_ids.append(token.token_id)
                 if token.logprob is not None and token.top_token is not None:
@@ -284,7 +284,7 @@ class Engine:
                 f"Request {request_id!r} needs {len(prompt)} + {params.max_tokens} tokens, more than the "
                 f"context of {max_len}; shorten the prompt or max_tokens."
             )
-        blocks = -(-(total - 1) // self.config.block_size) + (params.n > 1)
+        blocks = -(-(total - 1) // self.pool.block_size) + (params.n > 1)
         if blocks > self.pool.num_blocks:
             raise EngineError(
                 f"Request {request_id!r} needs {blocks} KV blocks, more than the whole pool of "

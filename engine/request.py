@@ -59,7 +59,7 @@ class Token(NamedTuple):
     """One newly visible output token. A named tuple, as hundreds are made at every step."""
 
     request_id: str
-    index: int
+    sequence: int
     """Which of the request's n sequences."""
     token_id: int
     logprob: float | None = None
@@ -74,7 +74,8 @@ class Completion:
     """One finished sequence, as `Engine.generate` returns it."""
 
     request_id: str
-    index: int
+    sequence: int
+    """Which of the request's n sequences."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_tokens: list[int] = field(default_factory=list)

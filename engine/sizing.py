@@ -16,19 +16,25 @@ CPU_POOL_BYTES = 512 * 2**20
 """The KV pool's default size on a CPU: enough for the bundled models' largest batches."""
 
 
-def realise_limits(config: EngineConfig, model: ModelConfig) -> EngineConfig:
-    """Decide `max_len`; raises EngineError where it exceeds the model's context."""
+GPU_BLOCK_SIZE = 64
+CPU_BLOCK_SIZE = 16
+
+
+def realise_limits(config: EngineConfig, model: ModelConfig, device: Device) -> EngineConfig:
+    """Decide `block_size` and `max_len`; raises EngineError where that exceeds the model's context."""
     max_len = config.max_len or model.max_len
     if max_len > model.max_len:
         raise EngineError(
             f"max_len {max_len} exceeds the model's context of {model.max_len}; lower --max-len."
         )
-    return replace(config, max_len=max_len)
+    on_cpu = device.torch_device.type == "cpu"
+    block_size = config.block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE)
+    return replace(config, block_size=block_size, max_len=max_len)
 
 
 def realise_pool(config: EngineConfig, decoder: Decoder, device: Device) -> EngineConfig:
     """Decide `num_blocks`: what was set, or what the memory left beside weights and activations holds."""
-    assert config.max_len is not None
+    assert config.max_len is not None and config.block_size is not None
     per_block = decoder.cache_bytes_per_block()
     wanted = config.max_seqs * -(-config.max_len // config.block_size)
     num_blocks = config.num_blocks

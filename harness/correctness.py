@@ -73,9 +73,9 @@ def check(engine: Engine, source: ModelSource) -> dict[str, Any]:
     assert config.max_len is not None
     sample = prompts(engine.model_config.vocab_size, config.max_len)
     outputs = min(OUTPUTS, config.max_len - 1)
-    blocks = sum(-(-(len(prompt) + outputs) // config.block_size) + 1 for prompt in sample)
+    blocks = sum(-(-(len(prompt) + outputs) // engine.pool.block_size) + 1 for prompt in sample)
     if config.num_blocks is not None and config.num_blocks < max(
-        -(-(len(prompt) + outputs) // config.block_size) for prompt in sample
+        -(-(len(prompt) + outputs) // engine.pool.block_size) for prompt in sample
     ):
         return {"passed": None, "reason": "the KV pool is too small for the sample"}
     reference = ReferenceEngine.open(

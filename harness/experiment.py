@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,9 +150,28 @@ def _prepare(options: RunOptions, observer: Observer) -> tuple[_Machine, Workloa
     )
     require_fit(workload, engine)
     observer.stage("Warming up")
-    warm_up_s = engine.warm_up()
+    warm_up_s = warm_up(engine, workload)
     peaks = roofline.measure_peaks(device, engine.decoder.dtype)
     return _Machine(device, source, engine, idle_bytes, peaks, accelerator, warm_up_s), workload
+
+
+def warm_up(engine: Engine, workload: Workload) -> float:
+    """Compile and capture what the workload's kinds of sampling need; returns the seconds it took."""
+    from engine.request import SamplingParams
+
+    kinds = {float(request.temperature > 0) for request in workload.requests}
+    return sum(engine.warm_up(SamplingParams(temperature=kind)) for kind in sorted(kinds))
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Keep what lives for the whole run out of the garbage collector's walks while time is measured."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _interpret() -> None:
@@ -221,7 +243,7 @@ def require_fit(workload: Workload, engine: Engine) -> None:
                 f"Request {request.id} needs {len(request.prompt)} prompt + {request.output_tokens} output "
                 f"tokens, more than the context of {config.max_len}; raise --max-len."
             )
-        blocks = -(-length // config.block_size)
+        blocks = -(-length // engine.pool.block_size)
         if blocks > config.num_blocks:
             raise HarnessError(
                 f"Request {request.id} needs {blocks} KV blocks and the pool has {config.num_blocks}; "
@@ -246,7 +268,7 @@ def _run_once(
     index_of_device = machine.device.torch_device.index or 0
     telemetry = Telemetry(*open_sensors(machine.device.vendor, index_of_device))
     started = datetime.now(UTC)
-    with telemetry:
+    with telemetry, collector_at_rest():
         done = replay(
             target, workload, warmup=warmup, on_progress=lambda progress: observer.progress(progress, target)
         )
@@ -325,7 +347,7 @@ def make_context(options: RunOptions, machine: _Machine, workload: Workload, don
         gpus=0 if machine.device.vendor == "cpu" else 1,
         slo_s=dict(options.slo_s),
         ideal_prefix_hit_ratio=ideal_prefix_hit_ratio(
-            (request.prompt for request in workload.requests), engine.config.block_size
+            (request.prompt for request in workload.requests), engine.pool.block_size
         ),
         shape=asdict(roofline.ModelShape.of(engine.model_config, engine.decoder.dtype)),
         peaks=asdict(machine.peaks),
