@@ -55,8 +55,9 @@ class CompositeAttention(Attention):
         self.decode = decode
         self.name = f"prefill={prefill.name},decode={decode.name}"
 
-    def served_by(self, device: Device) -> str:
-        return f"prefill={self.prefill.served_by(device)},decode={self.decode.served_by(device)}"
+    def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
+        prefill, decode = (side.served_by(device, spec) for side in (self.prefill, self.decode))
+        return f"prefill={prefill},decode={decode}"
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = [

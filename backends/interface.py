@@ -182,8 +182,8 @@ class Attention(ABC):
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
         """A runner for `spec`; raises BackendError with the reasons where `supports` names any."""
 
-    def served_by(self, device: Device) -> str:
-        """The name the record keeps; a backend over several libraries adds which one, and its version."""
+    def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
+        """The name the record keeps; a backend over several libraries adds which one serves `spec`."""
         return self.name
 
 
@@ -334,12 +334,14 @@ class Selection:
     operations: Operations
     passed_over: dict[str, Sequence[str]] = field(default_factory=dict)
     """Backends `auto` looked at and did not take, with the reasons."""
+    spec: AttentionSpec | None = None
+    """The model's first attention layer."""
 
     @property
     def used(self) -> dict[str, str]:
         """Operation -> name of the backend that serves it."""
         return {
-            "attention": self.attention.served_by(self.device),
+            "attention": self.attention.served_by(self.device, self.spec),
             "linear": self.linear.name,
             "operations": self.operations.name,
         }

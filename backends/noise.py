@@ -30,7 +30,7 @@ def noise_key(seed: int, draw: int) -> int:
 
 
 def gumbel_noise(noise_key: Tensor, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise f32[S, vocab_size] for keys i64[S]: -log(-log(u)), u a 23-bit uniform in (0, 1)."""
+    """Standard Gumbel noise f32[S, vocab_size] for keys i64[S]: -log(-log(u)), u of 23 bits in (0, 1)."""
     token = torch.arange(vocab_size, device=noise_key.device, dtype=torch.int64)
     x = noise_key[:, None] ^ (token * TOKEN_STRIDE & MASK)[None, :]
     x = x ^ (x >> 16)

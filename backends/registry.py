@@ -102,7 +102,7 @@ def select(
         working = [other for other in names() if other != name and _works(other, device, specs, dtype)]
         advice = f"these would: {', '.join(working)}" if working else "no other backend could either"
         raise BackendError(f"Backend {name!r} cannot serve this: {'; '.join(reasons)} ({advice}).")
-    return selection
+    return replace(selection, spec=next(iter(specs), None))
 
 
 def availability(device: Device) -> list[tuple[str, bool, list[str]]]:
@@ -139,7 +139,7 @@ def _select_auto(
             continue
         reasons = _reasons(selection, specs, dtype)
         if not reasons:
-            return selection
+            return replace(selection, spec=next(iter(specs), None))
         passed_over[name] = reasons
     tried = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in passed_over.items())
     raise BackendError(f"No backend serves this model on {device.name}: {tried}.")

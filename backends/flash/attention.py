@@ -31,8 +31,12 @@ class FlashAttention(Attention):
         self.libraries = tuple(libraries)
         self.name = f"flash:{libraries[0].key}" if pinned else "flash"
 
-    def served_by(self, device: Device) -> str:
-        present = [library for library in self.libraries if not library.absent(device)]
+    def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
+        present = [
+            library
+            for library in self.libraries
+            if not (library.reasons(spec, device) if spec else library.absent(device))
+        ]
         return f"{self.name} ({present[0].label()})" if present else self.name
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:

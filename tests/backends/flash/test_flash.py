@@ -247,6 +247,15 @@ def test_the_written_order_and_the_pins(installed: Callable[[str], None]) -> Non
     assert pinned.served_by(machine("nvidia", "sm90")).startswith("flash:fa3 (fa3")
     assert registry.load("flash:fa3").name == "flash:fa3"
     assert flash.served_by(machine("nvidia", "sm80")).startswith("flash (fa2")
+    large = replace(SPEC, block_size=256, head_dim=96)
+    selection = registry.select(
+        "torch",
+        device=machine("nvidia", "sm80"),
+        specs=[large],
+        dtype=torch.bfloat16,
+        overrides={"attention": "flash"},
+    )
+    assert selection.used["attention"] == "flash (fa2, flash-attn 2.8.3.post2)"
     with pytest.raises(BackendError, match="offers flash:fa4, flash:fa3"):
         registry.load("flash:fa5")
 

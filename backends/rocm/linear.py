@@ -1,0 +1,56 @@
+"""Dense products on AMD GPUs: AITER's tuned choice where it is installed, else the Triton backend's.
+
+AITER's function looks its tuned table up by shape and falls to hipBLASLt, which torch calls as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.interface import BackendError, Device, Linear, Scheme, Weight
+from backends.rocm import aiter
+from backends.triton.linear import TritonLinear
+
+KEYWORDS = ("A", "B", "bias")
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A weight and what multiplies by it."""
+
+    weight: Any
+    product: Any
+    """AITER's function; None = the Triton backend's linear."""
+
+
+class RocmLinear(Linear):
+    """Dense weights in bf16 or fp16 (AITER), or whatever the Triton backend serves."""
+
+    name = "rocm"
+
+    def __init__(self) -> None:
+        self.other = TritonLinear()
+
+    def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
+        if device.vendor != "amd":
+            return [f"needs an AMD GPU, this is {device.name}"]
+        return self.other.supports(scheme, n, k, dtype, device)
+
+    def pack(self, weight: Weight, device: Device) -> PackedLinear:
+        n, k = weight.q.shape
+        if reasons := self.supports(weight.scheme, n, k, weight.q.dtype, device):
+            raise BackendError(f"rocm linear cannot serve this weight: {'; '.join(reasons)}.")
+        if aiter.absent(device) or weight.q.dtype not in (torch.bfloat16, torch.float16):
+            return PackedLinear(self.other.pack(weight, device), None)
+        product = aiter.function("aiter.tuned_gemm", "gemm_a16w16", KEYWORDS)
+        return PackedLinear(weight.q.to(device.torch_device).contiguous(), product)
+
+    def run(self, x: Tensor, packed: PackedLinear, bias: Tensor | None = None) -> Tensor:
+        if packed.product is None:
+            return self.other.run(x, packed.weight, bias)
+        result: Tensor = packed.product(A=x, B=packed.weight, bias=bias)
+        return result
