@@ -82,9 +82,12 @@ def kernels(
         "Data type": str(number_type).removeprefix("torch."),
         "Measured peaks": f"{page.rate(peaks.measured_bytes_per_s, 1e9)} GB/s, "
         f"{page.rate(peaks.measured_flops_per_s, 1e12)} TFLOP/s",
-        "Datasheet": f"{page.rate(peaks.datasheet_bytes_per_s, 1e9)} GB/s, "
-        f"{page.rate(peaks.datasheet_flops_per_s, 1e12)} TFLOP/s",
     }
+    if peaks.datasheet_bytes_per_s is not None:
+        facts["Datasheet"] = (
+            f"{page.rate(peaks.datasheet_bytes_per_s, 1e9)} GB/s, "
+            f"{page.rate(peaks.datasheet_flops_per_s, 1e12)} TFLOP/s"
+        )
     if csv_file is not None:
         csv_file.write_text(page.to_csv(results))
     if html_file is not None:
