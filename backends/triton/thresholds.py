@@ -265,7 +265,9 @@ def candidate_launch(arch: str) -> tuple[int, int, int]:
     """
     if arch.startswith("gfx1"):
         return 64, 128, 16
-    return 32, 256, 8 if arch.startswith("gfx9") else 16
+    if arch.startswith("gfx9"):
+        return 32, 256, 8
+    return 32, 256 if arch in ("sm90", "cpu") else 128, 16
 
 
 def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
@@ -291,7 +293,7 @@ def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
         groups,
         GROUP=group,
         GROUPS=GROUPS,
-        num_warps=4,
+        num_warps=8,
         **launch,
     )
     filters = (sampling.top_k, sampling.top_p, sampling.min_p)

@@ -72,7 +72,7 @@ def thresholds(target: str, pdl: bool) -> Iterator[tuple[str, Resources]]:
     groups = pointers("fp32", "temperature", "maxima", "chunk_top", "chunk_mass") | integers("group_count")
     group, limit, warps = candidate_launch(target)
     constants = {"GROUP": group, "GROUPS": 128, "PDL": pdl}
-    yield "groups", compile_kernel(group_maxima_kernel, shared | groups, constants, target)
+    yield "groups", compile_kernel(group_maxima_kernel, shared | groups, constants, target, num_warps=8)
     filters = pointers("fp32", "temperature", "top_p", "min_p", "threshold") | {"top_k": "*i32"}
     signature = shared | groups | filters | {"chosen_groups": "*i32"} | integers("chunk_count")
     constants = {"LIMIT": limit, "CANDIDATES": 2 * limit, "GROUP": group, "PDL": pdl}
