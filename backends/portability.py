@@ -20,6 +20,8 @@ from backends.interface import BackendError
 CASE_MODULES = ("backends.triton.kernel_cases",)
 """Modules with a `cases() -> list[KernelCase]`."""
 ARITHMETIC = (
+    ("16-bit", re.compile(r"kind::f16")),  # Blackwell's instruction takes fp16 and bf16 alike
+    ("fp8", re.compile(r"kind::f8f6f4")),
     ("fp8", re.compile(r"e4m3|e5m2|fp8|bf8")),
     ("bf16", re.compile(r"bf16")),
     ("tf32", re.compile(r"tf32|xf32")),

@@ -94,6 +94,7 @@ def test_a_compiler_error_is_the_rows_problem_and_a_refusal_is_not() -> None:
         ("wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3", "fp8"),
         ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "fp16"),
         ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "tf32"),
+        ("tcgen05.mma.cta_group::1.kind::f16", "16-bit"),
         ("v_mfma_f32_32x32x8_bf16_1k", "bf16"),
         ("v_mfma_f32_16x16x16_f16", "fp16"),
         ("v_mfma_f32_16x16x32_fp8_fp8", "fp8"),
