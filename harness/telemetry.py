@@ -133,7 +133,12 @@ def open_sensors(vendor: str, device_index: int = 0) -> tuple[list[Sensor], list
         except (ImportError, RuntimeError) as error:
             reasons.append(f"no GPU telemetry: {error}")
     elif vendor == "amd":
-        reasons.append("no GPU telemetry: AMD's library is not read yet")
+        from harness.telemetry_amd import AmdSmiSensor
+
+        try:
+            sensors.append(AmdSmiSensor(device_index))
+        except (ImportError, OSError, RuntimeError) as error:
+            reasons.append(f"no GPU telemetry: {error}")
     else:
         reasons.append("no accelerator, and this host's energy counters are not read")
     return sensors, reasons

@@ -1,0 +1,114 @@
+"""Samples of an AMD GPU through `amdsmi`, which comes with ROCm. Not run on such a GPU: checked against
+the shapes that release 7.0.2 returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+ABSENT = "N/A"
+"""What amdsmi returns where the driver offers no reading."""
+MIB = 2**20
+
+
+class AmdSmiSensor:
+    """One AMD GPU. A reading the driver does not offer is left out, and is asked once."""
+
+    def __init__(self, index: int = 0) -> None:
+        """`index` counts the devices torch sees. Raises RuntimeError where amdsmi does not answer."""
+        import amdsmi
+
+        self._smi = amdsmi
+        self._index = index
+        try:
+            amdsmi.amdsmi_init()
+            self._handle = _handle_of(amdsmi, index)
+        except amdsmi.AmdSmiException as error:
+            raise RuntimeError(f"amdsmi does not answer: {error}") from None
+        self._readers: dict[str, Callable[[], float | int]] = {
+            "power_w": self._power_w,
+            "energy_j": self._energy_j,
+            "sm_clock_mhz": lambda: self._clock_mhz("GFX"),
+            "memory_clock_mhz": lambda: self._clock_mhz("MEM"),
+            "temperature_c": self._temperature_c,
+            "memory_used_bytes": lambda: int(
+                number(amdsmi.amdsmi_get_gpu_vram_usage(self._handle)["vram_used"]) * MIB
+            ),
+            "utilization": lambda: number(amdsmi.amdsmi_get_gpu_activity(self._handle)["gfx_activity"]),
+        }
+
+    def sample(self) -> list[Row]:
+        row: Row = {"device": self._index}
+        for name, read in list(self._readers.items()):
+            try:
+                row[name] = read()
+            except (self._smi.AmdSmiException, LookupError):
+                del self._readers[name]  # this driver or partition does not offer it
+        return [row]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts of the card for the record's `system` section; what the driver does not offer is left out."""
+        smi, handle = self._smi, self._handle
+        facts: dict[str, Callable[[], Any]] = {
+            "name": lambda: text(smi.amdsmi_get_gpu_asic_info(handle)["market_name"]),
+            "driver": lambda: text(smi.amdsmi_get_gpu_driver_info(handle)["driver_version"]),
+            "memory_bytes": lambda: int(number(smi.amdsmi_get_gpu_vram_usage(handle)["vram_total"]) * MIB),
+            "idle_power_w": self._power_w,
+        }
+        known: dict[str, Any] = {}
+        for name, read in facts.items():
+            try:
+                known[name] = read()
+            except (smi.AmdSmiException, LookupError):
+                continue
+        return known
+
+    def close(self) -> None:
+        self._smi.amdsmi_shut_down()
+
+    def _power_w(self) -> float:
+        """Of the moment on data-centre parts; others report an average only."""
+        info = self._smi.amdsmi_get_power_info(self._handle)
+        offered = (info.get(name, ABSENT) for name in ("current_socket_power", "average_socket_power"))
+        return number(next((value for value in offered if value not in (ABSENT, 0)), ABSENT))
+
+    def _energy_j(self) -> float:
+        """The accumulator counts steps of `counter_resolution` microjoules."""
+        count = self._smi.amdsmi_get_energy_count(self._handle)
+        return number(count["energy_accumulator"]) * number(count["counter_resolution"]) / 1e6
+
+    def _clock_mhz(self, which: str) -> float:
+        kind = getattr(self._smi.AmdSmiClkType, which)
+        return number(self._smi.amdsmi_get_clock_info(self._handle, kind)["clk"])
+
+    def _temperature_c(self) -> float:
+        kind, metric = self._smi.AmdSmiTemperatureType.HOTSPOT, self._smi.AmdSmiTemperatureMetric.CURRENT
+        return number(self._smi.amdsmi_get_temp_metric(self._handle, kind, metric))
+
+
+def number(value: Any) -> float:
+    """A reading as a float; LookupError where the driver offers none."""
+    if value == ABSENT or value is None:
+        raise LookupError("the driver offers no such reading")
+    return float(value)
+
+
+def text(value: str) -> str:
+    """A name; LookupError where the driver offers none."""
+    if value == ABSENT:
+        raise LookupError("the driver offers no such name")
+    return value
+
+
+def _handle_of(amdsmi: Any, index: int) -> Any:
+    """The handle of torch's device `index`: by PCI address, since HIP_VISIBLE_DEVICES renumbers."""
+    import torch
+
+    properties: Any = torch.cuda.get_device_properties(index)
+    address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}"
+    for handle in amdsmi.amdsmi_get_processor_handles():
+        if str(amdsmi.amdsmi_get_gpu_device_bdf(handle)).lower().startswith(address):
+            return handle
+    raise RuntimeError(f"amdsmi lists no GPU at {address}")
