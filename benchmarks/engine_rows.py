@@ -68,7 +68,10 @@ def report_late_compiles(*_: Any, repr: str = "", **__: Any) -> None:
 class Bench:
     """One engine and what was seen of its steps."""
 
-    def __init__(self, model: str, backend: str, weights: Any = None, **options: Any) -> None:
+    def __init__(
+        self, model: str, backend: str, weights: Any = None, sampled: bool = True, **options: Any
+    ) -> None:
+        """`sampled`: whether a row samples at a temperature, so that the warm-up must cover that too."""
         overrides = {key: options.pop(key) for key in ("attention", "linear", "operations") if key in options}
         config = EngineConfig(max_seqs=256, max_step_tokens=16384, max_len=8192, **options)
         self.engine = Engine.open(
@@ -81,8 +84,8 @@ class Bench:
             weights=weights,
         )
         triton.knobs.runtime.jit_post_compile_hook = None
-        self.warm_up_s = self.engine.warm_up(SamplingParams(temperature=0.6, ignore_eos=True))
-        self.warm_up_s += self.engine.warm_up(SamplingParams(ignore_eos=True))
+        kinds = (0.0, 0.6) if sampled else (0.0,)
+        self.warm_up_s = sum(self.engine.warm_up(SamplingParams(temperature=kind)) for kind in kinds)
         triton.knobs.runtime.jit_post_compile_hook = report_late_compiles
         self.steps: list[StepStats] = []
 
@@ -210,17 +213,17 @@ def main() -> None:
     label = f"{options.backend}+{options.attention}" if options.attention else options.backend
     weights = None
     for name, changes in (ABLATIONS if options.ablate else {"all on": {}}).items():
-        bench = Bench(options.model, options.backend, weights, **extra, **changes)
+        names = list(ABLATED_ROWS) if options.ablate else options.rows.split(",")
+        bench = Bench(options.model, options.backend, weights, "nano256" in names, **extra, **changes)
         weights = bench.engine.weights
         print(f"{name}: {bench.engine.runner.num_graphs} graphs, warm-up {bench.warm_up_s:.1f} s", flush=True)
-        names = list(ABLATED_ROWS) if options.ablate else options.rows.split(",")
         prefix = f"ablation/{shape}/{name.replace(' ', '_')}" if options.ablate else f"engine/{shape}/{label}"
         rows += measure(bench, names, prefix, options.repeats)
+        if options.out:
+            options.out.write_text(json.dumps({"conditions": conditions(), "rows": rows}, indent=1))
         del bench
         gc.collect()
         torch.cuda.empty_cache()
-    if options.out:
-        options.out.write_text(json.dumps({"conditions": conditions(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

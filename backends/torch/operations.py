@@ -59,15 +59,22 @@ class TorchOperations(Operations):
         tokens = logits.argmax(-1)
         if sampling.all_greedy:
             return tokens
-        rows = sampling.temperature.nonzero()[:, 0]
-        scaled = logits[rows].float() / sampling.temperature[rows, None]
+        drawn = sampling.temperature > 0
+        rows = picked_rows(drawn)
+        temperature = torch.where(drawn, sampling.temperature, 1.0)[rows]
+        scaled = logits[rows].float() / temperature[:, None]
         if sampling.any_filter:
             top_k, top_p, min_p = sampling.top_k[rows], sampling.top_p[rows], sampling.min_p[rows]
-            chosen = ((top_k > 0) | (top_p < 1) | (min_p > 0)).nonzero()[:, 0]
+            chosen = picked_rows((top_k > 0) | (top_p < 1) | (min_p > 0))
             scaled[chosen] = filter_logits(scaled[chosen], top_k[chosen], top_p[chosen], min_p[chosen])
         noise = gumbel_noise(sampling.noise_key[rows], logits.shape[-1])
-        tokens[rows] = (scaled + noise).argmax(-1)
+        tokens[rows] = torch.where(drawn[rows], (scaled + noise).argmax(-1), tokens[rows])
         return tokens
+
+
+def picked_rows(wanted: Tensor) -> Tensor | slice:
+    """The rows where bool[S] `wanted` holds; all rows on a GPU, where picking would wait for the device."""
+    return wanted.nonzero()[:, 0] if wanted.device.type == "cpu" else slice(None)
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

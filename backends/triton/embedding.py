@@ -32,6 +32,6 @@ def embed(ids: Tensor, table: Tensor) -> Tensor:
         return out
     block = min(2048, triton.next_power_of_2(width))
     embed_kernel[(tokens, triton.cdiv(width, block))](
-        ids, table, out, table.stride(0), width, BLOCK=block, num_warps=4, **overlap(table)
+        ids, table, out, table.stride(0), width, BLOCK=block, num_warps=4, **overlap(ids)
     )
     return out
