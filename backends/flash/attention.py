@@ -40,8 +40,11 @@ class FlashAttention(Attention):
         return f"{self.name} ({present[0].label()})" if present else self.name
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+        fitting = [library for library in self.libraries if library.made_for(device)]
+        if not fitting and len(self.libraries) > 1:
+            return [f"no library of the family has kernels for {device.arch}"]
         reasons = []
-        for library in self.libraries:
+        for library in fitting or self.libraries:
             found = library.reasons(spec, device)
             if not found:
                 return []

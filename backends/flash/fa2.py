@@ -69,7 +69,7 @@ class FlashAttentionCk(PagedFlashAttention2):
 
     def absent(self, device: Device) -> list[str]:
         reasons = super().absent(device)
-        if amd_triton():
+        if self.made_for(device) and amd_triton():
             reasons.append(f"{AMD_TRITON_SWITCH} asks flash-attn for its Triton build")
         return reasons
 
@@ -90,7 +90,8 @@ class FlashAttentionTritonAmd(Library):
     arches = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 
     def absent(self, device: Device) -> list[str]:
-        return super().absent(device) + ([] if amd_triton() else [f"needs {AMD_TRITON_SWITCH}=TRUE"])
+        switched = amd_triton() or not self.made_for(device)
+        return super().absent(device) + ([] if switched else [f"needs {AMD_TRITON_SWITCH}=TRUE"])
 
     def limits(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = ["this build has no sliding window"] if spec.window is not None else []

@@ -40,11 +40,15 @@ class Library(ABC):
         """Library and version, for the record."""
         return f"{self.key}, {self.distribution} {self.version()}"
 
+    def made_for(self, device: Device) -> bool:
+        """Whether the library has kernels for this architecture."""
+        return device.vendor == self.vendor and device.arch in self.arches
+
     def absent(self, device: Device) -> list[str]:
         """Reasons the library cannot be used on `device` at all."""
+        if not self.made_for(device):
+            return [f"needs {' or '.join(self.arches)}, this is {device.arch}"]
         reasons = []
-        if device.vendor != self.vendor or device.arch not in self.arches:
-            reasons.append(f"needs {' or '.join(self.arches)}, this is {device.arch}")
         if self.version() is None:
             reasons.append(f"not installed (pip install {self.distribution}=={self.checked_version})")
         return reasons
@@ -52,6 +56,8 @@ class Library(ABC):
     def reasons(self, spec: AttentionSpec, device: Device) -> list[str]:
         """Reasons it cannot serve `spec` on `device`; empty = it can."""
         reasons = self.absent(device)
+        if not self.made_for(device):
+            return reasons
         if spec.dtype not in self.dtypes:
             names = " or ".join(str(dtype) for dtype in self.dtypes)
             reasons.append(f"dtype {spec.dtype} is not {names}")

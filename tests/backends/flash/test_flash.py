@@ -330,3 +330,16 @@ def test_flash_runs_on_tritons_cache_through_its_views(installed: Callable[[str]
         theirs.copy_(mine)
     runner.run(q, foreign, batch, got)
     assert torch.equal(wanted, got)
+
+
+def test_only_libraries_made_for_the_device_are_talked_about() -> None:
+    attention = registry.load("flash").attention
+    assert attention
+    (only,) = attention.supports(SPEC, device.cpu())
+    assert "no library of the family has kernels for" in only
+    reasons = attention.supports(SPEC, machine("amd", "gfx942"))
+    assert [reason.split(":")[0] for reason in reasons] == ["ck", "triton-amd"]
+    pinned = registry.load("flash:fa4").attention
+    assert pinned
+    (reason,) = pinned.supports(SPEC, machine("nvidia", "sm80"))
+    assert reason == "fa4: needs sm90 or sm100 or sm103 or sm110, this is sm80"
