@@ -27,24 +27,27 @@ from backends.interface import (
 ROLES = ("prefill", "decode")
 
 
-def mixed_attention(text: str, load: Callable[[str], Backend]) -> Attention:
-    """The attention that "prefill=NAME,decode=NAME" asks for.
+def mixed_backend(text: str, load: Callable[[str], Backend]) -> Backend:
+    """The backend that "prefill=NAME,decode=NAME" asks for.
 
     Raises:
         BackendError: a role is missing, unknown or named twice, or a backend offers no attention.
     """
-    chosen: dict[str, Attention] = {}
+    chosen: dict[str, Backend] = {}
     for part in text.split(","):
         role, _, name = (piece.strip() for piece in part.partition("="))
         if role not in ROLES or role in chosen or not name:
             raise BackendError(f"Attention roles are prefill=NAME,decode=NAME, each once, not {text!r}.")
-        attention = load(name).attention
-        if attention is None:
+        chosen[role] = load(name)
+        if chosen[role].attention is None:
             raise BackendError(f"Backend {name!r} offers no attention; choose another for {role}.")
-        chosen[role] = attention
     if len(chosen) != len(ROLES):
         raise BackendError(f"Attention roles are prefill=NAME,decode=NAME, each once, not {text!r}.")
-    return CompositeAttention(chosen["prefill"], chosen["decode"])
+    prefill, decode = chosen["prefill"], chosen["decode"]
+    assert prefill.attention and decode.attention
+    mixed = CompositeAttention(prefill.attention, decode.attention)
+    summary = f"Prompts by {prefill.name}, decodes by {decode.name}, over one cache."
+    return Backend(mixed.name, summary, mixed, base=decode.name)
 
 
 class CompositeAttention(Attention):

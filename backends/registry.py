@@ -40,11 +40,16 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Backend:
-    """The backend called `name`, or one variant of it ("flash:fa4"); its module is imported only now.
+    """The backend called `name`; its module is imported only now.
+
+    "flash:fa4" is one variant of a backend, "prefill=flash,decode=triton" a mix of two, which leaves
+    everything but attention to the one that decodes.
 
     Raises:
         BackendError: no such backend or variant, or its module cannot be imported.
     """
+    if "=" in name:
+        return composite.mixed_backend(name, load)
     name, colon, pin = name.partition(":")
     if colon:
         return _pinned(load(name), pin)
@@ -162,10 +167,6 @@ def _assemble(
             chosen = load(chosen.base)
         return chosen
 
-    if "=" in overrides.get("attention", ""):
-        mixed = composite.mixed_attention(overrides["attention"], load)
-        backend = replace(backend, attention=mixed)
-        overrides = {name: value for name, value in overrides.items() if name != "attention"}
     attention, linear, operations = (provider(operation) for operation in OPERATIONS)
     assert attention.attention and linear.linear and operations.operations
     return Selection(

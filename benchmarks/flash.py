@@ -1,4 +1,4 @@
-"""FlashAttention rows: `python benchmarks/flash.py` checks the backend and writes benchmarks/parts/flash.json.
+"""FlashAttention rows: `python benchmarks/flash.py` checks the backend and writes benchmarks/parts/.
 
 Needs a GPU that one of the family's libraries serves, and that library (`pip install flash-attn-4`). The
 geometry, batches and method are those of benchmarks/attention.py. Times are taken on the backend's own
@@ -20,7 +20,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends import registry
-from backends.composite import mixed_attention
 from backends.conformance import ConformanceMatrix, check_backend
 from backends.device import gpu
 from backends.interface import Attention, Backend
@@ -96,7 +95,8 @@ def main() -> None:
     assert attention is not None
     print(attention.served_by(gpu(0)), flush=True)
     if options.level != "none":
-        mixed = mixed_attention(f"prefill={options.backend},decode=triton", registry.load)
+        mixed = registry.load(f"prefill={options.backend},decode=triton").attention
+        assert mixed is not None
         list(conformance({attention.name: attention, mixed.name: mixed}, options.level, options.output))
     found: list[Row] = []
     tag = options.backend.replace(":", "-")

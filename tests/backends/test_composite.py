@@ -6,20 +6,19 @@ import pytest
 import torch
 
 from backends import device, registry
-from backends.composite import CompositeRunner, mixed_attention, split_batch
+from backends.composite import CompositeRunner, split_batch
 from backends.conformance import check_backend
 from backends.conformance.scenario import Row, make_batch, permuted_layout
-from backends.interface import AttentionSpec, Backend, BackendError
+from backends.interface import AttentionSpec, BackendError
 
 SPEC = AttentionSpec(8, 2, 64, torch.float32, torch.float32, 16, 0.125)
 
 
 def test_a_mix_passes_conformance_and_names_both() -> None:
-    mixed = mixed_attention("prefill=sdpa,decode=torch", registry.load)
-    cpu = device.detect(prefer="cpu")
-    matrix = check_backend(Backend("mixed", "", attention=mixed), cpu)
+    mixed = registry.load("prefill=sdpa,decode=torch")
+    matrix = check_backend(mixed, device.detect(prefer="cpu"))
     assert matrix.ok, "\n".join(matrix.lines())
-    assert mixed.name == "prefill=sdpa,decode=torch"
+    assert mixed.name == "prefill=sdpa,decode=torch" and mixed.base == "torch"
 
 
 def test_select_takes_a_mix_as_an_override() -> None:
@@ -39,11 +38,12 @@ def test_select_takes_a_mix_as_an_override() -> None:
 )
 def test_malformed_roles_are_one_line(text: str) -> None:
     with pytest.raises(BackendError, match="prefill=NAME,decode=NAME"):
-        mixed_attention(text, registry.load)
+        registry.load(text)
 
 
 def test_layouts_that_nobody_shares_are_refused_with_both_named() -> None:
-    mixed = mixed_attention("prefill=sdpa,decode=triton", registry.load)
+    mixed = registry.load("prefill=sdpa,decode=triton").attention
+    assert mixed is not None
     reasons = mixed.supports(SPEC, device.detect(interpret=True))
     assert reasons == [
         "sdpa (token rows) and triton (head runs) keep their caches in layouts that neither shares"
@@ -61,6 +61,8 @@ def test_each_side_gets_its_rows_and_the_plan_holds_both_plans() -> None:
     assert rest.query_start.tolist() == [0, 3, 10]
     assert rest.seq_lens.tolist() == [20, 7]
     assert rest.num_tokens == 12 and rest.num_decodes == 0
-    runner = mixed_attention("prefill=sdpa,decode=torch", registry.load).open(SPEC, device.cpu())
+    mixed = registry.load("prefill=sdpa,decode=torch").attention
+    assert mixed is not None
+    runner = mixed.open(SPEC, device.cpu())
     assert isinstance(runner, CompositeRunner)
     assert runner.plan(batch) == (runner.decode.plan(decodes), runner.prefill.plan(rest))

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends import composite, device, registry
+from backends import device, registry
 from backends.conformance import Status, check_backend, oracle
 from backends.flash import fa2, fa3, fa4
 from backends.flash.attention import LIBRARIES
 from backends.flash.library import Library
-from backends.interface import AttentionSpec, Backend, BackendError, Device
+from backends.interface import AttentionSpec, BackendError, Device
 
 RELEASES: dict[str, Any] = json.loads((Path(__file__).parent / "signatures.json").read_text())
 SPEC = AttentionSpec(8, 2, 64, torch.bfloat16, torch.bfloat16, 16, 0.125)
@@ -300,12 +300,11 @@ def test_fa4_asks_for_a_finite_cache_only_where_pages_load_whole(installed: Call
 
 def test_prefill_and_decode_mix_over_one_cache(installed: Callable[[str], None]) -> None:
     installed("flash-attn-4")
-    mixed = composite.mixed_attention("prefill=flash,decode=torch", registry.load)
-    matrix = check_backend(
-        Backend("mixed", "", attention=mixed), machine("nvidia", "sm90"), dtypes=[torch.bfloat16]
-    )
+    backend = registry.load("prefill=flash,decode=torch")
+    matrix = check_backend(backend, machine("nvidia", "sm90"), dtypes=[torch.bfloat16])
     assert matrix.ok, "\n".join(matrix.lines())
-    assert mixed.served_by(machine("nvidia", "sm90")).startswith("prefill=flash (fa4")
+    assert backend.attention is not None
+    assert backend.attention.served_by(machine("nvidia", "sm90")).startswith("prefill=flash (fa4")
 
 
 def test_flash_runs_on_tritons_cache_through_its_views(installed: Callable[[str], None]) -> None:
