@@ -20,6 +20,7 @@ from harness.metrics import Context, compute, windows
 from harness.options import RunOptions
 from harness.replay import Progress, Replay, mode_of, replay, salted_warmup
 from harness.telemetry import NvmlSensor, Telemetry, open_sensors
+from harness.telemetry_amd import AmdSmiSensor
 from harness.verify import sign
 from reports.record import RunDirectory, RunRecord
 
@@ -221,11 +222,12 @@ def make_workload(options: RunOptions, source: ModelSource, device: Device, max_
 
 def describe_accelerator(device: Device) -> dict[str, Any]:
     """What the driver says of the GPU, before this process takes it; empty without one."""
-    if device.vendor != "nvidia":
+    if device.vendor not in ("nvidia", "amd"):
         return {}
     try:
-        sensor = NvmlSensor(device.torch_device.index or 0)
-    except (ImportError, RuntimeError):
+        index = device.torch_device.index or 0
+        sensor = NvmlSensor(index) if device.vendor == "nvidia" else AmdSmiSensor(index)
+    except (ImportError, OSError, RuntimeError):
         return {}
     facts = sensor.describe()
     sensor.close()
