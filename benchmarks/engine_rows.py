@@ -193,7 +193,8 @@ def conditions() -> dict[str, str]:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "method": __doc__.split("\n\n")[2].strip(),
+        "method": "random weights, bf16, 64-token KV blocks, steps of at most 16384 tokens, warmed up; "
+        "median of the repeats, spread = half their range",
     }
 
 
