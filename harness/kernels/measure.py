@@ -77,9 +77,24 @@ def _cell(
         problem.operation, problem.name, problem.dtype, backend.name, "", problem.bytes, problem.flops
     )
     try:
-        prepared = problem.prepare(backend, device)
+        yield from _timed(nothing, problem, backend, device, peaks, budget_s)
     except BackendError as error:
-        prepared = [str(error)]
+        yield replace(nothing, note=str(error))
+    except Exception as error:  # one library's fault must not cost the other cells; it counts as wrong
+        first = (str(error).splitlines() or [""])[0]
+        yield replace(nothing, correct=False, note=f"raised {type(error).__name__}: {first[:200]}")
+
+
+def _timed(
+    nothing: KernelResult,
+    problem: Problem,
+    backend: Backend,
+    device: Device,
+    peaks: Peaks,
+    budget_s: float,
+) -> Iterator[KernelResult]:
+    """The eager time, and the one in a graph where the calls can be captured."""
+    prepared = problem.prepare(backend, device)
     if not isinstance(prepared, Prepared):
         yield replace(nothing, note="; ".join(prepared))
         return

@@ -81,6 +81,21 @@ def test_a_wrong_kernel_is_marked_wrong_beside_its_time(cpu: Device) -> None:
     assert "WRONG" in page.error_text(result)
 
 
+def test_a_kernel_that_raises_costs_its_own_cell_only(cpu: Device) -> None:
+    class Raises(TorchRunner):
+        def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+            raise ValueError("no kernel image")
+
+    class RaisesAttention(TorchAttention):
+        def open(self, spec: Any, device: Device) -> TorchRunner:
+            return Raises(spec, device)
+
+    problem = attention_problem((Row(1, 50),), GEOMETRY)
+    broken, fine = run([problem], [Backend("r", "", RaisesAttention()), registry.load("torch")], cpu)
+    assert broken.note == "raised ValueError: no kernel image" and broken.correct is False
+    assert fine.correct and fine.timing
+
+
 def test_linear_and_fused_operations_of_a_model(cpu: Device) -> None:
     config = find_model("tiny").config
     problems = [
