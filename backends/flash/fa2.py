@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backends.flash import gathered
-from backends.flash.library import FlashRunner, Library
+from backends.flash.library import FlashRunner, Library, rest_starts
 from backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
 from backends.torch.attention import TorchCache
 
@@ -150,7 +150,7 @@ class Fa2Runner(FlashRunner):
                 q=q[decodes : batch.num_tokens],
                 k=keys,
                 v=values,
-                cu_seqlens_q=batch.query_start[decodes : rows + 1] - decodes,
+                cu_seqlens_q=rest_starts(batch),
                 cu_seqlens_k=pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)),
                 max_seqlen_q=batch.max_query,
                 max_seqlen_k=batch.max_len,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backends.flash.library import FlashRunner, Library
+from backends.flash.library import FlashRunner, Library, rest_starts
 from backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
 from backends.torch.attention import TorchCache
 
@@ -76,7 +76,7 @@ class Fa4Runner(FlashRunner):
             # One query token each: a plain batch [decodes, 1, heads, head_dim] needs no offsets.
             self._call(q[:decodes, None], cache, batch, slice(0, decodes), None, 1, out[:decodes, None])
         if rows > decodes:
-            starts = batch.query_start[decodes : rows + 1] - decodes
+            starts = rest_starts(batch)
             live = slice(decodes, batch.num_tokens)
             self._call(q[live], cache, batch, slice(decodes, rows), starts, batch.max_query, out[live])
 

@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from backends.interface import AttentionRunner, AttentionSpec, BackendError, Device
+from backends.interface import AttentionRunner, AttentionSpec, BackendError, Batch, Device
 from backends.torch.attention import TorchRunner
 
 
@@ -108,3 +109,10 @@ class FlashRunner(TorchRunner):
     def window_left(self) -> int:
         """The family's left window: keys before the query's own position; -1 = all."""
         return -1 if self.spec.window is None else self.spec.window - 1
+
+
+def rest_starts(batch: Batch) -> Tensor:
+    """i32[rows + 1]: where each sequence after the decodes starts, counted from the first of them."""
+    decodes = batch.num_decodes
+    starts = batch.query_start[decodes : batch.num_seqs + 1]
+    return starts - decodes if decodes else starts
