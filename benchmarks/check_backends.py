@@ -1,4 +1,4 @@
-"""Conformance matrices: `python benchmarks/check_backends.py torch sdpa triton flash` checks each backend here.
+"""Conformance matrices: `python benchmarks/check_backends.py torch sdpa triton flash` checks them here.
 
 One file a backend and device goes to benchmarks/conformance/; what is wrong is printed.
 """
