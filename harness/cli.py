@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Recompute every number of a run from its tables."),
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
+    "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),
     "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
     "portability": ("portability", "Compile every Triton kernel for every GPU, against the best seen."),
     "backends": ("catalogues", "List the backends, and why one is unavailable here."),

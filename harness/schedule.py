@@ -22,7 +22,8 @@ def section(rows: Requests, context: Context) -> dict[str, Any]:
     lag_s = (rows.sent_ns - rows.intended_ns)[sent] / 1e9
     timed = context.mode == "open"
     offered = _rate(rows.intended_ns[sent]) if timed else None
-    achieved = _rate(rows.sent_ns[sent])
+    # Where the target's answers pace the sending, its rate says nothing about the schedule.
+    achieved = _rate(rows.sent_ns[sent]) if timed else None
     return {
         "mode": context.mode,
         "concurrency": context.concurrency,
