@@ -38,5 +38,5 @@ def test_a_closed_loop_offers_no_rate(
     found = section(target, make_workload([1] * 4, concurrency=1), clock, make_context)
     assert found["offered_requests_per_s"] is None
     assert found["index_of_dispersion"] is None
-    assert found["achieved_requests_per_s"] == pytest.approx(100)
+    assert found["achieved_requests_per_s"] is None
     assert found["concurrency"] == 1
