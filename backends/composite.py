@@ -62,6 +62,11 @@ class CompositeAttention(Attention):
         prefill, decode = (side.served_by(device, spec) for side in (self.prefill, self.decode))
         return f"prefill={prefill},decode={decode}"
 
+    def tuning(self, spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
+        sides = [side.tuning(spec, device) for side in (self.prefill, self.decode)]
+        known = [side for side in sides if side is not None]
+        return {shape: why for side in known for shape, why in side.items()} if known else None
+
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = [
             f"{role} ({attention.name}): {why}"

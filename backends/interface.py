@@ -186,6 +186,10 @@ class Attention(ABC):
         """The name the record keeps; a backend over several libraries adds which one serves `spec`."""
         return self.name
 
+    def tuning(self, spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
+        """Shape -> why it runs on a written default (None = on a measured launch); None = nothing to tune."""
+        return None
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -235,6 +239,10 @@ class Linear(ABC):
     def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         """x [M, K] times the weight's transpose, plus bias [N]: [M, N] in x's dtype."""
 
+    def tuning(self, n: int, k: int, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
+        """Shape -> why an [n, k] weight runs on a written default there, as `Attention.tuning`."""
+        return None
+
 
 @dataclass
 class SamplingBatch:
@@ -263,6 +271,10 @@ class Operations(ABC):
     @abstractmethod
     def supports(self, dtype: torch.dtype, device: Device) -> list[str]:
         """Reasons this set cannot run; empty = it can."""
+
+    def tuning(self, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
+        """Shape -> why it runs on a written default, as `Attention.tuning`."""
+        return None
 
     @abstractmethod
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:

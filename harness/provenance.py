@@ -108,10 +108,12 @@ def _environment() -> dict[str, str]:
 
 
 def source_hash(implementation: object) -> str:
-    """SHA-256 over the Python sources of the folder or file that holds the backend of `implementation`."""
+    """SHA-256 over the sources and tuning tables beside `implementation`, or over its file alone."""
     module = sys.modules[type(implementation).__module__]
     file = Path(inspect.getfile(module))
-    files = sorted(file.parent.rglob("*.py")) if module.__name__.count(".") > 1 else [file]
+    files = [file]
+    if module.__name__.count(".") > 1:
+        files = sorted([*file.parent.rglob("*.py"), *file.parent.rglob("tuning/*.json")])
     digest = hashlib.sha256()
     for each in files:
         digest.update(each.relative_to(file.parent).as_posix().encode() + b"\0" + each.read_bytes())

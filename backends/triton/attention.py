@@ -19,6 +19,7 @@ from backends.interface import (
     GraphSupport,
     Rotary,
 )
+from backends.triton import attention_tuning
 from backends.triton.attention_tuning import attention_config, small_batch
 from backends.triton.cache import PagedCache, new_cache
 
@@ -59,6 +60,9 @@ class TritonAttention(Attention):
         if reasons := self.supports(spec, device):
             raise BackendError(f"triton attention cannot serve this: {'; '.join(reasons)}.")
         return TritonRunner(spec, device)
+
+    def tuning(self, spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
+        return attention_tuning.tuning(spec, device)
 
 
 class TritonRunner(AttentionRunner):

@@ -1,4 +1,4 @@
-"""Launch configurations of the attention kernels: written defaults, measured where `MEASURED` says so.
+"""Launch configurations of the attention kernels: written defaults, and over them what was measured.
 
 Nothing is tuned while serving. `attention_config` is a pure function of the device, the spec and the
 bucket.
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from backends.interface import AttentionSpec, Device
+from backends.triton import tuned
 
 BUCKETS = ("decode_small", "decode", "prefill")
-MEASURED = ("sm90",)
-"""Architectures the defaults were measured on; elsewhere they follow from shared memory and registers."""
 PREFERRED_BLOCK_SIZE = 64
 """A whole number of key tiles: prefill then loads blocks as descriptor boxes, about 10 % faster."""
 LDS_BYTES = 64 * 1024
@@ -35,12 +34,45 @@ def attention_config(device: Device, spec: AttentionSpec, bucket: str) -> dict[s
     MIN_TILES a program takes at least, CHUNK pieces merged at once.
     "prefill": M query rows and TILE keys a tile, DESCRIPTOR = key tiles as descriptor boxes.
     """
-    config = _prefill(device, spec) if bucket == "prefill" else _decode(device, spec, bucket)
+    config = default(device, spec, bucket)
+    entry = tuned.lookup(device.arch, device.units, *entry_key(spec, bucket))
+    if entry is not None and entry.config is not None:
+        config |= entry.config
     query_bytes = config.get("M", 0) * padded_dim(spec) * spec.dtype.itemsize
     budget = (device.shared_bytes or LDS_BYTES) // config.get("programs_per_unit", 1) - 4096 - query_bytes
     while config["TILE"] > 16 and config["TILE"] * key_bytes(spec) * max(config["STAGES"] - 1, 1) > budget:
         config["TILE"] //= 2
     return config
+
+
+def default(device: Device, spec: AttentionSpec, bucket: str) -> dict[str, Any]:
+    """The written rule, for what nobody measured."""
+    return _prefill(device, spec) if bucket == "prefill" else _decode(device, spec, bucket)
+
+
+def entry_key(spec: AttentionSpec, bucket: str) -> tuple[str, str, str]:
+    """Operation, shape bucket and dtype of a tuning entry.
+
+    Up to 16 query heads a KV head share an entry, since the matrix units' tile has 16 rows anyway: what
+    depends on their number (CHUNK) follows from the written rule.
+    """
+    group = spec.q_heads // spec.kv_heads
+    shape = f"d{spec.head_dim} block{spec.block_size}" + (f" group{group}" if group > 16 else "")
+    dtype = tuned.attention_dtype(spec)
+    if bucket == "prefill":
+        return "prefill_attention", shape, dtype
+    return "decode_attention", f"{'small' if bucket == 'decode_small' else 'large'} {shape}", dtype
+
+
+def tuning(spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
+    """`Attention.tuning` of one layer: its three kinds of batch."""
+    if device.vendor == "cpu":
+        return None
+    keys = [entry_key(spec, bucket) for bucket in BUCKETS]
+    return {
+        f"{operation} {shape}": tuned.complaint(device.arch, device.units, operation, shape, dtype)
+        for operation, shape, dtype in keys
+    }
 
 
 def padded_dim(spec: AttentionSpec) -> int:

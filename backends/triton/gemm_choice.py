@@ -1,12 +1,13 @@
-"""Which kernel multiplies x [M, K] by a weight [N, K]: a measured table, and a written rule beside it."""
+"""Which kernel multiplies x [M, K] by a weight [N, K]: what was measured, else a written rule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+
+from backends.triton import tuned
 
 BUCKETS = (1, 16, 32, 64)
 """Row counts a choice is made for; a count belongs to the smallest bucket that holds it."""
@@ -27,63 +28,18 @@ class GemmConfig:
     """Cache lines of each weight row prefetched while the predecessor still runs."""
 
 
-MEASURED: Mapping[tuple[str, int, int, int], GemmConfig | None] = {
-    ("sm90", 1, 28672, 4096): GemmConfig(0, 2, 2048, 4, 1),
-    ("sm90", 1, 6144, 4096): GemmConfig(0, 8, 512, 4, 1),
-    ("sm90", 1, 4096, 4096): GemmConfig(0, 4, 1024, 4, 1),
-    ("sm90", 1, 24576, 4096): GemmConfig(0, 2, 2048, 4, 1),
-    ("sm90", 1, 4096, 12288): GemmConfig(0, 4, 1024, 4, 1),
-    ("sm90", 1, 151936, 4096): GemmConfig(0, 8, 1024, 8, 3),
-    ("sm90", 1, 4096, 1024): GemmConfig(0, 4, 1024, 4, 1),
-    ("sm90", 1, 1024, 2048): GemmConfig(0, 2, 2048, 8, 1),
-    ("sm90", 1, 6144, 1024): GemmConfig(0, 8, 512, 4, 1),
-    ("sm90", 1, 1024, 3072): GemmConfig(0, 2, 1024, 4, 1),
-    ("sm90", 1, 151936, 1024): GemmConfig(0, 4, 512, 2, 1),
-    ("sm90", 16, 28672, 4096): None,
-    ("sm90", 16, 6144, 4096): GemmConfig(16, 16, 256, 2, 5, lines=4),
-    ("sm90", 16, 4096, 4096): GemmConfig(16, 32, 512, 4, 4, lines=4),
-    ("sm90", 16, 24576, 4096): GemmConfig(16, 64, 128, 4, 3, swap=True),
-    ("sm90", 16, 4096, 12288): GemmConfig(16, 32, 512, 4, 4, lines=4),
-    ("sm90", 16, 151936, 4096): GemmConfig(16, 128, 128, 4, 2, swap=True, lines=4),
-    ("sm90", 16, 4096, 1024): GemmConfig(16, 64, 128, 4, 6, swap=True, lines=4),
-    ("sm90", 16, 1024, 2048): GemmConfig(16, 8, 512, 2, 6, lines=4),
-    ("sm90", 16, 6144, 1024): GemmConfig(16, 64, 128, 4, 6, swap=True, lines=2),
-    ("sm90", 16, 1024, 3072): GemmConfig(16, 8, 512, 2, 6, lines=4),
-    ("sm90", 16, 151936, 1024): GemmConfig(16, 128, 128, 4, 2, swap=True),
-    ("sm90", 32, 28672, 4096): None,
-    ("sm90", 32, 6144, 4096): None,
-    ("sm90", 32, 4096, 4096): GemmConfig(32, 64, 256, 4, 4, swap=True, lines=4),
-    ("sm90", 32, 24576, 4096): GemmConfig(32, 64, 128, 4, 3, swap=True, lines=2),
-    ("sm90", 32, 4096, 12288): GemmConfig(32, 32, 512, 4, 3, lines=4),
-    ("sm90", 32, 151936, 4096): GemmConfig(32, 128, 128, 8, 2),
-    ("sm90", 32, 4096, 1024): GemmConfig(32, 64, 256, 4, 4, swap=True, lines=2),
-    ("sm90", 32, 1024, 2048): GemmConfig(32, 32, 512, 4, 3, lines=2),
-    ("sm90", 32, 6144, 1024): GemmConfig(32, 64, 256, 4, 4, swap=True, lines=4),
-    ("sm90", 32, 1024, 3072): None,
-    ("sm90", 32, 151936, 1024): GemmConfig(32, 64, 128, 4, 3, swap=True),
-    ("sm90", 64, 28672, 4096): GemmConfig(64, 128, 128, 4, 4),
-    ("sm90", 64, 6144, 4096): None,
-    ("sm90", 64, 4096, 4096): GemmConfig(64, 32, 256, 4, 4, lines=4),
-    ("sm90", 64, 24576, 4096): None,
-    ("sm90", 64, 4096, 12288): GemmConfig(64, 32, 256, 4, 4, lines=4),
-    ("sm90", 64, 151936, 4096): GemmConfig(64, 128, 128, 4, 4),
-    ("sm90", 64, 4096, 1024): GemmConfig(64, 32, 256, 4, 4, lines=4),
-    ("sm90", 64, 1024, 2048): GemmConfig(64, 32, 256, 4, 4, lines=4),
-    ("sm90", 64, 6144, 1024): GemmConfig(64, 64, 128, 4, 4, lines=2),
-    ("sm90", 64, 1024, 3072): None,
-    ("sm90", 64, 151936, 1024): GemmConfig(64, 128, 128, 4, 4, lines=2),
-}
-"""(architecture, bucket, N, K) -> the fastest found by `benchmarks/gemm.py --sweep` on an H200, where
-it beats the library by more than 2 %; None = the library."""
-
-
 def bucket(rows: int) -> int | None:
     """The bucket of `rows`; None above the largest."""
     return next((size for size in BUCKETS if rows <= size), None)
 
 
+def bucket_name(size: int, n: int, k: int) -> str:
+    """The bucket as tuning entries name it."""
+    return f"m{size} n{n} k{k}"
+
+
 @lru_cache(maxsize=4096)
-def choose(arch: str, rows: int, n: int, k: int, dtype: torch.dtype) -> GemmConfig | None:
+def choose(arch: str, units: int, rows: int, n: int, k: int, dtype: torch.dtype) -> GemmConfig | None:
     """How to multiply `rows` rows by an [n, k] weight; None = the vendor's library.
 
     fp32 always goes to the library: its products are true fp32 there, and matrix units would not be.
@@ -91,9 +47,18 @@ def choose(arch: str, rows: int, n: int, k: int, dtype: torch.dtype) -> GemmConf
     size = bucket(rows)
     if size is None or dtype == torch.float32:
         return None
-    if (arch, size, n, k) in MEASURED:
-        return MEASURED[arch, size, n, k]
-    return default(arch, size, n, k)
+    entry = tuned.lookup(arch, units, "gemm", bucket_name(size, n, k), tuned.product_dtype(dtype))
+    if entry is None:
+        return default(arch, size, n, k)
+    return None if entry.config is None else GemmConfig(**entry.config)
+
+
+def tuning(arch: str, units: int, n: int, k: int, dtype: torch.dtype) -> dict[str, str | None] | None:
+    """`Linear.tuning` of an [n, k] weight."""
+    if dtype == torch.float32:
+        return None
+    names = [bucket_name(size, n, k) for size in BUCKETS]
+    return {name: tuned.complaint(arch, units, "gemm", name, tuned.product_dtype(dtype)) for name in names}
 
 
 def default(arch: str, size: int, n: int, k: int) -> GemmConfig | None:

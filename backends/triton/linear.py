@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class TritonLinear(Linear):
     """Dense weights; the packed form is the contiguous [N, K] tensor.
 
-    `run` picks by the measured table of `gemm_choice`. Norm, gate and residual stay launches of their own:
+    `run` picks by `gemm_choice`. Norm, gate and residual stay launches of their own:
     with overlapped launches, folding them into the products gained nothing (see `benchmarks/layers.py`).
     """
 
@@ -38,11 +38,16 @@ class TritonLinear(Linear):
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         from backends.triton.gemm_choice import choose
-        from backends.triton.launch import architecture
+        from backends.triton.launch import architecture, compute_units
         from backends.triton.skinny_launch import multiply
 
         n, k = packed.shape
-        config = choose(architecture(x.device), x.shape[0], n, k, x.dtype)
+        config = choose(architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype)
         if config is None or x.shape[0] == 0:
             return functional.linear(x, packed, bias)
         return multiply(x, packed, config, bias)
+
+    def tuning(self, n: int, k: int, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
+        from backends.triton import gemm_choice
+
+        return None if device.vendor == "cpu" else gemm_choice.tuning(device.arch, device.units, n, k, dtype)

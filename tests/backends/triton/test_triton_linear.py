@@ -9,10 +9,11 @@ from torch.nn import functional
 from backends.conformance import oracle
 from backends.conformance.tolerance import complaint, deviation, limit
 from backends.interface import BackendError, Scheme, Weight
-from backends.triton import gemm_choice
-from backends.triton.gemm_choice import BUCKETS, MEASURED, GemmConfig, bucket, choose
+from backends.triton import gemm_choice, tuned
+from backends.triton.gemm_choice import BUCKETS, GemmConfig, bucket, choose
 from backends.triton.linear import TritonLinear
 from backends.triton.skinny_launch import multiply
+from backends.tuning import Entry
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VECTOR = GemmConfig(0, 4, 64, 4, 1)
@@ -82,16 +83,30 @@ def test_buckets_hold_their_rows() -> None:
 
 
 def test_true_fp32_goes_to_the_library() -> None:
-    assert choose("sm90", 1, 4096, 4096, torch.float32) is None
+    assert choose("sm90", 132, 1, 4096, 4096, torch.float32) is None
 
 
-@pytest.mark.parametrize("key", MEASURED)
-def test_measured_launches_are_possible(key: tuple[str, int, int, int]) -> None:
+MEASURED = [entry for entry in tuned.table("sm90", 132).entries.values() if entry.operation == "gemm"]
+
+
+def test_measured_launches_are_chosen_and_everything_else_follows_the_rule() -> None:
+    assert choose("sm90", 132, 1, 28672, 4096, torch.bfloat16) == GemmConfig(0, 2, 2048, 4, 1)
+    assert choose("sm90", 132, 9, 6144, 4096, torch.float16) == GemmConfig(16, 16, 256, 2, 5, lines=4)
+    assert choose("sm90", 132, 16, 28672, 4096, torch.bfloat16) is None
+    assert choose("sm90", 114, 16, 28672, 4096, torch.bfloat16) == gemm_choice.default(
+        "sm90", 16, 28672, 4096
+    )
+
+
+@pytest.mark.parametrize("entry", MEASURED, ids=lambda entry: entry.bucket)
+def test_measured_launches_are_possible(entry: Entry) -> None:
     """A vector launch serves one row only; a matrix launch holds its bucket's rows in one tile."""
-    _, size, n, k = key
-    config = MEASURED[key]
-    if config is None:
+    size, n, k = (int(word[1:]) for word in entry.bucket.split())
+    assert entry.bucket == gemm_choice.bucket_name(size, n, k)
+    assert size in BUCKETS
+    if entry.config is None:
         return
+    config = GemmConfig(**entry.config)
     assert n % 16 == 0
     assert k % config.block_k == 0
     assert (config.block_m == 0) == (size == 1) or config.block_m >= size
