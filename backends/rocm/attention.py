@@ -83,6 +83,9 @@ class RocmAttention(Attention):
         fallen = self.candidates[0].supports(spec, device) if spec else aiter.absent(device)
         return f"rocm ({self.candidates[bool(fallen)].served_by(device, spec)})"
 
+    def tuning(self, spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
+        return self.candidates[bool(self.candidates[0].supports(spec, device))].tuning(spec, device)
+
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
         if device.vendor != "amd":
             return [f"needs an AMD GPU, this is {device.name}; triton serves NVIDIA, torch anything"]
