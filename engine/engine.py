@@ -209,9 +209,12 @@ class Engine:
         sampled = params.temperature > 0
         filtered = sampled and bool(params.top_k or params.top_p < 1 or params.min_p)
         self.runner.capture(sampled=sampled, filtered=filtered, logprobs=params.logprobs)
-        short = replace(params, max_tokens=4, n=1, ignore_eos=True, forced_tokens=None, stop=())
-        for batch in self._warm_up_batches(short.max_tokens):
-            self.generate(batch, short)
+        capacity = min(self.config.max_len or 1, self.pool.num_blocks * self.pool.block_size)
+        outputs = min(4, capacity - 1)
+        if outputs > 0:
+            short = replace(params, max_tokens=outputs, n=1, ignore_eos=True, forced_tokens=None, stop=())
+            for batch in self._warm_up_batches(capacity - outputs):
+                self.generate(batch, short)
         self.reset_prefix_cache()
         self._stats.clear()
         self._steps = 0
@@ -220,16 +223,15 @@ class Engine:
         self.runner.graph_misses = 0
         return device_seconds() - start
 
-    def _warm_up_batches(self, outputs: int) -> list[list[list[int]]]:
+    def _warm_up_batches(self, longest: int) -> list[list[list[int]]]:
         """Prompts whose steps are of every kind: few and many rows, decodes alone, prefills alone, both.
 
-        On a CPU nothing compiles, so a few tokens do.
+        None is longer than `longest` tokens. On a CPU nothing compiles, so a few tokens do.
         """
-        room = (self.config.max_len or 1) - outputs
         vocab = self.model_config.vocab_size
 
         def prompt(length: int, salt: int) -> list[int]:
-            return [(7 * i + 31 * salt) % vocab for i in range(max(1, min(length, room)))]
+            return [(7 * i + 31 * salt) % vocab for i in range(min(length, longest))]
 
         batches = [[prompt(1, 1), prompt(33, 2)]]
         if self.selection.device.torch_device.type != "cpu":

@@ -204,6 +204,13 @@ def test_warm_up_leaves_no_trace() -> None:
     assert sum(step.prefix_hit_tokens for step in engine.take_step_stats()) == 0
 
 
+@pytest.mark.parametrize("num_blocks", [1, 2, 9])
+def test_warm_up_fits_the_smallest_pools(num_blocks: int) -> None:
+    engine = open_small(num_blocks=num_blocks)
+    engine.warm_up()
+    assert engine.pool.num_used == 0
+
+
 def test_step_statistics_add_up() -> None:
     engine = open_small(max_step_tokens=16)
     asked = prompts()
