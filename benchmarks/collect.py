@@ -1,4 +1,4 @@
-"""Collect the measured rows: `python benchmarks/collect.py` merges benchmarks/parts into benchmarks/h200.json.
+"""Collect the measured rows: `python benchmarks/collect.py` merges benchmarks/parts into h200.json.
 
 Each part is what one benchmark script wrote, with the conditions it ran under; a row keeps the name of its
 part, so that its conditions can be found. Two parts may not hold the same row.
