@@ -1,4 +1,4 @@
-"""Every attention kernel compiles for every supported GPU, fits it, and uses its matrix units."""
+"""Attention kernels of less usual geometries fit their GPU; the usual ones are in `bench portability`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from typing import Any
 
 import pytest
 
-from backends.aot import TARGETS, Resources, compile_kernel, gpu_target
+from backends.aot import Resources, compile_kernel, gpu_target
 from backends.interface import BackendError
 
 SCRIPT = Path(__file__).with_name("attention_aot.py")
-SPILL_LIMIT_BYTES = 128
-"""Per thread: a few values around a loop, not inside it."""
-RDNA = ("gfx1100", "gfx1201")
-"""Their 256 vector registers spill in the widest kernels; the limit is not asked of them."""
 
 
 def compiled(target: str, spec: str) -> dict[str, Any]:
@@ -30,17 +26,6 @@ def compiled(target: str, spec: str) -> dict[str, Any]:
     assert result.returncode == 0, result.stderr[-2000:]
     found: dict[str, Any] = json.loads(result.stdout)
     return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
-def test_kernels_fit(target: str) -> None:
-    for name, kernel in compiled(target, "qwen3-8b").items():
-        assert kernel["fits"], f"{name}: {kernel['shared_bytes']} bytes of shared memory"
-        if target not in RDNA:
-            assert (kernel["spill_bytes"] or 0) <= SPILL_LIMIT_BYTES, name
-        if name != "write":
-            assert kernel["matrix_instructions"] > 0, f"{name} uses no matrix instruction"
 
 
 @pytest.mark.slow
