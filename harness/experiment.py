@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import correctness, energy, memory, provenance, roofline, validity
+from harness import correctness, energy, memory, provenance, roofline, sections, validity
 from harness.engine_target import EngineTarget
 from harness.errors import HarnessError
+from harness.faults import explained
 from harness.frames import request_frame, step_frame, telemetry_frame
 from harness.metrics import Context, compute, windows
 from harness.options import RunOptions
@@ -60,6 +60,8 @@ class Outcome:
 
     directory: RunDirectory
     record: RunRecord
+    failure: Exception | None = None
+    """What ended the replay before its workload did; for the caller to raise."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def run(options: RunOptions, observer: Observer) -> list[Outcome]:
     """Run the experiment `options.repeat` times; each run writes its own directory.
 
     The run directory is made first, then names and the workload are checked, and only then is the model
-    loaded. A directory in which nothing was written is removed again. An interrupted run ends the series.
+    loaded. A directory in which nothing was written is removed again. An interrupted or failed run ends the
+    series; what it measured is written all the same.
     """
     path = options.out or default_directory(options)
     paths = [path] if options.repeat == 1 else [path / str(i + 1) for i in range(options.repeat)]
@@ -94,14 +97,13 @@ def run(options: RunOptions, observer: Observer) -> list[Outcome]:
                 f"Replaying {workload.name}" + (f", run {index + 1}" if options.repeat > 1 else "")
             )
             outcomes.append(_run_once(options, machine, workload, directory, observer, index))
-            if outcomes[-1].record.run["status"] == "interrupted":
+            if outcomes[-1].record.run["status"] != "complete":
                 break
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+    except Exception as error:
+        told = explained(error)
+        if told is error:
             raise
-        raise HarnessError(
-            "The device ran out of memory; lower --max-seqs, --max-step-tokens or --kv-memory-fraction."
-        ) from error
+        raise told from error
     finally:
         for each in [*reversed(paths), path]:
             if each.is_dir() and not any(each.iterdir()):
@@ -275,6 +277,8 @@ def _run_once(
             target, workload, warmup=warmup, on_progress=lambda progress: observer.progress(progress, target)
         )
     observer.idle()
+    if done.failure is not None:
+        target.steps.extend(engine.take_step_stats())
     requests = request_frame(done)
     steps = step_frame(target.steps, done.start_ns)
     samples = telemetry_frame(telemetry.rows, done.start_ns)
@@ -282,25 +286,27 @@ def _run_once(
     directory.write_steps(steps)
     directory.write_telemetry(samples)
     context = make_context(options, machine, workload, done)
-    sections = compute(requests, steps, context)
+    computed = compute(requests, steps, context)
     whole, steady = windows(requests, context)
-    tokens = energy.tokens_in(sections["metrics"], whole, steady)
+    tokens = energy.tokens_in(computed["metrics"], whole, steady)
     record = RunRecord(
-        run=_run_section(options, done, started, index),
-        workload=_workload_section(workload, context),
+        run=sections.run_section(options, done, started, index),
+        workload=sections.workload_section(workload, context),
         model=machine.source.describe() | {"dtype": str(engine.decoder.dtype).removeprefix("torch.")},
         engine=engine.describe(),
-        backend=_backend_section(options, engine),
+        backend=sections.backend_section(options, engine),
         system=provenance.system(machine.device, machine.accelerator),
         software=provenance.software(),
-        memory=memory.section(engine.memory(), machine.device, machine.idle_bytes, samples),
+        memory=memory.section(
+            engine.memory(), machine.device, machine.idle_bytes, samples, reachable=done.failure is None
+        ),
         energy=energy.section(
             samples, steady, whole, tokens, telemetry.reasons, machine.accelerator.get("idle_power_w")
         ),
         correctness={"passed": None, "reason": "the run ended before the check"},
-        metrics=sections["metrics"],
-        schedule=sections["schedule"],
-        roofline=sections["roofline"],
+        metrics=computed["metrics"],
+        schedule=computed["schedule"],
+        roofline=computed["roofline"],
         warmup={
             "seconds": machine.warm_up_s,
             "requests": len(warmup),
@@ -312,7 +318,7 @@ def _run_once(
     # Written before the check, so that an interruption there loses no measurement.
     record = _finish(directory, record, samples, foreign)
     if done.interrupted:
-        return Outcome(directory, record)
+        return Outcome(directory, record, None if done.failure is None else explained(done.failure))
     observer.stage("Checking results against the torch backend")
     try:
         checked = correctness.check(engine, machine.source)
@@ -324,7 +330,8 @@ def _run_once(
 
 def _finish(directory: RunDirectory, record: RunRecord, telemetry: Any, foreign: int | None) -> RunRecord:
     """Judge, sign and write the record."""
-    found = validity.reasons(record.metrics, record.schedule, record.correctness, telemetry, foreign)
+    error = record.run.get("error")
+    found = validity.reasons(record.metrics, record.schedule, record.correctness, telemetry, foreign, error)
     record = sign(directory, replace(record, validity=found))
     directory.write_record(record)
     return record
@@ -354,38 +361,3 @@ def make_context(options: RunOptions, machine: _Machine, workload: Workload, don
         shape=asdict(roofline.ModelShape.of(engine.model_config, engine.decoder.dtype)),
         peaks=asdict(machine.peaks),
     )
-
-
-def _run_section(options: RunOptions, done: Replay, started: datetime, index: int) -> dict[str, Any]:
-    return {
-        "uuid": str(uuid.uuid4()),
-        "utc": started.isoformat(timespec="seconds"),
-        "start_unix_ns": done.start_unix_ns,
-        "command": options.command,
-        "seed": options.seed,
-        "repeat": index,
-        "status": "interrupted" if done.interrupted else "complete",
-    }
-
-
-def _workload_section(workload: Workload, context: Context) -> dict[str, Any]:
-    return {
-        "name": workload.name,
-        "parameters": workload.parameters,
-        "content_hash": workload.content_hash,
-        "notes": list(workload.notes),
-        "ideal_prefix_hit_ratio": context.ideal_prefix_hit_ratio,
-    }
-
-
-def _backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
-    selection = engine.selection
-    return {
-        "asked": options.backend,
-        "overrides": dict(options.overrides),
-        "used": selection.used,
-        "kernel_source_hash": {
-            operation: provenance.source_hash(getattr(selection, operation)) for operation in selection.used
-        },
-        "passed_over": {name: list(reasons) for name, reasons in selection.passed_over.items()},
-    }

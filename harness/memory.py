@@ -22,12 +22,17 @@ def idle_device_bytes(device: Device) -> int | None:
 
 
 def section(
-    engine: dict[str, int], device: Device, idle_bytes: int | None, telemetry: pd.DataFrame
+    engine: dict[str, int],
+    device: Device,
+    idle_bytes: int | None,
+    telemetry: pd.DataFrame,
+    reachable: bool = True,
 ) -> dict[str, Any]:
     """The record's `memory` section; `engine` is `Engine.memory()`.
 
     The total is what this process took: the device's peak above idle on a GPU, the peak resident set on a
-    CPU. Weights, KV pool and `other_bytes` add up to it.
+    CPU. Weights, KV pool and `other_bytes` add up to it. A GPU that a fault left not `reachable` is not
+    asked: what its sensors said before counts.
     """
     result: dict[str, Any] = {
         **engine,
@@ -39,8 +44,12 @@ def section(
     }
     if device.torch_device.type == "cpu":
         total = result["host_rss_peak_bytes"]
-    else:
+    elif reachable:
         total = _device_peaks(result, device, idle_bytes, telemetry)
+    else:
+        peak = _peak(telemetry["memory_used_bytes"])
+        total = None if peak is None or idle_bytes is None else peak - idle_bytes
+        result["device_used_peak_minus_idle_bytes"] = total
     result["total_bytes"] = total
     # Untouched pool pages are not resident on a CPU, so the parts may exceed the whole there.
     rest = None if total is None else total - engine["weights_bytes"] - engine["kv_pool_bytes"]

@@ -63,7 +63,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Replay:
-    """A finished or interrupted replay."""
+    """A replay, finished or cut short."""
 
     mode: Mode
     traces: tuple[Trace, ...]
@@ -74,6 +74,9 @@ class Replay:
     start_unix_ns: int
     """Wall clock at `start_ns`: the one anchor to civil time; no interval is taken from it."""
     interrupted: bool
+    """It ended before its workload did."""
+    failure: Exception | None = None
+    """What the target raised, where that ended it."""
 
 
 def mode_of(workload: Workload) -> Mode:
@@ -193,7 +196,8 @@ def replay(
     All at once, the burst itself is the workload, so there the warm-up is drained before it.
 
     Ctrl-C ends the replay between two polls, a second one inside the target: what is in flight is dropped,
-    and what was measured is returned with `interrupted` set.
+    and what was measured is returned with `interrupted` set. An error of the target ends it too; it is
+    returned as `failure` beside what was measured until then.
     """
     if not workload.requests:
         raise HarnessError("The workload holds no requests.")
@@ -203,6 +207,7 @@ def replay(
     before = [Trace(request) for request in warmup]
     traces = [Trace(request) for request in workload.requests]
     interrupted = False
+    failure: Exception | None = None
     begin_ns = clock()
     with _interruptible() as interrupt:
         try:
@@ -210,13 +215,15 @@ def replay(
         except KeyboardInterrupt:
             # Raised inside the target (a second Ctrl-C): its state is unknown, so it is left alone.
             interrupted = True
+        except Exception as error:  # kept and handed on: finished requests must outlive it
+            interrupted, failure = True, error
         end_ns = clock()
         if interrupt.asked and not interrupted:
             interrupted = True
             target.abort()
     start_ns = begin_ns if run.start_ns is None else run.start_ns
     anchor = time.time_ns() - (clock() - start_ns)
-    return Replay(mode, tuple(traces), tuple(before), start_ns, end_ns, anchor, interrupted)
+    return Replay(mode, tuple(traces), tuple(before), start_ns, end_ns, anchor, interrupted, failure)
 
 
 def _offer(

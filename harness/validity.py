@@ -22,13 +22,17 @@ def reasons(
     correctness: dict[str, Any],
     telemetry: pd.DataFrame,
     foreign_processes: int | None,
+    failure: str | None = None,
 ) -> list[str]:
     """One line each; empty = nothing speaks against the run."""
     counts = metrics["counts"]
     found = []
+    if failure is not None:
+        found.append(f"failed: {failure}")
     if metrics["context"]["interrupted"]:
         done, due = counts["completed"], counts["intended"]
-        found.append(f"interrupted: {done} of {due} requests that were due had finished")
+        cut = "interrupted" if failure is None else "cut short"
+        found.append(f"{cut}: {done} of {due} requests that were due had finished")
     if counts["failed"]:
         found.append(f"{counts['failed']} requests failed")
     if counts["wrong_length"]:

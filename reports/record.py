@@ -89,7 +89,7 @@ class RunRecord:
     """What one run was and what came out of it. Every section is a plain dict that JSON can hold."""
 
     run: dict[str, Any]
-    """uuid, utc, command, seed, status ("complete" | "interrupted" | "failed")."""
+    """uuid, utc, command, seed, status ("complete" | "interrupted" | "failed"), error of a failed one."""
     workload: dict[str, Any] = field(default_factory=dict)
     """name, parameters, content_hash, notes, ideal_prefix_hit_ratio."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +97,8 @@ class RunRecord:
     engine: dict[str, Any] = field(default_factory=dict)
     """Every setting of the engine."""
     backend: dict[str, Any] = field(default_factory=dict)
-    """asked, used {operation: name}, passed_over, tuned, kernel_source_hash, libraries."""
+    """asked, used {operation: name}, passed_over, tuned {operation: "tuned" | "untuned: ..." | null},
+    kernel_source_hash."""
     system: dict[str, Any] = field(default_factory=dict)
     """device {vendor, arch, name} the engine ran on; every GPU, CPU, RAM."""
     software: dict[str, Any] = field(default_factory=dict)

@@ -147,13 +147,22 @@ def fit_table(records: Sequence[RunRecord], names: Sequence[str]) -> Table:
 
 
 def operation_table(records: Sequence[RunRecord], names: Sequence[str]) -> Table:
-    """Operation by operation, the backend that really ran."""
+    """Operation by operation, the backend that really ran, and whether on launches tuned for the device."""
     used = [record.backend.get("used") or {} for record in records]
     operations = list(dict.fromkeys(operation for each in used for operation in each))
     rows = tuple(
-        (Cell(operation), *(Cell(show(each.get(operation))) for each in used)) for operation in operations
+        (Cell(operation), *(Cell(served(record, operation)) for record in records))
+        for operation in operations
     )
     return Table("Backend that ran each operation", ("Operation", *names), rows)
+
+
+def served(record: RunRecord, operation: str) -> str:
+    """Like "triton (tuned)"; the name alone where the backend has nothing to tune."""
+    name = show((record.backend.get("used") or {}).get(operation))
+    tuned = record.backend.get("tuned")
+    state = tuned.get(operation) if isinstance(tuned, dict) else None
+    return f"{name} ({state})" if state else name
 
 
 def passed_over(record: RunRecord) -> list[tuple[str, str]]:

@@ -65,6 +65,14 @@ def used_text(record: RunRecord) -> str:
     return ", ".join(f"{operation} {name}" for operation, name in used.items())
 
 
+def print_tuning(record: RunRecord) -> None:
+    """Which operations ran on launches tuned for this device and which did not, where any could be."""
+    tuned: dict[str, str | None] = record.backend.get("tuned") or {}
+    known = [f"{operation} {state}" for operation, state in tuned.items() if state is not None]
+    if known:
+        click.echo(f"Launches: {'; '.join(known)}")
+
+
 def headline(record: RunRecord) -> str:
     """One line: what ran on what."""
     device = record.system.get("device", {}).get("name", "?")

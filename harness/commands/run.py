@@ -140,6 +140,8 @@ def run(as_json: bool, **given: Any) -> None:
     else:
         for outcome, report in zip(outcomes, reports, strict=True):
             _print(outcome, report)
+    if outcomes and outcomes[-1].failure is not None:
+        raise outcomes[-1].failure
     raise SystemExit(max((exit_code(outcome) for outcome in outcomes), default=0))
 
 
@@ -200,10 +202,11 @@ def _print_json(outcomes: list[Outcome]) -> None:
 
 
 def _print(outcome: Outcome, report: Path) -> None:
-    from harness.commands.output import headline, print_report_table, print_validity
+    from harness.commands.output import headline, print_report_table, print_tuning, print_validity
     from reports.tables import summary_table
 
     click.echo(headline(outcome.record))
+    print_tuning(outcome.record)
     print_report_table(summary_table(outcome.record))
     print_validity(outcome.record)
     click.echo(f"Run directory: {outcome.directory.path}")

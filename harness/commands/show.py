@@ -14,7 +14,7 @@ def show(run: Path, as_json: bool) -> None:
     """Print the summary of the run directory RUN."""
     from dataclasses import asdict
 
-    from harness.commands.output import headline, print_json, print_report_table, print_validity
+    from harness.commands.output import headline, print_json, print_report_table, print_tuning, print_validity
     from reports.record import RunDirectory
     from reports.tables import latency_table, summary_table
 
@@ -23,6 +23,7 @@ def show(run: Path, as_json: bool) -> None:
         print_json(asdict(record))
         return
     click.echo(headline(record))
+    print_tuning(record)
     print_report_table(summary_table(record))
     print_report_table(latency_table([record]))
     print_validity(record)

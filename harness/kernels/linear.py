@@ -18,16 +18,20 @@ CHECKED_OUTPUTS = 256
 """Output features that are compared."""
 
 
-def linear_problems(config: ModelConfig, tokens: tuple[int, ...], dtype: torch.dtype) -> Iterator[Problem]:
-    """Each of the model's distinct weights at each number of tokens."""
-    weights = {
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Role -> (output features, input features) of every product of the model."""
+    return {
         "qkv": (config.qkv_size, config.hidden_size),
         "attention output": (config.hidden_size, config.q_heads * config.head_dim),
         "gate and up": (2 * config.ffn_size, config.hidden_size),
         "down": (config.hidden_size, config.ffn_size),
         "logits": (config.vocab_size, config.hidden_size),
     }
-    for role, (n, k) in weights.items():
+
+
+def linear_problems(config: ModelConfig, tokens: tuple[int, ...], dtype: torch.dtype) -> Iterator[Problem]:
+    """Each of the model's distinct weights at each number of tokens."""
+    for role, (n, k) in weight_shapes(config).items():
         for m in tokens:
             yield Problem(
                 "linear",

@@ -131,8 +131,28 @@ def test_an_answer_nobody_asked_for_is_an_error(make_workload: Any, clock: Any) 
         def poll(self, deadline_ns: int | None) -> list[TokenEvent]:
             return [TokenEvent(99, 0, 1)]
 
-    with pytest.raises(HarnessError, match="not in flight"):
-        replay(Confused(), make_workload([1]), clock=clock)
+    done = replay(Confused(), make_workload([1]), clock=clock)
+    assert isinstance(done.failure, HarnessError)
+    assert "not in flight" in str(done.failure)
+
+
+def test_a_failing_target_loses_no_finished_request(make_target: Any, make_workload: Any, clock: Any) -> None:
+    target = make_target({i: [(10, 1)] for i in range(9)})
+    poll, before = target.poll, signal.getsignal(signal.SIGINT)
+
+    def failing(deadline_ns: int | None) -> list[TokenEvent]:
+        if len(target.submitted) == 4:
+            raise RuntimeError("the device is gone")
+        return poll(deadline_ns)  # type: ignore[no-any-return]
+
+    target.poll = failing
+    done = replay(target, make_workload([1] * 9, concurrency=1), clock=clock)
+    assert str(done.failure) == "the device is gone"
+    assert done.interrupted
+    assert not target.aborted, "its state is unknown"
+    assert [trace.finished for trace in done.traces] == [True] * 3 + [False] * 6
+    assert done.traces[3].sent_ns is not None
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_no_requests_is_an_error(make_target: Any) -> None:

@@ -16,7 +16,7 @@ def reasons(telemetry: Any = None, foreign: int | None = 0, **changes: Any) -> l
     correctness = changes.get("correctness", {"passed": True})
     frame = pd.DataFrame(telemetry or [], columns=["time_ns", "throttle_reasons"])
     schedule = {"client_saturated": changes.get("saturated", False)}
-    return validity.reasons(metrics, schedule, correctness, frame, foreign)
+    return validity.reasons(metrics, schedule, correctness, frame, foreign, changes.get("failure"))
 
 
 def test_nothing_speaks_against_a_sound_run() -> None:
@@ -38,6 +38,12 @@ def test_nothing_speaks_against_a_sound_run() -> None:
 def test_each_reason(changes: dict[str, Any], words: str) -> None:
     (reason,) = reasons(**changes)
     assert words in reason
+
+
+def test_a_failed_run_says_why_and_how_far_it_came() -> None:
+    why, how_far = reasons(failure="BackendError: a kernel", interrupted=True)
+    assert why == "failed: BackendError: a kernel"
+    assert how_far.startswith("cut short: 5 of 8")
 
 
 def test_throttling_counts_during_the_run_and_the_power_cap_does_not() -> None:

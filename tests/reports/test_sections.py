@@ -83,7 +83,10 @@ def test_an_unknown_floor_is_a_dash(cpu_run: RunDirectory) -> None:
 
 def test_operations_name_what_ran(gpu_runs: list[RunDirectory]) -> None:
     records = [run.read_record() for run in gpu_runs[:2]]
-    assert ("attention", "torch", "triton") in operation_table(records, ["a", "b"]).texts()
+    rows = operation_table(records, ["a", "b"]).texts()
+    assert ("attention", "torch", "triton (tuned)") in rows
+    assert ("linear", "torch", "torch (untuned: 2 of 6 shapes, no entry for sm90-132)") in rows
+    assert ("norm", "torch", "torch") in rows
 
 
 def test_correctness_says_failed_and_unchecked(cpu_run: RunDirectory) -> None:

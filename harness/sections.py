@@ -1,0 +1,87 @@
+"""Sections of the run record that say what was asked for and what served it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from harness import provenance
+from harness.faults import explained
+from harness.metrics import Context
+from harness.options import RunOptions
+from harness.replay import Replay
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from workloads.request import Workload
+
+Tuning = Mapping[str, str | None]
+"""Shape -> why it runs on a written default; None = on a measured launch."""
+
+
+def run_section(options: RunOptions, done: Replay, started: datetime, index: int) -> dict[str, Any]:
+    """`status` is how the replay ended; `error` what ended a failed one, redacted."""
+    section = {
+        "uuid": str(uuid.uuid4()),
+        "utc": started.isoformat(timespec="seconds"),
+        "start_unix_ns": done.start_unix_ns,
+        "command": options.command,
+        "seed": options.seed,
+        "repeat": index,
+        "status": "interrupted" if done.interrupted else "complete",
+    }
+    if done.failure is not None:
+        error = explained(done.failure)
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        section |= {"status": "failed", "error": provenance.redact(text)}
+    return section
+
+
+def workload_section(workload: Workload, context: Context) -> dict[str, Any]:
+    """What was offered."""
+    return {
+        "name": workload.name,
+        "parameters": workload.parameters,
+        "content_hash": workload.content_hash,
+        "notes": list(workload.notes),
+        "ideal_prefix_hit_ratio": context.ideal_prefix_hit_ratio,
+    }
+
+
+def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
+    """What was asked for and what served each operation, with which sources and on which launches."""
+    selection = engine.selection
+    return {
+        "asked": options.backend,
+        "overrides": dict(options.overrides),
+        "used": selection.used,
+        "tuned": tuned(engine),
+        "kernel_source_hash": {
+            operation: provenance.source_hash(getattr(selection, operation)) for operation in selection.used
+        },
+        "passed_over": {name: list(reasons) for name, reasons in selection.passed_over.items()},
+    }
+
+
+def tuned(engine: Engine) -> dict[str, str | None]:
+    """Operation -> "tuned", "untuned: ..." or None where the backend has nothing to tune."""
+    from harness.kernels.linear import weight_shapes
+
+    selection, dtype, device = engine.selection, engine.decoder.dtype, engine.selection.device
+    weights = set(weight_shapes(engine.model_config).values())
+    return {
+        "attention": tuning_text(selection.attention.tuning(spec, device) for spec in engine.decoder.runners),
+        "linear": tuning_text(selection.linear.tuning(n, k, dtype, device) for n, k in sorted(weights)),
+        "operations": tuning_text([selection.operations.tuning(dtype, device)]),
+    }
+
+
+def tuning_text(parts: Iterable[Tuning | None]) -> str | None:
+    """One operation's state over all of the model's shapes, in a few words."""
+    shapes = {shape: why for part in parts if part is not None for shape, why in part.items()}
+    missing = [why for why in shapes.values() if why is not None]
+    if not missing:
+        return "tuned" if shapes else None
+    return f"untuned: {len(missing)} of {len(shapes)} shapes, {', '.join(dict.fromkeys(missing))}"

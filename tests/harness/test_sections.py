@@ -1,0 +1,54 @@
+"""What the record says of tuned launches."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from backends.interface import Device
+from backends.triton.attention import TritonAttention
+from backends.triton.linear import TritonLinear
+from backends.triton.operations import TritonOperations
+from engine.checkpoint import find_model
+from engine.model import attention_specs
+from harness.sections import tuned, tuning_text
+
+
+def engine(model: str, arch: str = "sm90", block_size: int = 64) -> Any:
+    """What the section reads of an engine of the Triton backend, on a GPU that is not there."""
+    config = find_model(model).config
+    limits = {"max_seqs": 256, "max_tokens": 8192, "max_len": 4096}
+    specs = attention_specs(config, dtype=torch.bfloat16, block_size=block_size, **limits)
+    device = Device("nvidia", arch, "imagined", 132, 2**37, 227 * 1024, torch.device("cpu"))
+    return SimpleNamespace(
+        selection=SimpleNamespace(
+            device=device, attention=TritonAttention(), linear=TritonLinear(), operations=TritonOperations()
+        ),
+        decoder=SimpleNamespace(dtype=torch.bfloat16, runners=dict.fromkeys(specs)),
+        model_config=config,
+    )
+
+
+def test_the_text_counts_shapes_and_names_each_reason_once() -> None:
+    assert tuning_text([]) is None
+    assert tuning_text([None, None]) is None
+    assert tuning_text([{"a": None}, None, {"b": None}]) == "tuned"
+    said = tuning_text([{"a": None, "b": "no entry for sm90-132"}, {"c": "no entry for sm90-132"}])
+    assert said == "untuned: 2 of 3 shapes, no entry for sm90-132"
+
+
+@pytest.mark.parametrize("model", ["shape:qwen3-8b", "shape:qwen3-0.6b"])
+def test_the_published_models_are_tuned(model: str) -> None:
+    assert tuned(engine(model)) == {"attention": "tuned", "linear": "tuned", "operations": None}
+
+
+def test_other_models_and_devices_are_not() -> None:
+    other = tuned(engine("shape:llama-3.1-8b"))
+    assert other["attention"] == "tuned"
+    assert other["linear"] == "untuned: 8 of 20 shapes, no entry for sm90-132"
+    elsewhere = tuned(engine("shape:qwen3-8b", arch="sm100"))
+    assert elsewhere["linear"] == "untuned: 20 of 20 shapes, no entry for sm100-132"
+    assert elsewhere["attention"] == "untuned: 3 of 3 shapes, no entry for sm100-132"
