@@ -18,14 +18,12 @@ def test_a_stream_is_fixed_for_good():
     assert stream(0, "arrivals").integers(1000, size=4).tolist() == [875, 99, 945, 671]
 
 
-def _prompt(index: int) -> tuple[int, ...]:
-    return TokenSource(5, 1000).prompt(index, TraceRow(input_tokens=20 + index, output_tokens=1))
-
-
 def test_prompts_do_not_depend_on_the_number_of_workers():
-    alone = [_prompt(index) for index in range(12)]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(3) as pool:
-        spread = pool.map(_prompt, reversed(range(12)), chunksize=1)
+    source = TokenSource(5, 1000)
+    jobs = [(index, TraceRow(input_tokens=20 + index, output_tokens=1)) for index in range(12)]
+    alone = [source.prompt(*job) for job in jobs]
+    # Only importable names reach the workers: a function of this file would not, and the pool would wait.
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        spread = pool.starmap(source.prompt, reversed(jobs), chunksize=1)
     assert spread[::-1] == alone
     assert len(set(alone)) == 12
