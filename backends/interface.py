@@ -11,10 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from backends.sweep import Tuner
 
 
 class BackendError(Exception):
@@ -333,6 +336,8 @@ class Backend:
     base: str | None = "torch"
     variants: Mapping[str, Attention] = field(default_factory=dict)
     """Pin -> attention: `--backend NAME:PIN` takes that one and no other."""
+    tuner: Tuner | None = None
+    """What `bench tune` measures; None = its launches are not tuned."""
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,22 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.device import gpu
-from backends.interface import AttentionSpec, Batch
+from backends.interface import AttentionRunner, AttentionSpec
+from backends.triton import attention_problem
 from backends.triton.attention import TritonRunner
-from backends.triton.cache import PagedCache
-from benchmarks.attention_variants import DECODE_VARIANTS, PREFILL_VARIANTS, Variant
-from benchmarks.graph_timing import Row, graph_time_us, write_rows
+from backends.triton.attention_problem import AttentionProblem
+from backends.triton.attention_problem import Pool as KeyPool
+from benchmarks.attention_variants import Variant, variants
+from benchmarks.graph_timing import Row, write_rows
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 POOL_KEYS = 64 * 16384
@@ -48,28 +48,13 @@ TARGETS_US = {
     (64, 1024): 81.8, (64, 4096): 263.3, (64, 16384): 997.3, (256, 1024): 290.8, (256, 4096): 1012.2,
 }  # fmt: skip
 """What a decode row may take at most: FlashAttention-3's time on the same chip * 1.05."""
-MAX_CALLS = 32
-COLD_BYTES = 400 * 2**20
-"""Bytes that the calls of one graph read together: several times the 60 MB of cache."""
-TOLERANCE = 8e-3
-"""Relative error in norm: bf16 weights and output round at 2e-3 each."""
 
 
-@dataclass
-class Pool:
-    """Random keys and values of `POOL_KEYS` tokens, viewed at any block size."""
+class Pool(KeyPool):
+    """Random keys and values of `POOL_KEYS` tokens."""
 
-    keys: Tensor = field(default_factory=lambda: _random(POOL_KEYS, KV_HEADS * HEAD_DIM))
-    values: Tensor = field(default_factory=lambda: _random(POOL_KEYS, KV_HEADS * HEAD_DIM))
-    queries: Tensor = field(default_factory=lambda: _random(16384, Q_HEADS * HEAD_DIM))
-
-    def cache(self, block_size: int) -> PagedCache:
-        shape = (-1, KV_HEADS, block_size, HEAD_DIM)
-        return PagedCache(self.keys.view(shape), self.values.view(shape))
-
-
-def _random(rows: int, width: int) -> Tensor:
-    return torch.randn(rows, width, dtype=torch.bfloat16, device="cuda")
+    def __init__(self) -> None:
+        super().__init__(make_spec(16), POOL_KEYS, 16384, torch.device("cuda"))
 
 
 def make_spec(block_size: int) -> AttentionSpec:
@@ -79,60 +64,11 @@ def make_spec(block_size: int) -> AttentionSpec:
     )  # fmt: skip
 
 
-def batches(sequences: int, query: int, context: int, block_size: int, calls: int) -> Iterator[Batch]:
-    """`calls` batches of equal sequences whose blocks are taken in turn from one permutation of the pool."""
-    width = context // block_size
-    order = torch.randperm(POOL_KEYS // block_size, device="cuda").to(torch.int32)
-    for call in range(calls):
-        at = torch.arange(sequences * width, device="cuda") + call * sequences * width
-        yield Batch(
-            query_start=torch.arange(0, sequences * query + 1, query, dtype=torch.int32, device="cuda"),
-            seq_lens=torch.full((sequences,), context, dtype=torch.int32, device="cuda"),
-            block_table=order[at % order.numel()].view(sequences, width),
-            slots=torch.full((sequences * query,), -1, device="cuda"),
-            num_seqs=sequences,
-            num_tokens=sequences * query,
-            num_decodes=sequences if query == 1 else 0,
-            max_query=query,
-            max_len=context,
-        )
-
-
 def measure(
-    pool: Pool, runner: TritonRunner, sequences: int, context: int, query: int, check: bool = True
+    pool: KeyPool, runner: AttentionRunner, sequences: int, context: int, query: int
 ) -> tuple[float, float]:
-    """(microseconds, spread) of one call; checks its result first.
-
-    Raises:
-        ArithmeticError: the result is further from fp32 than `TOLERANCE`.
-    """
-    block_size = runner.spec.block_size
-    bytes_read = sequences * context * 2 * KV_HEADS * HEAD_DIM * 2
-    calls = min(MAX_CALLS, max(2, COLD_BYTES // bytes_read))
-    cache = pool.cache(block_size)
-    q = pool.queries[: sequences * query].view(-1, Q_HEADS, HEAD_DIM)
-    out = torch.full_like(q, torch.nan)
-    made = list(batches(sequences, query, context, block_size, calls))
-    if check:
-        runner.run(q, cache, made[0], out)
-        error = relative_error(runner, q, cache, made[0], out)
-        if not error < TOLERANCE:
-            raise ArithmeticError(f"{sequences}x{context}, {query} queries: relative error {error:.2e}")
-    return graph_time_us([partial(runner.run, q, cache, batch, out) for batch in made])
-
-
-def relative_error(runner: TritonRunner, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> float:
-    """Norm of the error over norm of the answer, on the last 256 queries of the last sequence."""
-    row = batch.num_seqs - 1
-    length, query = batch.max_len, batch.max_query
-    k, v = (x.flatten(0, 1)[:length].float() for x in runner.read(cache, batch.block_table[row].long()))
-    count = min(query, 256)
-    tail = q[-count:].float().view(count, KV_HEADS, -1, HEAD_DIM)
-    scores = torch.einsum("nhgd,mhd->hgnm", tail, k) * runner.spec.scale
-    position = torch.arange(length - count, length, device=q.device)
-    scores.masked_fill_(torch.arange(length, device=q.device) > position[:, None], -torch.inf)
-    expected = torch.einsum("hgnm,mhd->nhgd", scores.softmax(-1), v).reshape(count, Q_HEADS, HEAD_DIM)
-    return float((out[-count:].float() - expected).norm() / expected.norm())
+    """(microseconds, spread) of one call, after checking its result (see `attention_problem`)."""
+    return attention_problem.measure(pool, runner, (sequences, context), query)
 
 
 def causal_tflops(sequences: int, length: int, time_us: float) -> float:
@@ -195,13 +131,8 @@ def compile_in_parallel(kind: str, variants: tuple[Variant, ...]) -> None:
 
 def _compile(kind: str, variant: Variant) -> None:
     try:
-        runner = variant.runner(make_spec(variant.block_size), gpu(0))
-        cache = runner.new_cache(64)
-        batch = next(batches(2, 1 if kind == "decode" else 40, variant.block_size * 2, variant.block_size, 1))
-        q = torch.zeros(batch.num_tokens, Q_HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        batch.block_table.fill_(1)
-        runner.run(q, cache, batch, torch.empty_like(q))
-        torch.cuda.synchronize()
+        spec, replaced = make_spec(variant.block_size), variant.decode or variant.prefill
+        AttentionProblem.of(spec, kind, gpu(0)).compile(replaced)
     except Exception as error:
         print(variant.name, "does not run:", str(error).splitlines()[0][:100], flush=True)
 
@@ -229,7 +160,14 @@ def main() -> None:
     deadline_s = time.monotonic() + options.seconds
     if options.check:
         check_cases()
-    lists = {"decode": DECODE_VARIANTS, "prefill": PREFILL_VARIANTS}
+    lists = {
+        kind: tuple(
+            variant
+            for block_size in options.block_sizes
+            for variant in variants(kind, make_spec(block_size), gpu(0))
+        )
+        for kind in options.scan
+    }
     for kind in options.scan:
         compile_in_parallel(kind, lists[kind])
     print(f"{options.seconds - deadline_s + time.monotonic():.0f} s of preparation", flush=True)

@@ -1,4 +1,4 @@
-"""The launch configurations that `benchmarks/attention.py --scan` tries, and the cases `--check` runs."""
+"""The launches that `benchmarks/attention.py --scan` tries, and the cases `--check` runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from backends.device import gpu
 from backends.interface import AttentionSpec, Device
 from backends.torch.attention import TorchAttention
 from backends.triton.attention import TritonAttention, TritonRunner
+from backends.triton.search_space import decode_launches, prefill_launches
 
 
 @dataclass(frozen=True)
@@ -29,40 +30,17 @@ class Variant:
         return TritonRunner(spec, device, self.decode, self.prefill)
 
 
-def decode_variant(
-    tile: int, stages: int, warps: int, programs: int, block: int = 16, **more: Any
-) -> Variant:
-    extra = "".join(f" {key}={value}" for key, value in more.items())
-    name = f"block{block} tile{tile} stages{stages} warps{warps} programs{programs}{extra}"
-    config = {"TILE": tile, "STAGES": stages, "num_warps": warps, "programs_per_unit": programs, **more}
-    return Variant(name, block, decode=config)
+def variant(kind: str, block_size: int, launch: dict[str, Any]) -> Variant:
+    """The launch, named by its settings."""
+    words = " ".join(f"{name}={value}" for name, value in launch.items() if value not in (None, False))
+    return Variant(f"block{block_size} {words}", block_size, **{kind: launch})
 
 
-def prefill_variant(m: int, tile: int, stages: int, warps: int, block: int = 16, **more: Any) -> Variant:
-    box = block % tile == 0
-    extra = "".join(f" {key}={value}" for key, value in more.items())
-    name = f"block{block} m{m} tile{tile} stages{stages} warps{warps}{' box' if box else ''}{extra}"
-    config = {"M": m, "TILE": tile, "STAGES": stages, "num_warps": warps, "DESCRIPTOR": box, **more}
-    config = {"maxnreg": None} | config
-    return Variant(name, block, prefill=config)
+def variants(kind: str, spec: AttentionSpec, device: Device) -> tuple[Variant, ...]:
+    """The launches that `bench tune` would try for the spec's block size."""
+    tried = decode_launches() if kind == "decode" else prefill_launches(device, spec)
+    return tuple(variant(kind, spec.block_size, launch) for launch in tried)
 
-
-DECODE_VARIANTS = (
-    decode_variant(128, 3, 4, 1, MIN_TILES=1),
-    decode_variant(64, 3, 4, 2),
-    decode_variant(128, 2, 4, 2),
-    decode_variant(32, 4, 2, 4, CHUNK=16),
-    decode_variant(128, 3, 4, 1, 64, MIN_TILES=1),
-    decode_variant(64, 3, 4, 2, 64),
-)
-PREFILL_VARIANTS = (
-    prefill_variant(128, 64, 2, 8, maxnreg=128),
-    prefill_variant(128, 64, 3, 8),
-    prefill_variant(64, 64, 2, 4, maxnreg=168),
-    prefill_variant(128, 64, 2, 8, 64, maxnreg=128),
-    prefill_variant(128, 64, 3, 8, 64),
-    prefill_variant(128, 128, 3, 8, 128),
-)
 
 SHAPES = ("decode", "long", "prefill", "prefix", "mixed")
 GEOMETRIES: tuple[dict[str, Any], ...] = (

@@ -40,7 +40,7 @@ from benchmarks.graph_timing import Row, write_rows
 class TokenRows(Pool):
     """The pool in the layout of the torch, sdpa and flash backends."""
 
-    def cache(self, block_size: int) -> TorchCache:  # type: ignore[override]
+    def cache(self, block_size: int) -> TorchCache:
         return TorchCache(self._padded(self.keys), self._padded(self.values), block_size)
 
     @staticmethod
@@ -69,7 +69,7 @@ def rows(attention: Attention, pool: Pool, block_size: int, label: str) -> Itera
     for kind, sequences, length, query in jobs:
         name = f"attention/{kind}/{sequences}x{length}/{label}"
         try:
-            value, spread = measure(pool, runner, sequences, length, query)  # type: ignore[arg-type]
+            value, spread = measure(pool, runner, sequences, length, query)
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:160]}", flush=True)
             continue

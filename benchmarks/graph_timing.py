@@ -1,16 +1,18 @@
-"""Timing device work inside a graph, with cold caches, and writing the rows down."""
+"""Published rows: what one is, and writing them down beside the conditions."""
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
+
+from backends.graph_timing import graph_time_us
+
+__all__ = ["Row", "conditions", "graph_time_us", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -22,31 +24,6 @@ class Row:
     unit: str
     spread: float
     """Half the range between the 10th and the 90th percentile of the replays, in `unit`."""
-
-
-def graph_time_us(calls: Sequence[Callable[[], Any]], replays: int = 15) -> tuple[float, float]:
-    """(median, spread) microseconds of one call when `calls` run back to back in a captured graph.
-
-    Give as many calls on different buffers as exceed the cache several times, so that none finds its
-    data there.
-    """
-    calls[0]()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times = []
-    for _ in range(replays):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000 / len(calls))
-    deciles = statistics.quantiles(times, n=10)
-    return statistics.median(times), (deciles[-1] - deciles[0]) / 2
 
 
 def conditions() -> dict[str, str]:

@@ -19,14 +19,14 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from backends.graph_timing import graph_time_us
 from backends.interface import AttentionSpec, Rotary
 from backends.triton import launch
 from backends.triton.cache import PagedCache, new_cache
 from backends.triton.fused_write import rotate_and_write
 from backends.triton.linear import TritonLinear
 from backends.triton.operations import TritonOperations
-from benchmarks.gemm import use_table
-from benchmarks.graph_timing import Row, graph_time_us, write_rows
+from benchmarks.graph_timing import Row, write_rows
 
 EPS = 1e-6
 TOLERANCE = 5e-2
@@ -133,12 +133,10 @@ def set_overlap(on: bool) -> None:
     launch.overlaps_launches = lambda device: on
 
 
-def compile_one(job: tuple[Path | None, str, int, bool]) -> str:
+def compile_one(job: tuple[str, int, bool]) -> str:
     """Run one way's kernels once in a worker process, so that they lie in the disk cache."""
-    table, name, rows, on = job
+    name, rows, on = job
     try:
-        if table is not None:
-            use_table(table)
         set_overlap(on)
         for run in Stack(SHAPES[name], rows, 1).ways().values():
             run()
@@ -150,17 +148,14 @@ def compile_one(job: tuple[Path | None, str, int, bool]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", type=Path, help="gemm_sweep.json of benchmarks/gemm.py --sweep")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "parts")
     options = parser.parse_args()
-    jobs = list(itertools.product([options.table], SHAPES, options.rows, (True, False)))
+    jobs = list(itertools.product(SHAPES, options.rows, (True, False)))
     with multiprocessing.get_context("spawn").Pool(8) as workers:
         for problem in workers.imap_unordered(compile_one, jobs):
             if problem:
                 print("compile:", problem)
-    if options.table is not None:
-        use_table(options.table)
     found = []
     for name, rows in itertools.product(SHAPES, options.rows):
         stack = Stack(SHAPES[name], rows, SHAPES[name].layers)

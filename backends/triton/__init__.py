@@ -4,6 +4,7 @@ from backends.interface import Backend
 from backends.triton.attention import TritonAttention
 from backends.triton.linear import TritonLinear
 from backends.triton.operations import TritonOperations
+from backends.triton.tune import TritonTuner
 
 BACKEND = Backend(
     name="triton",
@@ -11,4 +12,5 @@ BACKEND = Backend(
     attention=TritonAttention(),
     linear=TritonLinear(),
     operations=TritonOperations(),
+    tuner=TritonTuner(),
 )

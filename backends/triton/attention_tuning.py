@@ -27,16 +27,19 @@ def small_batch(device: Device, spec: AttentionSpec) -> int:
     return max(1, device.units // spec.kv_heads)
 
 
-def attention_config(device: Device, spec: AttentionSpec, bucket: str) -> dict[str, Any]:
+def attention_config(
+    device: Device, spec: AttentionSpec, bucket: str, written: bool = False
+) -> dict[str, Any]:
     """Tile sizes, warps and stages for `bucket` on `device`, within its shared memory.
 
     "decode_small" (up to `small_batch` sequences) and "decode": TILE keys a tile, programs_per_unit,
     MIN_TILES a program takes at least, CHUNK pieces merged at once.
     "prefill": M query rows and TILE keys a tile, DESCRIPTOR = key tiles as descriptor boxes.
+    `written`: by the rule alone, whatever was measured.
     """
     config = default(device, spec, bucket)
     entry = tuned.lookup(device.arch, device.units, *entry_key(spec, bucket))
-    if entry is not None and entry.config is not None:
+    if entry is not None and entry.config is not None and not written:
         config |= entry.config
     query_bytes = config.get("M", 0) * padded_dim(spec) * spec.dtype.itemsize
     budget = (device.shared_bytes or LDS_BYTES) // config.get("programs_per_unit", 1) - 4096 - query_bytes

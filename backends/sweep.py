@@ -1,0 +1,154 @@
+"""Offline tuning: every candidate launch is checked, then timed, and the fastest becomes an entry.
+
+Nothing here runs while serving; `bench tune` calls it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import exp, inf, log
+from pathlib import Path
+
+import torch
+
+from backends.interface import AttentionSpec, BackendError, Device
+from backends.tuning import Config, Entry
+
+WORTHWHILE = 0.98
+"""A candidate replaces the baseline only below this share of its time: less is noise."""
+
+
+class Problem(ABC):
+    """One bucket of shapes of one operation, and how to run it with a given launch."""
+
+    operation: str
+    bucket: str
+    dtype: str
+    sources: str
+    tolerance: float
+    """Relative error in norm, from which on a result counts as wrong."""
+
+    @abstractmethod
+    def baseline(self) -> Config | None:
+        """What serves where nothing was tuned; None = the vendor's library."""
+
+    @abstractmethod
+    def candidates(self) -> Sequence[Config]:
+        """Launches worth trying."""
+
+    @abstractmethod
+    def error(self, config: Config) -> float:
+        """Relative error in norm of the result against fp32; raises where the launch is impossible."""
+
+    @abstractmethod
+    def times_us(self, config: Config | None) -> Sequence[float]:
+        """Microseconds of one call for each representative shape, in a graph and with cold caches."""
+
+    @abstractmethod
+    def compile(self, config: Config) -> None:
+        """Compile the launch into Triton's cache on disk, touching little memory (in another process)."""
+
+
+class Tuner(ABC):
+    """What a backend with tunable launches offers to `bench tune`."""
+
+    @abstractmethod
+    def file(self, device: Device) -> Path:
+        """Where the backend reads the device's table."""
+
+    @abstractmethod
+    def problems(
+        self,
+        products: Sequence[tuple[int, int]],
+        specs: Sequence[AttentionSpec],
+        dtype: torch.dtype,
+        device: Device,
+    ) -> Iterator[Problem]:
+        """Every bucket of weights [n, k] (`products`) and of attention layers (`specs`)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a sweep of one bucket found. Times are geometric means over its shapes, in microseconds."""
+
+    entry: Entry
+    baseline_us: float
+    best_us: float
+    tried: int
+    refused: tuple[str, ...]
+    """One line for each launch that was impossible or gave a wrong result."""
+
+
+Compiler = Callable[[Problem, Sequence[Config]], None]
+
+
+def sweep(problem: Problem, compile_all: Compiler | None = None) -> Finding:
+    """Check and time the baseline and every candidate; the fastest right one becomes the entry.
+
+    Raises:
+        BackendError: no launch at all gives a right result.
+    """
+    baseline = problem.baseline()
+    candidates = [config for config in problem.candidates() if config != baseline]
+    if compile_all is not None:
+        compile_all(problem, [config for config in (baseline, *candidates) if config is not None])
+    refused: list[str] = []
+    baseline_us = _time_us(problem, baseline, refused)
+    times = [(_time_us(problem, config, refused), config) for config in candidates]
+    best_us, best = min(times, key=lambda found: found[0], default=(inf, None))
+    if best_us >= WORTHWHILE * baseline_us:
+        best_us, best = baseline_us, baseline
+    if best_us == inf:
+        raise BackendError(
+            f"No launch of {problem.operation} {problem.bucket} gives a right result here: {refused[0]}."
+        )
+    entry = Entry(problem.operation, problem.bucket, problem.dtype, problem.sources, best)
+    return Finding(entry, baseline_us, best_us, 1 + len(candidates), tuple(refused))
+
+
+def _time_us(problem: Problem, config: Config | None, refused: list[str]) -> float:
+    """Geometric mean of the launch's times; infinite, with a line in `refused`, where it must not serve."""
+    name = describe(config)
+    try:
+        error = 0.0 if config is None else problem.error(config)
+        if not error < problem.tolerance:  # NaN too
+            refused.append(f"{name}: relative error {error:.1e}")
+            return inf
+        times = problem.times_us(config)
+    except Exception as fault:  # a launch that does not compile is an answer of the sweep
+        lines = str(fault).split("\n")
+        refused.append(f"{name}: {type(fault).__name__}: {lines[-1].strip()[:120]}")
+        return inf
+    return exp(sum(map(log, times)) / len(times))
+
+
+def describe(config: Config | None) -> str:
+    """A launch in one line."""
+    if config is None:
+        return "the library"
+    return " ".join(f"{name}={value}" for name, value in config.items() if value not in (False, None))
+
+
+@contextmanager
+def parallel_compiler(workers: int) -> Iterator[Compiler]:
+    """Compiles candidates in `workers` processes: Triton takes seconds for each."""
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield lambda problem, configs: _compile_all(pool.map, problem, configs)
+
+
+def _compile_all(each: Callable[..., object], problem: Problem, configs: Sequence[Config]) -> None:
+    each(partial(_compile, problem), configs)
+
+
+def _compile(problem: Problem, config: Config) -> str:
+    """What went wrong; the sweep meets the same error in its own process and reports it there."""
+    try:
+        problem.compile(config)
+    except Exception as fault:
+        return str(fault)
+    return ""

@@ -1,0 +1,39 @@
+"""What `bench tune` can tune of the Triton backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from backends.interface import AttentionSpec, Device
+from backends.sweep import Problem, Tuner
+from backends.triton import tuned
+from backends.triton.attention_tuning import BUCKETS as KINDS
+from backends.triton.attention_tuning import entry_key
+from backends.triton.gemm_choice import BUCKETS
+
+
+class TritonTuner(Tuner):
+    """Skinny products and paged attention; kernels are imported at first use."""
+
+    def file(self, device: Device) -> Path:
+        return tuned.table_file(device.arch, device.units)
+
+    def problems(
+        self,
+        products: Sequence[tuple[int, int]],
+        specs: Sequence[AttentionSpec],
+        dtype: torch.dtype,
+        device: Device,
+    ) -> Iterator[Problem]:
+        from backends.triton.attention_problem import AttentionProblem
+        from backends.triton.gemm_problem import GemmProblem
+
+        for n, k in dict.fromkeys(products):
+            for rows in BUCKETS:
+                yield GemmProblem(rows, n, k, dtype, device)
+        layers = {entry_key(spec, kind): (spec, kind) for spec in specs for kind in KINDS}
+        for spec, kind in layers.values():
+            yield AttentionProblem.of(spec, kind, device)

@@ -1,0 +1,174 @@
+"""`bench tune`: measure the launches of a model's shapes on this GPU, once and offline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from backends.interface import AttentionSpec, Device
+    from backends.sweep import Finding, Problem, Tuner
+    from engine.model_config import ModelConfig
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "bfloat16": "bfloat16", "float16": "float16"}
+OPERATIONS = ("gemm", "attention")
+MOST_COMPILERS = 14
+COLUMNS = ("Operation", "Shape", "Dtype", "Before", "Best", "Gain", "Tried", "Launch")
+
+
+@click.command()
+@click.option("--backend", "-b", "backend_name", default="triton", show_default=True, metavar="NAME")
+@click.option("--model", "-m", required=True, metavar="NAME|PATH|shape:NAME", help="Whose shapes are tuned.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="bf16", show_default=True)
+@click.option(
+    "--block-size",
+    "block_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Tokens a KV block holds; may be repeated [the engine's default].",
+)
+@click.option("--operations", default=",".join(OPERATIONS), show_default=True, help="What is tuned.")
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The table to write or add to [the one the backend reads].",
+)
+def tune(
+    backend_name: str,
+    model: str,
+    dtype: str,
+    block_sizes: tuple[int, ...],
+    operations: str,
+    out: Path | None,
+) -> None:
+    """Measure which launches are fastest for a model on this GPU, and keep them in the tuning table.
+
+    Every launch is checked against fp32 first, and timed in a graph with cold caches. Run it on an idle GPU:
+    nothing is ever tuned while serving. What the table already holds for other shapes stays.
+    """
+    from harness.commands.output import print_table
+
+    chosen = _operations(operations)
+    tuner = _tuner(backend_name)
+    device = _gpu()
+    problems = list(_problems(tuner, model, DTYPES[dtype], block_sizes, chosen, device))
+    file = out or tuner.file(device)
+    findings = []
+    for finding in measured(problems, file, device):
+        findings.append(finding)
+        click.echo(f"{len(findings)} of {len(problems)}: {row(finding)[1]}", err=True)
+    print_table(f"{device.name}, tuned into {file}", COLUMNS, map(row, findings), right=(3, 4, 5, 6))
+    for finding in findings:
+        for reason in finding.refused:
+            click.echo(f"refused for {finding.entry.operation} {finding.entry.bucket}: {reason}", err=True)
+
+
+def measured(problems: Sequence[Problem], file: Path, device: Device) -> Iterator[Finding]:
+    """Sweep each problem; its entry is in `file` when its finding comes, so that Ctrl-C loses none."""
+    from backends import tuning
+    from backends.sweep import parallel_compiler, sweep
+
+    table = tuning.read(file, tuning.place(device.arch, device.units))
+    tuning.write(file, table)  # better now than after an hour
+    with parallel_compiler(min(MOST_COMPILERS, os.cpu_count() or 1)) as compile_all:
+        for problem in problems:
+            finding = sweep(problem, compile_all)
+            table = table.merged([finding.entry])
+            tuning.write(file, table)
+            yield finding
+
+
+def row(finding: Finding) -> tuple[str, ...]:
+    """One line of the printed table; times are in microseconds."""
+    from backends.sweep import describe
+
+    entry = finding.entry
+    return (
+        entry.operation,
+        entry.bucket,
+        entry.dtype,
+        f"{finding.baseline_us:.1f} µs",
+        f"{finding.best_us:.1f} µs",
+        f"{finding.baseline_us / finding.best_us:.2f}×",
+        f"{finding.tried}" + (f", {len(finding.refused)} refused" if finding.refused else ""),
+        describe(entry.config),
+    )
+
+
+def _operations(text: str) -> set[str]:
+    from harness.errors import HarnessError
+
+    asked = {part.strip() for part in text.split(",")}
+    if unknown := asked - set(OPERATIONS):
+        raise HarnessError(f"Cannot tune {', '.join(sorted(unknown))}; use {', '.join(OPERATIONS)}.")
+    return asked
+
+
+def _tuner(name: str) -> Tuner:
+    from backends.registry import load, names
+    from harness.errors import HarnessError
+
+    tuner = load(name).tuner
+    if tuner is None:
+        offered = [each for each in names() if load(each).tuner is not None]
+        raise HarnessError(f"Backend {name!r} has nothing to tune; tune {' or '.join(offered)}.")
+    return tuner
+
+
+def _gpu() -> Device:
+    from backends.device import detect
+    from harness.errors import HarnessError
+
+    device = detect()
+    if device.vendor == "cpu":
+        raise HarnessError(
+            "bench tune times kernels, so it needs an NVIDIA or AMD GPU, and torch sees none here; "
+            "runs without a tuned entry use written defaults."
+        )
+    return device
+
+
+def _problems(
+    tuner: Tuner,
+    model: str,
+    dtype_name: str,
+    block_sizes: tuple[int, ...],
+    operations: set[str],
+    device: Device,
+) -> Iterator[Problem]:
+    import torch
+
+    from engine.checkpoint import find_model
+    from engine.sizing import GPU_BLOCK_SIZE
+    from harness.kernels.linear import weight_shapes
+
+    config, dtype = find_model(model).config, getattr(torch, dtype_name)
+    products = list(weight_shapes(config).values()) if "gemm" in operations else []
+    sizes = (block_sizes or (GPU_BLOCK_SIZE,)) if "attention" in operations else ()
+    specs = [spec for size in sizes for spec in _specs(config, dtype, size)]
+    yield from tuner.problems(products, specs, dtype, device)
+
+
+def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int) -> list[AttentionSpec]:
+    from engine.config import EngineConfig
+    from engine.model import attention_specs
+
+    limits = EngineConfig()
+    found = attention_specs(
+        config,
+        dtype=dtype,
+        block_size=block_size,
+        max_seqs=limits.max_seqs,
+        max_tokens=limits.max_step_tokens,
+        max_len=config.max_len,
+    )
+    return list(dict.fromkeys(found))

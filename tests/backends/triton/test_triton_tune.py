@@ -1,0 +1,173 @@
+"""What the Triton backend offers to offline tuning; checked in the interpreter, timed by a fake."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+import torch
+
+from backends import device as devices
+from backends.device import cpu
+from backends.interface import AttentionSpec, Device
+from backends.sweep import Problem, sweep
+from backends.triton import attention_problem, gemm_problem
+from backends.triton.attention_problem import AttentionProblem
+from backends.triton.attention_tuning import BUCKETS as KINDS
+from backends.triton.attention_tuning import default
+from backends.triton.gemm_choice import BUCKETS, GemmConfig
+from backends.triton.gemm_problem import GemmProblem
+from backends.triton.search_space import decode_launches, gemm_launches, prefill_launches
+from backends.triton.tune import TritonTuner
+
+HERE = devices.gpu(0) if torch.cuda.is_available() else cpu(interpret=True)
+H200 = Device("nvidia", "sm90", "H200", 132, 2**37, 227 * 1024, torch.device("cpu"))
+MI300 = replace(H200, vendor="amd", arch="gfx942", units=304, shared_bytes=64 * 1024)
+SPEC = AttentionSpec(32, 8, 128, torch.bfloat16, torch.bfloat16, 64, 128**-0.5)
+SMALL = AttentionSpec(4, 2, 16, torch.float32, torch.float32, 16, 0.25)
+
+
+def small_product(rows: int = 1) -> GemmProblem:
+    return GemmProblem(rows, 48, 64, torch.bfloat16, HERE, cold_bytes=20_000, read_bytes=20_000)
+
+
+def small_attention(kind: str) -> AttentionProblem:
+    return AttentionProblem(SMALL, kind, HERE, ((2, 40),))
+
+
+def test_every_bucket_of_the_model_is_a_problem_once() -> None:
+    products = [(64, 32), (96, 32), (64, 32)]
+    specs = [SPEC, replace(SPEC, window=128), replace(SPEC, block_size=16)]
+    problems = list(TritonTuner().problems(products, specs, torch.bfloat16, H200))
+    keys = [(problem.operation, problem.bucket, problem.dtype) for problem in problems]
+    assert len(keys) == len(set(keys)) == 2 * len(BUCKETS) + 2 * len(KINDS)
+    assert TritonTuner().file(H200).name == "sm90-132.json"
+
+
+@pytest.mark.parametrize("make", [small_product, lambda: small_attention("decode")])
+def test_a_problem_travels_to_another_process(make: Callable[[], Problem]) -> None:
+    problem = pickle.loads(pickle.dumps(make()))
+    assert problem == make()
+    assert problem.sources == make().sources
+
+
+def test_right_products_pass_and_wrong_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = small_product(16)
+    launch = asdict(GemmConfig(16, 16, 64, 4, 2))
+    assert problem.error(launch) < problem.tolerance
+    assert len(problem.weights) > 1
+    assert not torch.equal(problem.weights[0], problem.weights[1])
+    from backends.triton import skinny_launch
+
+    multiply = skinny_launch.multiply
+    monkeypatch.setattr(skinny_launch, "multiply", lambda *given: 1.02 * multiply(*given))
+    assert problem.error(launch) > problem.tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_attention_passes_and_wrong_does_not(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = small_attention(kind)
+    launch = problem.baseline()
+    assert "CHUNK" not in launch
+    assert problem.error(launch) < problem.tolerance
+
+    class Broken:
+        """Forgets the last sequence."""
+
+        def __init__(self, runner: Any) -> None:
+            self.spec, self.read, self._run = runner.spec, runner.read, runner.run
+
+        def run(self, q: Any, cache: Any, batch: Any, out: Any) -> None:
+            self._run(q, cache, batch, out)
+            out[batch.num_tokens // batch.num_seqs :] = 0
+
+    made = problem.runner(launch)
+    monkeypatch.setattr(problem, "runner", lambda config: Broken(made))
+    assert problem.error(launch) > problem.tolerance
+
+
+def test_products_are_timed_on_rotating_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sequence[Any]] = []
+
+    def timer(calls: Sequence[Any], replays: int) -> tuple[float, float]:
+        seen.append(calls)
+        for call in calls[:2]:
+            call()
+        return 5.0, 0.1
+
+    monkeypatch.setattr(gemm_problem, "graph_time_us", timer)
+    problem = small_product()
+    assert problem.times_us(None) == [5.0]
+    assert problem.times_us(asdict(GemmConfig(0, 4, 64, 4, 1))) == [5.0]
+    for calls in seen:
+        assert len(calls) * problem.weight_bytes >= problem.read_bytes
+        assert len({call.args[1].data_ptr() for call in calls}) == len(problem.weights)
+
+
+def test_a_whole_sweep_with_a_fake_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles are "fast"; the interpreter checks each candidate that is possible here."""
+    monkeypatch.setattr(
+        gemm_problem,
+        "gemm_launches",
+        lambda size, vendor: [GemmConfig(0, n, 64, 4, 1) for n in (8, 4, 2)] + [GemmConfig(0, 1, 7, 4, 1)],
+    )
+    monkeypatch.setattr(
+        gemm_problem,
+        "graph_time_us",
+        lambda calls, replays: (float(calls[0].args[2].block_n if len(calls[0].args) > 2 else 9), 0.0),
+    )
+    found = sweep(small_product())
+    assert found.entry.config == asdict(GemmConfig(0, 2, 64, 4, 1))
+    assert found.entry.bucket == "m1 n48 k64"
+    assert found.refused == ()
+    assert found.tried == 4, "the library and three launches; a tile of 7 does not divide 64"
+
+
+def test_attention_is_timed_on_rotating_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[torch.Tensor] = []
+
+    def timer(calls: Sequence[Any], replays: int) -> tuple[float, float]:
+        tables.extend(call.args[2].block_table for call in calls)
+        return 7.0, 0.1
+
+    monkeypatch.setattr(attention_problem, "graph_time_us", timer)
+    monkeypatch.setattr(attention_problem, "MAX_CALLS", 2)
+    problem = small_attention("decode")
+    problem.shapes = ((1, 40), (2, 40))
+    assert problem.times_us(problem.baseline()) == [7.0, 7.0]
+    assert not torch.equal(tables[0], tables[1])
+
+
+@pytest.mark.parametrize("device", [H200, MI300], ids=["sm90", "gfx942"])
+def test_candidates_suit_the_device(device: Device) -> None:
+    for size in BUCKETS:
+        launches = list(gemm_launches(size, device.vendor))
+        assert launches
+        assert len(set(launches)) == len(launches)
+        assert all((launch.block_m == 0) == (size == 1) or launch.block_m >= size for launch in launches)
+        assert device.vendor == "nvidia" or not any(launch.lines for launch in launches)
+    for kind, launches in (
+        ("decode", list(decode_launches())),
+        ("prefill", list(prefill_launches(device, SPEC))),
+    ):
+        written = default(device, SPEC, kind)
+        assert launches
+        for launch in launches:
+            assert set(written) - {"CHUNK"} <= set(launch), "an entry leaves nothing to the rule but CHUNK"
+            assert device.vendor == "nvidia" or "maxnreg" not in launch
+    assert all(not launch["DESCRIPTOR"] for launch in prefill_launches(H200, replace(SPEC, block_size=16)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_representative_shapes_belong_to_their_kind(kind: str) -> None:
+    problem = AttentionProblem.of(replace(SPEC, window=512, softcap=30.0), kind, H200)
+    assert problem.spec.window is None
+    assert problem.spec.softcap is None
+    for sequences, length in problem.shapes:
+        assert length <= problem.spec.max_len
+        assert sequences <= problem.spec.max_seqs
+        if kind != "prefill":
+            assert (sequences <= 132 // 8) == (kind == "decode_small")
