@@ -69,7 +69,10 @@ class BenchGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
-        except Exception as error:
+        except Exception as fault:
+            from harness.faults import explained
+
+            error = fault if is_user_error(fault) else explained(fault)
             if not is_user_error(error):
                 raise
             if ctx.params.get("debug"):

@@ -42,6 +42,7 @@ COLUMNS = ("Operation", "Shape", "Dtype", "Before", "Best", "Gain", "Tried", "La
     metavar="FILE",
     help="The table to write or add to [the one the backend reads].",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def tune(
     backend_name: str,
     model: str,
@@ -49,13 +50,16 @@ def tune(
     block_sizes: tuple[int, ...],
     operations: str,
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure which launches are fastest for a model on this GPU, and keep them in the tuning table.
 
     Every launch is checked against fp32 first, and timed in a graph with cold caches. Run it on an idle GPU:
     nothing is ever tuned while serving. What the table already holds for other shapes stays.
     """
-    from harness.commands.output import print_table
+    from dataclasses import asdict
+
+    from harness.commands.output import print_json, print_table
 
     chosen = _operations(operations)
     tuner = _tuner(backend_name)
@@ -66,6 +70,9 @@ def tune(
     for finding in measured(problems, file, device):
         findings.append(finding)
         click.echo(f"{len(findings)} of {len(problems)}: {row(finding)[1]}", err=True)
+    if as_json:
+        print_json({"file": str(file), "findings": [asdict(finding) for finding in findings]})
+        return
     print_table(f"{device.name}, tuned into {file}", COLUMNS, map(row, findings), right=(3, 4, 5, 6))
     for finding in findings:
         for reason in finding.refused:

@@ -217,3 +217,38 @@ def test_a_fault_before_the_first_token_is_a_record_too(
     directory = RunDirectory.open(tmp_path / "run")
     assert "--max-seqs" in directory.read_record().run["error"]
     assert verify(directory) == []
+
+
+def test_a_kernel_that_fails_while_warming_up_ends_in_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of("triton.compiler.errors", "CompilationError", "at 1:1: no")
+    monkeypatch.setattr("harness.experiment.warm_up", lambda *_: launch(error)())
+    assert run_and_fail(tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: The Triton kernel decode_kernel")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_in_the_check_of_results_keeps_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = error_of("triton.runtime.errors", "OutOfResources", "out of resource: shared memory")
+    monkeypatch.setattr("harness.correctness.check", lambda *_: launch(error)())
+    assert run_and_fail(tmp_path / "run") == 2
+    directory = RunDirectory.open(tmp_path / "run")
+    record = directory.read_record()
+    assert record.metrics["counts"]["completed"] == 6
+    assert record.correctness["passed"] is None
+    assert verify(directory) == []
+
+
+def test_every_command_explains_a_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = error_of("triton.runtime.errors", "PTXASError", "PTXAS error: registers")
+    monkeypatch.setattr("harness.kernels.measure.measure", lambda *_, **__: launch(error)())
+    with pytest.raises(SystemExit) as stop:
+        raise SystemExit(run_command(["kernels", "--shapes", "1q1s64", "--model", "tiny"]))
+    assert stop.value.code == 2
+    assert "The Triton kernel decode_kernel" in capsys.readouterr().err

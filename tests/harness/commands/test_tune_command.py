@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -111,6 +112,14 @@ def test_the_best_right_launch_is_written_and_shown(tuner: FakeTuner, bench: Any
     assert "2.00×" in out
     assert "tile=2" in out
     assert "tile=1: relative error 1.0e+00" in err
+
+
+def test_the_findings_as_json(tuner: FakeTuner, bench: Any) -> None:
+    code, out, _ = bench("-m", "shape:qwen3-8b", "--json")
+    assert code == 0
+    first = json.loads(out)["findings"][0]
+    assert first["entry"]["config"] == {"tile": 2}
+    assert (first["baseline_us"], first["best_us"]) == pytest.approx((10.0, 5.0))
 
 
 def test_the_models_shapes_are_asked_for(tuner: FakeTuner, bench: Any) -> None:
