@@ -6,6 +6,7 @@ Nothing here runs while serving; `bench tune` calls it.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,7 +138,9 @@ def describe(config: Config | None) -> str:
 @contextmanager
 def parallel_compiler(workers: int) -> Iterator[Compiler]:
     """Compiles candidates in `workers` processes: Triton takes seconds for each."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    # Ctrl-C is the parent's to answer; workers would only print stack traces.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, ignore) as pool:
         yield lambda problem, configs: _compile_all(pool.map, problem, configs)
 
 

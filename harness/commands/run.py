@@ -123,7 +123,7 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def run(as_json: bool, **given: Any) -> None:
     """Replay a workload on the engine with one backend, and write a run directory.
 
-    Exit codes: 0 ok, 2 usage, 4 not valid, 5 wrong results, 130 interrupted.
+    Exit codes: 0 ok, 2 usage or a fault, 4 not valid, 5 wrong results, 130 interrupted.
     """
     # Threads that wait must not spin: where anything else runs, two spinning threads on two cores are
     # several times slower than one. OpenMP reads this when torch is imported; the record keeps it.

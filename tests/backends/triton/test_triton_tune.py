@@ -13,7 +13,7 @@ import torch
 from backends import device as devices
 from backends.device import cpu
 from backends.interface import AttentionSpec, Device
-from backends.sweep import Problem, sweep
+from backends.sweep import Problem, parallel_compiler, sweep
 from backends.triton import attention_problem, gemm_problem
 from backends.triton.attention_problem import AttentionProblem
 from backends.triton.attention_tuning import BUCKETS as KINDS
@@ -45,6 +45,12 @@ def test_every_bucket_of_the_model_is_a_problem_once() -> None:
     keys = [(problem.operation, problem.bucket, problem.dtype) for problem in problems]
     assert len(keys) == len(set(keys)) == 2 * len(BUCKETS) + 2 * len(KINDS)
     assert TritonTuner().file(H200).name == "sm90-132.json"
+
+
+def test_compilers_in_other_processes_answer_whatever_happens_there() -> None:
+    """Without a GPU nothing can be compiled for one: that is left to the sweep to find out."""
+    with parallel_compiler(1) as compile_all:
+        compile_all(small_product(), [asdict(GemmConfig(0, 4, 64, 4, 1))])
 
 
 @pytest.mark.parametrize("make", [small_product, lambda: small_attention("decode")])
@@ -171,3 +177,18 @@ def test_representative_shapes_belong_to_their_kind(kind: str) -> None:
         assert sequences <= problem.spec.max_seqs
         if kind != "prefill":
             assert (sequences <= 132 // 8) == (kind == "decode_small")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a GPU")
+def test_real_sweeps_on_a_gpu() -> None:
+    """Small shapes, compiled in two processes and timed for real: right launches and finite times."""
+    layer = replace(SPEC, block_size=16)
+    problems: list[Problem] = [GemmProblem(1, 512, 1024, torch.bfloat16, HERE, 2**22, 2**22)]
+    problems += [AttentionProblem(layer, kind, HERE, ((2, 256),)) for kind in KINDS]
+    with parallel_compiler(2) as compile_all:
+        for problem in problems:
+            found = sweep(problem, compile_all)
+            assert 0 < found.best_us <= found.baseline_us < float("inf")
+            assert not any("relative error" in reason for reason in found.refused)
