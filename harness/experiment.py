@@ -331,7 +331,15 @@ def _run_once(
 def _finish(directory: RunDirectory, record: RunRecord, telemetry: Any, foreign: int | None) -> RunRecord:
     """Judge, sign and write the record."""
     error = record.run.get("error")
-    found = validity.reasons(record.metrics, record.schedule, record.correctness, telemetry, foreign, error)
+    found = validity.reasons(
+        record.metrics,
+        record.schedule,
+        record.correctness,
+        telemetry,
+        foreign,
+        error,
+        bool(record.system["device"].get("interpreter")),
+    )
     record = sign(directory, replace(record, validity=found))
     directory.write_record(record)
     return record

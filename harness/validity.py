@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+INTERPRETED = "kernels ran in Triton's interpreter: the times say nothing about any device"
+"""Known to whoever asked for it, so it is no failure of the command."""
+
 _SLOWDOWNS = {
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
@@ -23,12 +26,15 @@ def reasons(
     telemetry: pd.DataFrame,
     foreign_processes: int | None,
     failure: str | None = None,
+    interpreted: bool = False,
 ) -> list[str]:
     """One line each; empty = nothing speaks against the run."""
     counts = metrics["counts"]
     found = []
     if failure is not None:
         found.append(f"failed: {failure}")
+    if interpreted:
+        found.append(INTERPRETED)
     if metrics["context"]["interrupted"]:
         done, due = counts["completed"], counts["intended"]
         cut = "interrupted" if failure is None else "cut short"

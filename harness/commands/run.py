@@ -184,12 +184,14 @@ def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
 
 def exit_code(outcome: Outcome) -> int:
     """What one run makes the command end with."""
+    from harness.validity import INTERPRETED
+
     record = outcome.record
     if record.run["status"] == "interrupted":
         return INTERRUPTED
     if record.correctness.get("passed") is False:
         return WRONG
-    return INVALID if record.validity else 0
+    return INVALID if set(record.validity) - {INTERPRETED} else 0
 
 
 def _print_json(outcomes: list[Outcome]) -> None:

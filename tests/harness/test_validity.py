@@ -16,7 +16,15 @@ def reasons(telemetry: Any = None, foreign: int | None = 0, **changes: Any) -> l
     correctness = changes.get("correctness", {"passed": True})
     frame = pd.DataFrame(telemetry or [], columns=["time_ns", "throttle_reasons"])
     schedule = {"client_saturated": changes.get("saturated", False)}
-    return validity.reasons(metrics, schedule, correctness, frame, foreign, changes.get("failure"))
+    return validity.reasons(
+        metrics,
+        schedule,
+        correctness,
+        frame,
+        foreign,
+        changes.get("failure"),
+        changes.get("interpreted", False),
+    )
 
 
 def test_nothing_speaks_against_a_sound_run() -> None:
@@ -50,3 +58,8 @@ def test_throttling_counts_during_the_run_and_the_power_cap_does_not() -> None:
     before, cap, heat = (-5, 0x20), (5, 0x4), (6, 0x40)
     assert reasons([before, cap]) == []
     assert reasons([before, cap, heat]) == ["the GPU was throttled: hardware thermal slowdown"]
+
+
+def test_times_of_the_interpreter_are_not_believed() -> None:
+    (reason,) = reasons(interpreted=True)
+    assert "interpreter" in reason
