@@ -179,6 +179,26 @@ def regressions(rows: Iterable[PortabilityRow], best: Mapping[str, Mapping[str, 
             yield f"{row.key}: no matrix instruction, {seen['matrix_instructions']} before"
 
 
+def summary(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Target -> counts over the rows of a ratchet file, for a reader who wants one line a target.
+
+    "kernels" were compiled, "refused" are not launched there, "problems" cannot run, "spilling" use slow
+    memory for registers, by at most "most_spill_bytes" a thread.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for target in TARGETS:
+        rows = [row for key, row in stored.items() if key.rpartition(" ")[2] == target]
+        spills = [row["spill_bytes"] or 0 for row in rows]
+        found[target] = {
+            "kernels": sum(not row["refused"] and not row["problem"] for row in rows),
+            "refused": sum(bool(row["refused"]) for row in rows),
+            "problems": sum(bool(row["problem"]) for row in rows),
+            "spilling": sum(size > 0 for size in spills),
+            "most_spill_bytes": max(spills, default=0),
+        }
+    return found
+
+
 def ratchet(
     rows: Iterable[PortabilityRow], best: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:

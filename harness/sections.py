@@ -14,6 +14,7 @@ from harness.options import RunOptions
 from harness.replay import Replay
 
 if TYPE_CHECKING:
+    from backends.interface import Selection
     from engine.engine import Engine
     from workloads.request import Workload
 
@@ -62,7 +63,19 @@ def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
             operation: provenance.source_hash(getattr(selection, operation)) for operation in selection.used
         },
         "passed_over": {name: list(reasons) for name, reasons in selection.passed_over.items()},
+        "portability": portability(selection),
     }
+
+
+def portability(selection: Selection) -> dict[str, Any] | None:
+    """Where the kernels that ran would also compile; None where none of them is ours to compile."""
+    from backends.portability import summary
+    from harness.commands.portability import RATCHET, read_ratchet
+
+    if not any("triton" in name for name in selection.used.values()):
+        return None
+    stored = read_ratchet(RATCHET)
+    return {"triton": stored["triton"], "ran_on": selection.device.arch, "targets": summary(stored["rows"])}
 
 
 def tuned(engine: Engine) -> dict[str, str | None]:

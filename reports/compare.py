@@ -113,7 +113,12 @@ def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """(dotted name, leaf) pairs; lists are leaves unless they hold objects; an empty object has none."""
+    """(dotted name, leaf) pairs; lists are leaves unless they hold objects; an empty object has none.
+
+    `backend.portability` is left out: it has a table of its own and configures nothing.
+    """
+    if name == "backend.portability":
+        return
     if isinstance(value, dict):
         for key in sorted(value):
             yield from flatten(value[key], f"{name}.{key}")

@@ -123,6 +123,7 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
         "time": sections.time_table(runs),
         "fit": sections.fit_table(records, names),
         "operations": sections.operation_table(records, names),
+        "portability": sections.portability_table(records),
         "passed_over": [sections.passed_over(record) for record in records],
         "correctness": sections.correctness_table(records, names),
         "schedule": [sections.schedule_notes(record) for record in records],

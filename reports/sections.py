@@ -165,6 +165,28 @@ def served(record: RunRecord, operation: str) -> str:
     return f"{name} ({state})" if state else name
 
 
+def portability_table(records: Sequence[RunRecord]) -> Table:
+    """Target by target, whether the kernels of these runs compile there, and where they really ran."""
+    found = next((each for each in (record.backend.get("portability") for record in records) if each), None)
+    ran_on = {(record.backend.get("portability") or {}).get("ran_on") for record in records}
+    rows = []
+    for target, counts in (found or {}).get("targets", {}).items():
+        spills = counts["spilling"]
+        spilling = f"{spills}, at most {counts['most_spill_bytes']} B a thread" if spills else "none"
+        rows.append(
+            (
+                Cell(target),
+                Cell("ran here" if target in ran_on else "compiled, not run"),
+                Cell(f"{counts['kernels']:,}", sort=counts["kernels"]),
+                Cell(f"{counts['refused']:,}", sort=counts["refused"]),
+                Cell(f"{counts['problems']:,}", sort=counts["problems"]),
+                Cell(spilling, sort=counts["most_spill_bytes"]),
+            )
+        )
+    columns = ("Target", "State", "Kernels compiled", "Refused", "Cannot run", "Spill registers")
+    return Table("Where else these kernels compile", columns, tuple(rows))
+
+
 def passed_over(record: RunRecord) -> list[tuple[str, str]]:
     """(what, why) for every backend that was not taken."""
     return [(name, show(why)) for name, why in sorted((record.backend.get("passed_over") or {}).items())]

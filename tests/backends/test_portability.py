@@ -19,6 +19,7 @@ from backends.portability import (
     compile_row,
     ratchet,
     regressions,
+    summary,
 )
 from harness.cli import run_command
 
@@ -35,6 +36,16 @@ def compiled(**facts: Any) -> Any:
 
 def best(*rows: PortabilityRow) -> dict[str, dict[str, Any]]:
     return ratchet(rows, {})
+
+
+def test_a_summary_counts_each_target_alone() -> None:
+    spilling = replace(ROW, kernel="other", spill_bytes=8)
+    refused = replace(ROW, kernel="third", refused="no fp8 there")
+    found = summary(best(ROW, spilling, refused))
+    assert found["sm90"] == {
+        "kernels": 2, "refused": 1, "problems": 0, "spilling": 1, "most_spill_bytes": 8
+    }  # fmt: skip
+    assert found["gfx942"]["kernels"] == 0
 
 
 def test_what_is_as_good_as_the_best_is_quiet() -> None:

@@ -54,6 +54,18 @@ class Sequence:
     times: list[int] = field(default_factory=list)
 
 
+def target_counts(kernels: int, refused: int, spill_bytes: int) -> dict[str, int]:
+    """One target's line of the portability summary."""
+    spilling = int(spill_bytes > 0)
+    return {
+        "kernels": kernels,
+        "refused": refused,
+        "problems": 0,
+        "spilling": spilling,
+        "most_spill_bytes": spill_bytes,
+    }
+
+
 def simulate(machine: Machine, seed: int, requests: int, rate: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Requests and steps of one modelled run; the workload is the same for every `seed`."""
     random = np.random.default_rng(0)
@@ -247,6 +259,16 @@ def make_record(
             "tuned": {"attention": "tuned", "linear": "untuned: 2 of 6 shapes, no entry for sm90-132"}
             if backend == "triton"
             else {},
+            "portability": {
+                "triton": "3.7.1",
+                "ran_on": "sm90",
+                "targets": {
+                    "sm90": target_counts(42, refused=0, spill_bytes=0),
+                    "gfx942": target_counts(40, refused=2, spill_bytes=112),
+                },
+            }
+            if backend == "triton"
+            else None,
             "kernel_source_hash": "c0ffee" * 10,
             "libraries": {"torch": "2.13.0"},
         },

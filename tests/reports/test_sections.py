@@ -15,6 +15,7 @@ from reports.sections import (
     fit_table,
     memory_bars,
     operation_table,
+    portability_table,
     provenance,
     schedule_notes,
     time_table,
@@ -87,6 +88,13 @@ def test_operations_name_what_ran(gpu_runs: list[RunDirectory]) -> None:
     assert ("attention", "torch", "triton (tuned)") in rows
     assert ("linear", "torch", "torch (untuned: 2 of 6 shapes, no entry for sm90-132)") in rows
     assert ("norm", "torch", "torch") in rows
+
+
+def test_portability_says_what_only_compiled(gpu_runs: list[RunDirectory], cpu_run: RunDirectory) -> None:
+    table = portability_table([run.read_record() for run in gpu_runs])
+    states = {row[0].value: row[1].value for row in table.rows}
+    assert states == {"sm90": "ran here", "gfx942": "compiled, not run"}
+    assert not portability_table([cpu_run.read_record()]).rows
 
 
 def test_correctness_says_failed_and_unchecked(cpu_run: RunDirectory) -> None:
