@@ -67,6 +67,7 @@ def step_frame(stats: Iterable[StepStats], start_ns: int) -> pd.DataFrame:
 
 def telemetry_frame(rows: Iterable[dict[str, Any]], start_ns: int) -> pd.DataFrame:
     """One row a sample and device, with `reports.record.TELEMETRY_COLUMNS`."""
+    import numpy as np
     import pandas as pd
 
     from reports.record import TELEMETRY_COLUMNS
@@ -76,6 +77,6 @@ def telemetry_frame(rows: Iterable[dict[str, Any]], start_ns: int) -> pd.DataFra
         if kind == "int64?":
             frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
         else:
-            frame[column] = frame[column].astype(kind.rstrip("?"))
+            frame[column] = frame[column].astype(np.dtype(kind.rstrip("?")))
     frame["time_ns"] -= start_ns
     return frame
