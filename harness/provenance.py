@@ -103,7 +103,7 @@ def software() -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     """Set variables that change what the libraries compute or how fast."""
-    names = re.compile(r"(TRITON|TORCH|PYTORCH|CUDA|HIP|ROCR|OMP|MKL|NVIDIA_TF32|CUBLAS)(_|$)")
+    names = re.compile(r"(TRITON|TORCH|PYTORCH|CUDA|HIP|ROCR|OMP|GOMP|MKL|NVIDIA_TF32|CUBLAS)(_|$)")
     return {name: redact(value) for name, value in sorted(os.environ.items()) if names.match(name)}
 
 

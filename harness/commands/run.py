@@ -125,9 +125,11 @@ def run(as_json: bool, **given: Any) -> None:
 
     Exit codes: 0 ok, 2 usage or a fault, 4 not valid, 5 wrong results, 130 interrupted.
     """
-    # Threads that wait must not spin: where anything else runs, two spinning threads on two cores are
-    # several times slower than one. OpenMP reads this when torch is imported; the record keeps it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait spin for some microseconds, then sleep. Without a spin, waking them doubled a run's
+    # time on two idle cores; with GNU's default spin, a machine that anything else ran on was ten times
+    # slower. OpenMP reads this when torch is imported; the record keeps it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from harness.experiment import run as run_experiment
     from harness.progress import open_observer
 
