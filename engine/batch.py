@@ -29,8 +29,6 @@ class StepBuffers:
         self, max_tokens: int, max_seqs: int, table: np.ndarray, block_size: int, device: torch.device
     ) -> None:
         """`table`: the host's copy of the block table, i32[rows + 1, B]; its last row is padding's."""
-        self.max_tokens = max_tokens
-        self.max_seqs = max_seqs
         self._table = table
         self.dummy_row = len(table) - 1
         self.block_size = block_size

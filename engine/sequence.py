@@ -67,8 +67,3 @@ class Sequence:
         self.row = -1
         """Row of the device's request tables; kept until the steps in flight have landed."""
         self.finish_reason: str | None = None
-
-    @property
-    def wants_step(self) -> bool:
-        """True while there is a token to compute that can still lead to another output token."""
-        return self.finish_reason is None and self.num_tokens < self.end_len

@@ -17,6 +17,7 @@ CPU_POOL_BYTES = 512 * 2**20
 
 
 GPU_BLOCK_SIZE = 64
+"""A whole number of key tiles: prefill kernels then load a block as one box."""
 CPU_BLOCK_SIZE = 16
 
 

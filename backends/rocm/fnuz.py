@@ -11,8 +11,6 @@ from torch import Tensor
 
 from backends.interface import BackendError
 
-FNUZ_ARCHES = ("gfx942",)
-
 
 def to_fnuz(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """(weight float8_e4m3fnuz, scale) whose product equals that of a float8_e4m3fn `weight` and `scale`.

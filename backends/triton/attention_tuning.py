@@ -14,8 +14,6 @@ from backends.interface import AttentionSpec, Device
 from backends.triton import tuned
 
 BUCKETS = ("decode_small", "decode", "prefill")
-PREFERRED_BLOCK_SIZE = 64
-"""A whole number of key tiles: prefill then loads blocks as descriptor boxes, about 10 % faster."""
 LDS_BYTES = 64 * 1024
 """Shared memory to plan for where the device does not say (the smallest of all supported targets)."""
 MERGE_VALUES = 16384
