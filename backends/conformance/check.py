@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 
 import torch
 
@@ -16,6 +18,7 @@ from backends.conformance.sampling_check import sampling_cases
 from backends.interface import Attention, Backend, BackendError, Device, Linear, Operations
 
 LEVELS = ("quick", "full")
+Job = Callable[[], CheckRow]
 
 
 def check(
@@ -24,17 +27,19 @@ def check(
     *,
     level: str = "quick",
     dtypes: Iterable[torch.dtype] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> ConformanceMatrix:
     """The conformance matrix of the backend called `name` on `device`.
 
     `level` is "quick" (seconds, also in Triton's interpreter) or "full" (every combination). `dtypes`
     defaults to what the device is used with: bf16, fp16 and fp32, on a CPU at "quick" fp32 and bf16, in
-    Triton's interpreter fp32 and fp16 (its bf16 matrix product is wrong).
+    Triton's interpreter fp32 and fp16 (its bf16 matrix product is wrong). `share` (i, n) checks only cases
+    i, i + n, i + 2n, ..., so that n processes can divide the work.
 
     Raises:
         BackendError: the backend or the level does not exist.
     """
-    return check_backend(registry.load(name), device, level=level, dtypes=dtypes)
+    return check_backend(registry.load(name), device, level=level, dtypes=dtypes, share=share)
 
 
 def check_backend(
@@ -43,12 +48,14 @@ def check_backend(
     *,
     level: str = "quick",
     dtypes: Iterable[torch.dtype] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> ConformanceMatrix:
     """As `check`, for a Backend at hand."""
     if level not in LEVELS:
         raise BackendError(f"Unknown conformance level {level!r}; use quick or full.")
     chosen = tuple(dtypes) if dtypes is not None else default_dtypes(device, level)
-    rows = tuple(_rows(backend, device, level, chosen))
+    jobs = _jobs(backend, device, level, chosen)
+    rows = tuple(job() for job in islice(jobs, share[0], None, share[1]))
     return ConformanceMatrix(backend.name, device.name, device.arch, level, rows)
 
 
@@ -61,58 +68,58 @@ def default_dtypes(device: Device, level: str) -> tuple[torch.dtype, ...]:
     return (torch.bfloat16, torch.float16, torch.float32)
 
 
-def _rows(backend: Backend, device: Device, level: str, dtypes: Sequence[torch.dtype]) -> Iterator[CheckRow]:
+def _jobs(backend: Backend, device: Device, level: str, dtypes: Sequence[torch.dtype]) -> Iterator[Job]:
     torch_backend = registry.load("torch")
     attention, linear, operations = torch_backend.attention, torch_backend.linear, torch_backend.operations
     if attention is None or linear is None or operations is None:
         raise BackendError("The torch backend must offer every operation: the others are checked against it.")
-    yield from _attention_rows(backend, attention, operations, device, level, dtypes)
-    yield from _linear_rows(backend, linear, device, level, dtypes)
-    yield from _operation_rows(backend, operations, device, level, dtypes)
+    yield from _attention_jobs(backend, attention, operations, device, level, dtypes)
+    yield from _linear_jobs(backend, linear, device, level, dtypes)
+    yield from _operation_jobs(backend, operations, device, level, dtypes)
 
 
-def _inherited(backend: Backend, operation: str) -> CheckRow:
-    return CheckRow(operation, "all", "all", Status.INHERITED, f"served by {backend.base}")
+def _inherited(backend: Backend, operation: str) -> Job:
+    return partial(CheckRow, operation, "all", "all", Status.INHERITED, f"served by {backend.base}")
 
 
-def _attention_rows(
+def _attention_jobs(
     backend: Backend,
     reference: Attention,
     operations: Operations,
     device: Device,
     level: str,
     dtypes: Sequence[torch.dtype],
-) -> Iterator[CheckRow]:
+) -> Iterator[Job]:
     if backend.attention is None:
         yield _inherited(backend, "attention")
         return
     checker = AttentionChecker(backend.attention, operations, reference, device)
     for dtype in dtypes:
         for case in quick_cases(dtype) if level == "quick" else full_cases(dtype):
-            yield checker.check(case)
+            yield partial(checker.check, case)
 
 
-def _linear_rows(
+def _linear_jobs(
     backend: Backend, reference: Linear, device: Device, level: str, dtypes: Sequence[torch.dtype]
-) -> Iterator[CheckRow]:
+) -> Iterator[Job]:
     if backend.linear is None:
         yield _inherited(backend, "linear")
         return
     checker = LinearChecker(backend.linear, reference, device)
     for dtype in dtypes:
         for case in QUICK if level == "quick" else FULL:
-            yield checker.check(case, dtype)
+            yield partial(checker.check, case, dtype)
 
 
-def _operation_rows(
+def _operation_jobs(
     backend: Backend, reference: Operations, device: Device, level: str, dtypes: Sequence[torch.dtype]
-) -> Iterator[CheckRow]:
+) -> Iterator[Job]:
     if backend.operations is None:
         yield _inherited(backend, "operations")
         return
     checker = OperationChecker(backend.operations, reference, device)
     for dtype in dtypes:
         for case in operation_cases(level):
-            yield checker.check(case, dtype)
+            yield partial(checker.check, case, dtype)
         for draws in sampling_cases(level):
-            yield checker.check(draws, dtype)
+            yield partial(checker.check, draws, dtype)
