@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from backends import device, registry
 from backends.conformance import Status, check, check_backend
 from backends.interface import Attention, AttentionSpec, Backend, BackendError, Device
+from backends.sdpa import attention
 from backends.sdpa.attention import BUCKET_RATIO, SdpaRunner, buckets
 
 SPEC = AttentionSpec(8, 2, 64, torch.float32, torch.float32, 16, 0.125)
@@ -20,6 +23,18 @@ def test_sdpa_passes_the_quick_level() -> None:
     assert matrix.ok, "\n".join(matrix.lines())
     refused = [row for row in matrix.rows if row.status is Status.REFUSED and "softcap" in row.case]
     assert refused and all("no softcap" in row.detail for row in refused)
+
+
+def test_results_may_come_in_any_memory_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of torch's kernels return the heads behind the tokens in memory."""
+    plain = attention.scaled_dot_product_attention
+
+    def elsewhere(*given: Any, **more: Any) -> torch.Tensor:
+        return plain(*given, **more).transpose(-1, -2).contiguous().transpose(-1, -2)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", elsewhere)
+    matrix = check("sdpa", device.detect(prefer="cpu"), dtypes=[torch.float32])
+    assert matrix.ok, "\n".join(matrix.lines())
 
 
 def test_the_bucketed_decodes_of_gpus_agree_with_the_oracle_too() -> None:
