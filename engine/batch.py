@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backends.interface import Batch, SamplingBatch
 from backends.noise import noise_key
+from engine.model import Wanted
 from engine.scheduler import StepPlan
 
 
@@ -42,6 +43,7 @@ class StepBuffers:
             "seq_lens": max_seqs,
             "rows": max_seqs,
             "sample_tokens": max_seqs,
+            "sample_seqs": max_seqs,
             "sample_rows": max_seqs,
             "noise_keys": max_seqs,
             "forced": max_seqs,
@@ -139,6 +141,23 @@ class StepBuffers:
         self._seq_lens[:seqs].copy_(device["seq_lens"][:seqs])
         return ids, device["positions"][:tokens]
 
+    def wanted(self, inputs: StepInputs, batch: Batch) -> Wanted:
+        """The tokens that sample, for steps that compute others too."""
+        count = inputs.num_samples
+        tokens, seqs = (self.on_device[name][:count] for name in ("sample_tokens", "sample_seqs"))
+        decodes = Batch(
+            query_start=torch.arange(count + 1, dtype=torch.int32, device=tokens.device),
+            seq_lens=batch.seq_lens[seqs],
+            block_table=batch.block_table[seqs],
+            slots=batch.slots[tokens],
+            num_seqs=count,
+            num_tokens=count,
+            num_decodes=count,
+            max_query=1,
+            max_len=batch.max_len,
+        )
+        return Wanted(tokens, decodes)
+
     def sampling(self, inputs: StepInputs) -> SamplingBatch:
         """Sampling parameters of the rows that sample."""
         device, count = self.on_device, inputs.num_samples
@@ -206,12 +225,12 @@ class StepBuffers:
         host["update_blocks"][count:] = 0
 
     def _fill_sampling(self, plan: StepPlan, host: dict[str, np.ndarray], inputs: StepInputs) -> None:
-        tokens, rows, keys, forced, params = [], [], [], [], []
+        seqs, rows, keys, forced, params = [], [], [], [], []
         for i, part in enumerate(plan.slices):
             if not part.samples:
                 continue
             sequence = part.sequence
-            tokens.append(i)
+            seqs.append(i)
             rows.append(sequence.row)
             params.append(sequence.params)
             if sequence.params.temperature:
@@ -221,10 +240,11 @@ class StepBuffers:
                 keys.append(0)
             replay = sequence.params.forced_tokens
             forced.append(-1 if replay is None else replay[part.draw])
-        live = len(tokens)
+        live = len(seqs)
         padded = inputs.num_seqs if inputs.num_seqs > inputs.live_seqs else live
         inputs.num_samples = padded
-        host["sample_tokens"][:live] = host["query_start"][1:][tokens] - 1
+        host["sample_tokens"][:live] = host["query_start"][1:][seqs] - 1
+        host["sample_seqs"][:live] = seqs
         host["sample_rows"][:live] = rows
         host["forced"][:live] = forced
         host["sample_tokens"][live:padded] = 0

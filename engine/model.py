@@ -65,6 +65,16 @@ class Layer:
     down: Any
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The tokens of a step whose hidden states are asked for; the last layer computes no others."""
+
+    tokens: Tensor
+    """Their places in the step, i64[N]."""
+    batch: Batch
+    """The same tokens, each as the decode of its sequence."""
+
+
 class Decoder:
     """One model behind one backend selection. Holds no request state; caches are passed in.
 
@@ -139,10 +149,17 @@ class Decoder:
             layer.runner.copy_blocks(cache, src, dst)
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, positions: Tensor, batch: Batch, caches: Sequence[Any]) -> Tensor:
-        """Hidden states [T, H] before the final norm, for ids and positions i64[T].
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        batch: Batch,
+        caches: Sequence[Any],
+        wanted: Wanted | None = None,
+    ) -> Tensor:
+        """Hidden states [T, H] before the final norm, for ids and positions i64[T]; [N, H] of those `wanted`.
 
-        Writes the tokens' keys and values into `caches`. Rows of padding hold anything.
+        Writes every token's keys and values into `caches`. Rows of padding hold anything.
         """
         operations, eps = self.operations, self.config.rms_norm_eps
         residual = operations.embed(ids, self.weights.embedding)
@@ -150,7 +167,15 @@ class Decoder:
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index > 0:
                 x, residual = operations.add_rms_norm(x, residual, layer.weights.attention_norm, eps)
-            x = self._attend(layer, x, positions, batch, cache)
+            q = self._write(layer, x, positions, batch, cache)
+            if wanted is not None and index == len(self.layers) - 1:
+                # No later layer reads what the other tokens would become.
+                q, residual, batch = q[wanted.tokens], residual[wanted.tokens], wanted.batch
+                if batch.num_seqs == 0:
+                    return residual
+            out = torch.empty_like(q)
+            layer.runner.run(q, cache, batch, out)
+            x = self.linear.run(out.flatten(1), layer.output)
             x, residual = operations.add_rms_norm(x, residual, layer.weights.ffn_norm, eps)
             gated = operations.gate(self.linear.run(x, layer.gate_up))
             x = self.linear.run(gated, layer.down)
@@ -173,18 +198,16 @@ class Decoder:
         rows = torch.arange(num_seqs, device=device) % num_tokens
         self.logits(hidden[rows]).float()
 
-    def _attend(self, layer: Layer, x: Tensor, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
+    def _write(self, layer: Layer, x: Tensor, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
+        """Queries [T, q_heads, head_dim], rotated; the keys and values go into the cache."""
         weights, runner, eps = layer.weights, layer.runner, self.config.rms_norm_eps
         qkv = self.linear.run(x, layer.qkv, weights.qkv_bias)
         norms = (weights.q_norm, weights.k_norm)
         if runner.fused_write:
-            q = runner.rotate_and_write(qkv, positions, self.rotary, *norms, eps, cache, batch)
-        else:
-            q, k, v = self.operations.rotate(qkv, positions, self.rotary, *norms, eps, layer.spec)
-            runner.write(cache, k, v, batch)
-        out = torch.empty_like(q)
-        runner.run(q, cache, batch, out)
-        return self.linear.run(out.flatten(1), layer.output)
+            return runner.rotate_and_write(qkv, positions, self.rotary, *norms, eps, cache, batch)
+        q, k, v = self.operations.rotate(qkv, positions, self.rotary, *norms, eps, layer.spec)
+        runner.write(cache, k, v, batch)
+        return q
 
     def _pack(self, weight: Weight) -> Any:
         n, k = weight.q.shape

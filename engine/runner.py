@@ -158,12 +158,11 @@ class Runner:
     def _compute(self, buffers: StepBuffers, inputs: StepInputs, batch: Batch) -> StepOutput | None:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
         ids, positions = buffers.unpack(inputs, self._table, self._last_tokens)
-        hidden = self.decoder.forward(ids, positions, batch, self.caches)
         count = inputs.num_samples
+        wanted = buffers.wanted(inputs, batch) if count < inputs.num_tokens else None
+        hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted)
         if count == 0:
             return None
-        if count < inputs.num_tokens:
-            hidden = hidden[buffers.on_device["sample_tokens"][:count]]
         logits = self.decoder.logits(hidden)
         tokens = self.operations.sample(logits, buffers.sampling(inputs))
         if inputs.any_forced:

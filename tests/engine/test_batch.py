@@ -78,6 +78,35 @@ def test_a_prefill_and_a_decode_padded() -> None:
     assert buffers.on_device["sample_rows"][:4].tolist() == [first.row, second.row, 8, 8]
 
 
+def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
+    """A prompt in two chunks between a whole one and a decode: the first chunk samples nothing."""
+    scheduler, buffers, table = setup()
+    decoding = Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0)
+    scheduler.add(decoding)
+    plan = scheduler.schedule()
+    apply(plan, table)
+    land(scheduler, plan, token=9)
+    whole = Sequence("b", 0, [4, 5], SamplingParams(max_tokens=4), 1)
+    chunked = Sequence("c", 0, list(range(20)), SamplingParams(max_tokens=4), 2)
+    scheduler.add(whole)
+    scheduler.add(chunked)
+    plan = scheduler.schedule()
+    apply(plan, table)
+    assert [part.samples for part in plan.slices] == [True, True, False]
+    inputs = buffers.fill(plan, 3, plan.num_tokens)
+    buffers.upload()
+    buffers.unpack(inputs, torch.from_numpy(table), torch.zeros(9, dtype=torch.int64))
+    batch = buffers.batch(inputs)
+    wanted = buffers.wanted(inputs, batch)
+    assert wanted.tokens.tolist() == [0, 2]
+    assert wanted.batch.seq_lens.tolist() == [4, 2]
+    assert wanted.batch.query_start.tolist() == [0, 1, 2]
+    assert (wanted.batch.num_seqs, wanted.batch.num_tokens, wanted.batch.num_decodes) == (2, 2, 2)
+    for row, sequence in enumerate((decoding, whole)):
+        assert wanted.batch.block_table[row].tolist() == batch.block_table[row].tolist()
+        assert wanted.batch.block_table[row, 0] == sequence.blocks[0]
+
+
 def test_alternate_host_buffers_keep_the_previous_step() -> None:
     scheduler, buffers, table = setup()
     scheduler.add(Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0))

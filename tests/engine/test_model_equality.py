@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from backends.device import cpu
 from backends.interface import Batch
 from backends.registry import select
 from engine.checkpoint import find_model
-from engine.model import Decoder, attention_specs
+from engine.model import Decoder, Wanted, attention_specs
 
 VOCAB = 199
 BLOCK = 16
@@ -224,6 +224,54 @@ def test_mixed_step_equals_separate_steps(tmp_path):
             )
         results.append(decoder.logits(hidden))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=lambda case: case.architecture)
+def test_wanted_tokens_come_out_as_without_asking(case, tmp_path):
+    """And later steps find the keys and values of those that were not asked for."""
+    save_random(case, tmp_path)
+    decoder = open_decoder(str(tmp_path))
+    results = []
+    for ask in (True, False):
+        pages = PagedBatches(3, MAX_LEN)
+        caches = decoder.new_caches(pages.num_blocks)
+        ids, positions, batch = pages.step({0: list(range(20)), 1: list(range(5, 12)), 2: [7, 8, 9]})
+        last = torch.tensor([19, 29])
+        rows = torch.tensor([0, 2])
+        decodes = Batch(
+            query_start=torch.arange(3, dtype=torch.int32),
+            seq_lens=batch.seq_lens[rows],
+            block_table=batch.block_table[rows],
+            slots=batch.slots[last],
+            num_seqs=2,
+            num_tokens=2,
+            num_decodes=2,
+            max_query=1,
+            max_len=batch.max_len,
+        )
+        wanted = Wanted(last, decodes) if ask else None
+        hidden = decoder.forward(ids, positions, batch, caches, wanted)
+        chosen = hidden if ask else hidden[last]
+        after = decoder.forward(*pages.step({0: [3], 1: [4], 2: [5]}), caches)
+        results.append((decoder.logits(chosen), decoder.logits(after)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_that_wants_nothing_still_writes(tmp_path):
+    save_random(CASES[1], tmp_path)
+    decoder = open_decoder(str(tmp_path))
+    results = []
+    for ask in (True, False):
+        pages = PagedBatches(1, MAX_LEN)
+        caches = decoder.new_caches(pages.num_blocks)
+        ids, positions, batch = pages.step({0: list(range(20))})
+        none = torch.zeros(0, dtype=torch.int64)
+        empty = replace(batch, seq_lens=batch.seq_lens[none], num_seqs=0, num_tokens=0)
+        hidden = decoder.forward(ids, positions, batch, caches, Wanted(none, empty) if ask else None)
+        assert len(hidden) == (0 if ask else 20)
+        results.append(decoder.forward(*pages.step({0: [3]}), caches))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
 def test_copied_blocks_continue_alike(tmp_path):
