@@ -127,7 +127,7 @@ def rotate_and_write(
         K_NORM=k_norm is not None,
         HEADS=heads,
         BLOCK_D=triton.next_power_of_2(d),
-        num_warps=1 if heads * d <= 256 else 4,
+        num_warps=1 if heads * d <= 256 else 2,
         **overlap(qkv),
     )
     return q

@@ -101,7 +101,7 @@ def rotate_kernel(
 
 def heads_per_program(tokens: int, kv_heads: int) -> int:
     """Heads one program turns: few when tokens are few, so that every compute unit has work."""
-    return 1 if tokens <= 8 else min(8 if tokens > 64 else 4, triton.next_power_of_2(kv_heads))
+    return 1 if tokens <= 8 else min(8 if tokens > 64 else 2, triton.next_power_of_2(kv_heads))
 
 
 def rotate(
@@ -139,7 +139,7 @@ def rotate(
         K_NORM=k_norm is not None,
         HEADS=heads,
         BLOCK_D=triton.next_power_of_2(d),
-        num_warps=1 if heads * d <= 256 else 4,
+        num_warps=1 if heads * d <= 256 else 2,
         **overlap(qkv),
     )
     return q, k, v
