@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.device import gpu
-from backends.triton.gemm_choice import BUCKETS, GemmConfig, choose
+from backends.triton.gemm_choice import BUCKETS, Launch, ZeroBias, choose
 from backends.triton.gemm_problem import GemmProblem
 from benchmarks.graph_timing import Row, write_rows
 
@@ -51,7 +51,7 @@ def main() -> None:
     write_rows(options.output / "gemm.json", list(measure(options.rows)))
 
 
-def chosen(rows: int, n: int, k: int) -> GemmConfig | None:
+def chosen(rows: int, n: int, k: int) -> Launch | None:
     """What the backend launches on this device."""
     device = gpu(0)
     return choose(device.arch, device.units, rows, n, k, torch.bfloat16)
@@ -78,8 +78,10 @@ def compile_in_parallel() -> None:
                 print("compile:", problem)
 
 
-def short(config: GemmConfig) -> str:
+def short(config: Launch | None) -> str:
     """A launch in few characters."""
+    if config is None or isinstance(config, ZeroBias):
+        return "the library" if config is None else "the library with a bias of zeros"
     kind = "v" if config.block_m == 0 else f"m{config.block_m}"
     tail = f"{'s' if config.swap else ''}{f'l{config.lines}' if config.lines else ''}"
     return f"{kind}n{config.block_n}k{config.block_k}w{config.warps}p{config.stages}{tail}"
@@ -100,8 +102,7 @@ def measure(row_counts: Sequence[int]) -> Iterator[Row]:
                 raise SystemExit(f"{name} m{rows} {config}: relative error {error:.2e}")
             best, spread = problem.time_us(asdict(config))
         yield Row(f"gemm/{name}/m{rows}/bf16/triton", round(best, 2), "us", round(spread, 2))
-        kind = "the library" if config is None else short(config)
-        print(f"{name:20} m{rows:<3} cublas {value:7.2f} triton {best:7.2f} {kind}")
+        print(f"{name:20} m{rows:<3} cublas {value:7.2f} triton {best:7.2f} {short(config)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from backends.interface import AttentionSpec, Batch, Device
 from backends.sweep import Problem
 from backends.triton import tuned
 from backends.triton.attention import TritonRunner
-from backends.triton.attention_tuning import attention_config, default, entry_key, small_batch
+from backends.triton.attention_tuning import RULED, attention_config, default, entry_key, small_batch
 from backends.triton.cache import PagedCache
 from backends.triton.search_space import decode_launches, prefill_launches
 from backends.tuning import Config
@@ -177,9 +177,9 @@ class AttentionProblem(Problem):
 
     def baseline(self) -> Config:
         config = default(self.device, self.spec, self.kind)
-        # What shared memory allows, without what follows from the group: entries leave that to the rule.
+        # What shared memory allows, without what entries leave to the rule.
         within = attention_config(self.device, self.spec, self.kind, written=True)
-        return {name: within[name] for name in config if name != "CHUNK"}
+        return {name: within[name] for name in config if name not in RULED}
 
     def candidates(self) -> Sequence[Config]:
         if self.kind == "prefill":

@@ -14,6 +14,8 @@ from backends.interface import AttentionSpec, Device
 from backends.triton import tuned
 
 BUCKETS = ("decode_small", "decode", "prefill")
+RULED = ("CHUNK", "LEAD_IN")
+"""What tuning leaves to the written rule: it follows from the layer, or matters for unequal lengths alone."""
 LDS_BYTES = 64 * 1024
 """Shared memory to plan for where the device does not say (the smallest of all supported targets)."""
 MERGE_VALUES = 16384
@@ -31,7 +33,8 @@ def attention_config(
     """Tile sizes, warps and stages for `bucket` on `device`, within its shared memory.
 
     "decode_small" (up to `small_batch` sequences) and "decode": TILE keys a tile, programs_per_unit,
-    MIN_TILES a program takes at least, CHUNK pieces merged at once.
+    MIN_TILES a program takes at least, LEAD_IN tiles that opening a pair counts for where lengths differ,
+    CHUNK pieces merged at once.
     "prefill": M query rows and TILE keys a tile, DESCRIPTOR = key tiles as descriptor boxes.
     `written`: by the rule alone, whatever was measured.
     """
@@ -94,6 +97,7 @@ def _decode(device: Device, spec: AttentionSpec, bucket: str) -> dict[str, Any]:
         "num_warps": 4,
         "programs_per_unit": 2,
         "MIN_TILES": 2,
+        "LEAD_IN": 2,
         "CHUNK": min(64, max(1, MERGE_VALUES // (group_pad * padded_dim(spec)))),
     }
     if device.vendor == "cpu":

@@ -5,6 +5,8 @@ programs share in equal parts, so the grid is the same for every batch (a CUDA o
 and no program is left with a longer tail (Stream-K, Osama et al. 2023, for Flash-Decoding's split-KV).
 A program's part may begin or end inside a pair; each such piece leaves its unnormalised sum in a
 workspace, and the program that arrives last at a pair's counter merges the pieces in a fixed order.
+Opening a pair takes time too: in a batch of unequal lengths each pair begins with a lead-in, counted as
+work but empty, or the program that meets the most short sequences would finish long after the others.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -93,31 +95,40 @@ def merge_pieces(
 
 
 @triton.jit
-def fair_programs(work, pairs, available, MIN_TILES: tl.constexpr):
+def fair_programs(work, pairs, available, equal, MIN_TILES: tl.constexpr):
     """How many programs share `work` tiles of `pairs` (sequence, kv head) pairs.
 
-    Near to `available`, no more than leave each MIN_TILES, and such that equal pairs are cut alike: a
-    whole number of programs a pair, or of pairs a program. Then no program spans two pairs' ends.
+    As many as are `available` and leave each MIN_TILES. `equal` pairs are cut alike: a whole number of
+    programs a pair, or of pairs a program, so that no program spans two pairs' ends.
     """
     pairs = tl.maximum(pairs, 1)
     wanted = tl.minimum(available, tl.maximum(work // MIN_TILES, 1))
     aligned = tl.where(pairs > wanted, tl.cdiv(pairs, tl.cdiv(pairs, wanted)), wanted // pairs * pairs)
     # None where every row is inert: a program without work would look for rows that do not exist.
-    return tl.minimum(aligned, work)
+    return tl.minimum(tl.where(equal, aligned, wanted), work)
 
 
 @triton.jit
-def find_pair(seq_lens, ends, at, TILE: tl.constexpr, WINDOW: tl.constexpr):
-    """Where tile `at` lies: sequence, its length, tiles its window skips, head, and the pair's range."""
-    seq, seq_begin = find_row(ends, at)
+def part_begin(program, work, programs):
+    """Where the part of `program` begins when `programs` share `work` equally."""
+    return (tl.cast(program, tl.int64) * work // programs).to(tl.int32)
+
+
+@triton.jit
+def part_holding(item, work, programs):
+    """The program whose part holds `item`."""
+    return (((tl.cast(item, tl.int64) + 1) * programs - 1) // work).to(tl.int32)
+
+
+@triton.jit
+def find_sequence(seq_lens, ends, at, lead_in, TILE: tl.constexpr, WINDOW: tl.constexpr):
+    """Where `at` lies: sequence, its begin, length, tiles its window skips, and what one pair of it spans."""
+    seq, begin = find_row(ends, at)
     length = tl.load(seq_lens + seq, cache_modifier=".cg")
     skipped = 0
     if WINDOW > 0:
         skipped = tl.maximum(length - WINDOW, 0) // TILE
-    seq_tiles = tl.cdiv(length, TILE) - skipped
-    head = (at - seq_begin) // seq_tiles
-    pair_begin = seq_begin + head * seq_tiles
-    return seq, length, skipped, head, pair_begin, pair_begin + seq_tiles
+    return seq, begin, length, skipped, lead_in + tl.cdiv(length, TILE) - skipped
 
 
 # A batch's size must not choose another binary: nothing compiles while serving.
@@ -127,9 +138,9 @@ def decode_kernel(
     num_seqs, table_stride, block_stride, scale, cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, M: tl.constexpr,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
-    TILE: tl.constexpr, MIN_TILES: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, WIDE: tl.constexpr, WIDEN: tl.constexpr,
-    PDL: tl.constexpr,
+    TILE: tl.constexpr, MIN_TILES: tl.constexpr, LEAD_IN: tl.constexpr, CHUNK: tl.constexpr,
+    STAGES: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, WIDE: tl.constexpr,
+    WIDEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[s] = attention of q[s] [KV_HEADS * GROUP, HEAD_DIM] over sequence s, for s < num_seqs <= ROWS.
 
@@ -147,57 +158,70 @@ def decode_kernel(
     tiles = tl.cdiv(lengths, TILE)
     if WINDOW > 0:
         tiles -= tl.maximum(lengths - WINDOW, 0) // TILE
-    ends = tl.cumsum(tiles, 0) * KV_HEADS
-    work = tl.max(ends, axis=0).to(tl.int64)
-    pairs = tl.sum((lengths > 0).to(tl.int32), axis=0) * KV_HEADS
-    programs = fair_programs(work, pairs, tl.num_programs(0), MIN_TILES).to(tl.int64)
-    program = tl.program_id(0).to(tl.int64)
+    live = lengths > 0
+    most = tl.max(tiles, axis=0)
+    equal = most == tl.min(tl.where(live, tiles, most), axis=0)
+    lead_in = tl.where(equal, 0, LEAD_IN)
+    ends = tl.cumsum(tl.where(live, lead_in + tiles, 0), 0) * KV_HEADS
+    work = tl.max(ends, axis=0)
+    pairs = tl.sum(live.to(tl.int32), axis=0) * KV_HEADS
+    programs = fair_programs(work, pairs, tl.num_programs(0), equal, MIN_TILES)
+    program = tl.program_id(0)
     # Every program waits, those without work too: a kernel that ends before its predecessor would let
     # its successor start before both.
     wait_for_predecessor(PDL)
     if program < programs:
-        begin = (program * work // programs).to(tl.int32)
-        end = ((program + 1) * work // programs).to(tl.int32)
+        begin = part_begin(program, work, programs)
+        end = part_begin(program + 1, work, programs)
         at = begin
+        seq, seq_begin, length, skipped, span = find_sequence(seq_lens, ends, at, lead_in, TILE, WINDOW)
         while at < end:
-            seq, length, skipped, head, pair_begin, pair_end = find_pair(seq_lens, ends, at, TILE, WINDOW)
+            head = (at - seq_begin) // span
+            pair_begin = seq_begin + head * span
+            pair_end = pair_begin + span
             stop = tl.minimum(pair_end, end)
-
-            member = tl.arange(0, M)
-            column = tl.arange(0, PADDED_DIM)
-            inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
-            pair = seq * KV_HEADS + head
-            q_at = (pair.to(tl.int64) * GROUP + member[:, None]) * HEAD_DIM + column[None, :]
-            query = tl.load(q + q_at, mask=inside, other=0.0)
-            sums, maximum, total = decode_piece(
-                query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
-                skipped + at - pair_begin, skipped + stop - pair_begin, scale, cap, block_stride,
-                HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN,
-            )  # fmt: skip
-            if stop - at == pair_end - pair_begin:
-                tl.store(out + q_at, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
-            else:
-                slot = (2 * program + (at != begin)).to(tl.int32)
-                sums_at = slot * (GROUP * HEAD_DIM) + member[:, None] * HEAD_DIM + column[None, :]
-                tl.store(piece_sums + sums_at, sums, mask=inside)
-                stats_at = piece_stats + slot * (2 * GROUP) + member
-                tl.store(stats_at, maximum, mask=member < GROUP)
-                tl.store(stats_at + GROUP, total, mask=member < GROUP)
-                # Program p owns tile t where p = ((t + 1) * programs - 1) // work.
-                opener = (((pair_begin + 1) * programs - 1) // work).to(tl.int32)
-                closer = ((pair_end * programs - 1) // work).to(tl.int32)
-                count = closer - opener + 1
-                tl.debug_barrier()
-                arrived = tl.atomic_add(counters + pair, 1, sem="acq_rel")
-                if arrived == count - 1:
-                    tl.store(counters + pair, 0)
-                    opener_begin = (opener * work // programs).to(tl.int32)
-                    merged, weight = merge_pieces(
-                        piece_sums, piece_stats, 2 * opener + (opener_begin != pair_begin), 2 * opener, count,
-                        GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK,
-                    )  # fmt: skip
-                    head_at = tl.arange(0, GROUP_PAD)
-                    live = (head_at < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
-                    out_at = (pair.to(tl.int64) * GROUP + head_at[:, None]) * HEAD_DIM + column[None, :]
-                    tl.store(out + out_at, (merged / weight[:, None]).to(out.dtype.element_ty), mask=live)
+            tiles_begin = pair_begin + lead_in
+            first = tl.maximum(at, tiles_begin)
+            # A part may end inside a lead-in, where there is nothing to do.
+            if first < stop:
+                member = tl.arange(0, M)
+                column = tl.arange(0, PADDED_DIM)
+                inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
+                pair = seq * KV_HEADS + head
+                q_at = (pair.to(tl.int64) * GROUP + member[:, None]) * HEAD_DIM + column[None, :]
+                query = tl.load(q + q_at, mask=inside, other=0.0)
+                sums, maximum, total = decode_piece(
+                    query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
+                    skipped + first - tiles_begin, skipped + stop - tiles_begin, scale, cap, block_stride,
+                    HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN,
+                )  # fmt: skip
+                if stop - first == pair_end - tiles_begin:
+                    tl.store(out + q_at, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
+                else:
+                    slot = 2 * program + (at != begin).to(tl.int32)
+                    sums_at = slot * (GROUP * HEAD_DIM) + member[:, None] * HEAD_DIM + column[None, :]
+                    tl.store(piece_sums + sums_at, sums, mask=inside)
+                    stats_at = piece_stats + slot * (2 * GROUP) + member
+                    tl.store(stats_at, maximum, mask=member < GROUP)
+                    tl.store(stats_at + GROUP, total, mask=member < GROUP)
+                    opener = part_holding(tiles_begin, work, programs)
+                    count = part_holding(pair_end - 1, work, programs) - opener + 1
+                    tl.debug_barrier()
+                    arrived = tl.atomic_add(counters + pair, 1, sem="acq_rel")
+                    if arrived == count - 1:
+                        tl.store(counters + pair, 0)
+                        opened_inside = part_begin(opener, work, programs) < pair_begin
+                        merged, weight = merge_pieces(
+                            piece_sums, piece_stats, 2 * opener + opened_inside.to(tl.int32), 2 * opener,
+                            count, GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK,
+                        )  # fmt: skip
+                        head_at = tl.arange(0, GROUP_PAD)
+                        kept = (head_at < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
+                        out_at = (pair.to(tl.int64) * GROUP + head_at[:, None]) * HEAD_DIM + column[None, :]
+                        result = (merged / weight[:, None]).to(out.dtype.element_ty)
+                        tl.store(out + out_at, result, mask=kept)
             at = stop
+            if (stop == seq_begin + KV_HEADS * span) & (stop < end):
+                seq, seq_begin, length, skipped, span = find_sequence(
+                    seq_lens, ends, at, lead_in, TILE, WINDOW
+                )

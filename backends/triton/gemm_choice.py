@@ -8,8 +8,11 @@ from functools import lru_cache
 import torch
 
 from backends.triton import tuned
+from backends.tuning import Config
 
-BUCKETS = (1, 16, 32, 64)
+KERNEL_BUCKETS = (1, 16, 32, 64)
+"""Row counts up to which a kernel of ours may be the faster one."""
+BUCKETS = (*KERNEL_BUCKETS, *range(80, 257, 16))
 """Row counts a choice is made for; a count belongs to the smallest bucket that holds it."""
 
 
@@ -28,6 +31,25 @@ class GemmConfig:
     """Cache lines of each weight row prefetched while the predecessor still runs."""
 
 
+@dataclass(frozen=True)
+class ZeroBias:
+    """The library's product with a bias of zeros.
+
+    torch computes it through cuBLASLt (hipBLASLt) instead of cuBLAS, and the two pick different kernels for
+    some row counts.
+    """
+
+    zero_bias: bool = True
+
+
+Launch = GemmConfig | ZeroBias
+
+
+def launch(config: Config) -> Launch:
+    """The launch that a tuning entry holds."""
+    return ZeroBias(**config) if "zero_bias" in config else GemmConfig(**config)
+
+
 def bucket(rows: int) -> int | None:
     """The bucket of `rows`; None above the largest."""
     return next((size for size in BUCKETS if rows <= size), None)
@@ -39,8 +61,8 @@ def bucket_name(size: int, n: int, k: int) -> str:
 
 
 @lru_cache(maxsize=4096)
-def choose(arch: str, units: int, rows: int, n: int, k: int, dtype: torch.dtype) -> GemmConfig | None:
-    """How to multiply `rows` rows by an [n, k] weight; None = the vendor's library.
+def choose(arch: str, units: int, rows: int, n: int, k: int, dtype: torch.dtype) -> Launch | None:
+    """How to multiply `rows` rows by an [n, k] weight; None = the library, plainly.
 
     fp32 always goes to the library: its products are true fp32 there, and matrix units would not be.
     """
@@ -50,7 +72,7 @@ def choose(arch: str, units: int, rows: int, n: int, k: int, dtype: torch.dtype)
     entry = tuned.lookup(arch, units, "gemm", bucket_name(size, n, k), tuned.product_dtype(dtype))
     if entry is None:
         return default(arch, size, n, k)
-    return None if entry.config is None else GemmConfig(**entry.config)
+    return None if entry.config is None else launch(entry.config)
 
 
 def tuning(arch: str, units: int, n: int, k: int, dtype: torch.dtype) -> dict[str, str | None] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 
@@ -14,7 +14,7 @@ from backends.graph_timing import graph_time_us
 from backends.interface import Device
 from backends.sweep import Problem
 from backends.triton import tuned
-from backends.triton.gemm_choice import GemmConfig, bucket_name
+from backends.triton.gemm_choice import KERNEL_BUCKETS, GemmConfig, ZeroBias, bucket_name, launch
 from backends.triton.search_space import gemm_launches
 from backends.tuning import Config
 
@@ -70,19 +70,24 @@ class GemmProblem(Problem):
     def baseline(self) -> None:
         return None
 
+    @cached_property
+    def zeros(self) -> Tensor:
+        """A bias that changes nothing, [n]."""
+        return torch.zeros(self.n, dtype=self.number_type, device=self.device.torch_device)
+
     def candidates(self) -> Sequence[Config]:
+        if self.rows > KERNEL_BUCKETS[-1]:
+            return [asdict(ZeroBias())]
         launches = gemm_launches(self.rows, self.device.vendor)
-        return [asdict(launch) for launch in launches if self.k % launch.block_k == 0]
+        return [asdict(kernel) for kernel in launches if self.k % kernel.block_k == 0]
 
     def error(self, config: Config) -> float:
         """Over the first 4096 outputs and the last."""
-        from backends.triton.skinny_launch import multiply
-
         weight = self.weights[-1]
         first, last = torch.arange(min(self.n, 4096)), torch.arange(max(0, self.n - 4096), self.n)
         some = torch.cat([first, last]).to(weight.device)
         exact = self.x.float() @ weight[some].float().T
-        actual = multiply(self.x, weight, GemmConfig(**config))[:, some].float()
+        actual = self._call(config)(weight)[:, some].float()
         return float((actual - exact).norm() / exact.norm())
 
     def times_us(self, config: Config | None) -> Sequence[float]:
@@ -90,13 +95,8 @@ class GemmProblem(Problem):
 
     def time_us(self, config: Config | None) -> tuple[float, float]:
         """(median, spread) microseconds."""
-        from backends.triton.skinny_launch import multiply
-
-        if config is None:
-            calls = [partial(functional.linear, self.x, weight) for weight in self.weights]
-        else:
-            launch = GemmConfig(**config)
-            calls = [partial(multiply, self.x, weight, launch) for weight in self.weights]
+        call = self._call(config)
+        calls = [partial(call, weight) for weight in self.weights]
         while len(calls) * self.weight_bytes < self.read_bytes:
             calls = calls * 2
         return graph_time_us(calls, self.replays)
@@ -104,8 +104,20 @@ class GemmProblem(Problem):
     def compile(self, config: Config) -> None:
         from backends.triton.skinny_launch import multiply
 
-        launch, at = GemmConfig(**config), self.device.torch_device
-        depth = max(launch.block_k, 64)
-        x = torch.zeros(16 if launch.block_m else 1, depth, dtype=self.number_type, device=at)
-        multiply(x, torch.zeros(256, depth, dtype=self.number_type, device=at), launch)
+        kernel, at = launch(config), self.device.torch_device
+        if isinstance(kernel, ZeroBias):
+            return
+        depth = max(kernel.block_k, 64)
+        x = torch.zeros(16 if kernel.block_m else 1, depth, dtype=self.number_type, device=at)
+        multiply(x, torch.zeros(256, depth, dtype=self.number_type, device=at), kernel)
         torch.cuda.synchronize()
+
+    def _call(self, config: Config | None) -> Callable[[Tensor], Tensor]:
+        """The product by a given weight."""
+        from backends.triton.skinny_launch import multiply
+
+        kernel = None if config is None else launch(config)
+        if isinstance(kernel, GemmConfig):
+            return partial(multiply, self.x, config=kernel)
+        bias = None if kernel is None else self.zeros
+        return lambda weight: functional.linear(self.x, weight, bias)

@@ -20,6 +20,9 @@ class TritonLinear(Linear):
 
     name = "triton"
 
+    def __init__(self) -> None:
+        self._zeros: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
     def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
         reasons = []
         if device.vendor == "cpu" and not device.interpret:
@@ -37,15 +40,24 @@ class TritonLinear(Linear):
         return weight.q.to(device.torch_device).contiguous()
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        from backends.triton.gemm_choice import choose
+        from backends.triton.gemm_choice import GemmConfig, choose
         from backends.triton.launch import architecture, compute_units
         from backends.triton.skinny_launch import multiply
 
         n, k = packed.shape
-        config = choose(architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype)
-        if config is None or x.shape[0] == 0:
-            return functional.linear(x, packed, bias)
-        return multiply(x, packed, config, bias)
+        launch = choose(architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype)
+        if isinstance(launch, GemmConfig) and x.shape[0] > 0:
+            return multiply(x, packed, launch, bias)
+        if launch is not None and bias is None:
+            bias = self._zero_bias(n, x)
+        return functional.linear(x, packed, bias)
+
+    def _zero_bias(self, n: int, x: Tensor) -> Tensor:
+        """Zeros [n], made once; see `gemm_choice.ZeroBias`."""
+        key = (n, x.dtype, x.device)
+        if key not in self._zeros:
+            self._zeros[key] = torch.zeros(n, dtype=x.dtype, device=x.device)
+        return self._zeros[key]
 
     def tuning(self, n: int, k: int, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
         from backends.triton import gemm_choice

@@ -73,13 +73,20 @@ def test_head_dim_256() -> None:
     assert not problem(short(make_case("mixed", torch.float16, head_dim=256), Row(1, 20), Row(9, 12)))
 
 
-@pytest.mark.parametrize("programs", [1, 2, 5, 40])
-def test_decode_is_right_however_the_work_is_cut(programs: int) -> None:
-    """Parts that end inside a pair, span pairs, or number more than the tiles."""
+@pytest.mark.parametrize("lead_in", [0, 1, 3])
+@pytest.mark.parametrize("programs", [1, 2, 5, 13, 40])
+def test_decode_is_right_however_the_work_is_cut(programs: int, lead_in: int) -> None:
+    """Parts that end inside a pair or before its first tile, span pairs, or number more than the tiles."""
     rows = (Row(1, 70), Row(1, 1), Row(1, 33), Row(1, 17))
     case = short(make_case("decode", torch.float32, head_dim=32), *rows)
     # In the interpreter a device has one unit.
-    assert not problem(case, decode={"programs_per_unit": programs, "CHUNK": 2})
+    assert not problem(case, decode={"programs_per_unit": programs, "CHUNK": 2, "LEAD_IN": lead_in})
+
+
+@pytest.mark.parametrize("programs", [1, 2, 5, 13])
+def test_equal_lengths_are_cut_alike(programs: int) -> None:
+    case = short(make_case("decode", torch.float32, head_dim=32), *[Row(1, 40)] * 3)
+    assert not problem(case, decode={"programs_per_unit": programs, "CHUNK": 2, "LEAD_IN": 3})
 
 
 def test_counters_are_left_at_zero_so_that_a_graph_can_run_again() -> None:

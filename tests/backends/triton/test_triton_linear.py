@@ -10,7 +10,7 @@ from backends.conformance import oracle
 from backends.conformance.tolerance import complaint, deviation, limit
 from backends.interface import BackendError, Scheme, Weight
 from backends.triton import gemm_choice, tuned
-from backends.triton.gemm_choice import BUCKETS, GemmConfig, bucket, choose
+from backends.triton.gemm_choice import BUCKETS, KERNEL_BUCKETS, GemmConfig, ZeroBias, bucket, choose
 from backends.triton.linear import TritonLinear
 from backends.triton.skinny_launch import multiply
 from backends.tuning import Entry
@@ -82,6 +82,20 @@ def test_buckets_hold_their_rows() -> None:
     assert bucket(BUCKETS[-1] + 1) is None
 
 
+def test_a_bias_of_zeros_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made once, and a weight's own bias takes its place."""
+    linear, generator = TritonLinear(), torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 64, generator=generator, dtype=torch.bfloat16) for n in (96, 48))
+    bias = torch.randn(48, generator=generator, dtype=torch.bfloat16)
+    monkeypatch.setattr(gemm_choice, "choose", lambda *given: ZeroBias())
+    assert torch.equal(linear.run(x, weight), torch.nn.functional.linear(x, weight))
+    assert torch.equal(linear.run(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+    made = linear._zero_bias(48, x)
+    linear.run(x, weight)
+    assert linear._zero_bias(48, x) is made
+    assert linear._zero_bias(48, x.half()).dtype == torch.float16
+
+
 def test_true_fp32_goes_to_the_library() -> None:
     assert choose("sm90", 132, 1, 4096, 4096, torch.float32) is None
 
@@ -91,7 +105,7 @@ MEASURED = [entry for entry in tuned.table("sm90", 132).entries.values() if entr
 
 def test_measured_launches_are_chosen_and_everything_else_follows_the_rule() -> None:
     assert choose("sm90", 132, 1, 28672, 4096, torch.bfloat16) == GemmConfig(0, 2, 2048, 4, 1)
-    assert choose("sm90", 132, 9, 6144, 4096, torch.float16) == GemmConfig(16, 16, 256, 2, 5, lines=4)
+    assert choose("sm90", 132, 9, 6144, 4096, torch.float16) == GemmConfig(16, 16, 512, 2, 3, lines=2)
     assert choose("sm90", 132, 16, 28672, 4096, torch.bfloat16) is None
     assert choose("sm90", 114, 16, 28672, 4096, torch.bfloat16) == gemm_choice.default(
         "sm90", 16, 28672, 4096
@@ -106,7 +120,10 @@ def test_measured_launches_are_possible(entry: Entry) -> None:
     assert size in BUCKETS
     if entry.config is None:
         return
-    config = GemmConfig(**entry.config)
+    config = gemm_choice.launch(entry.config)
+    if isinstance(config, ZeroBias):
+        assert size > KERNEL_BUCKETS[-1]
+        return
     assert n % 16 == 0
     assert k % config.block_k == 0
     assert (config.block_m == 0) == (size == 1) or config.block_m >= size

@@ -17,8 +17,8 @@ from backends.sweep import Problem, parallel_compiler, sweep
 from backends.triton import attention_problem, gemm_problem
 from backends.triton.attention_problem import AttentionProblem
 from backends.triton.attention_tuning import BUCKETS as KINDS
-from backends.triton.attention_tuning import default
-from backends.triton.gemm_choice import BUCKETS, GemmConfig
+from backends.triton.attention_tuning import RULED, default
+from backends.triton.gemm_choice import BUCKETS, KERNEL_BUCKETS, GemmConfig, ZeroBias
 from backends.triton.gemm_problem import GemmProblem
 from backends.triton.search_space import decode_launches, gemm_launches, prefill_launches
 from backends.triton.tune import TritonTuner
@@ -69,7 +69,7 @@ def test_right_products_pass_and_wrong_ones_do_not(monkeypatch: pytest.MonkeyPat
     from backends.triton import skinny_launch
 
     multiply = skinny_launch.multiply
-    monkeypatch.setattr(skinny_launch, "multiply", lambda *given: 1.02 * multiply(*given))
+    monkeypatch.setattr(skinny_launch, "multiply", lambda *given, **more: 1.02 * multiply(*given, **more))
     assert problem.error(launch) > problem.tolerance
 
 
@@ -77,7 +77,7 @@ def test_right_products_pass_and_wrong_ones_do_not(monkeypatch: pytest.MonkeyPat
 def test_right_attention_passes_and_wrong_does_not(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = small_attention(kind)
     launch = problem.baseline()
-    assert "CHUNK" not in launch
+    assert launch.keys().isdisjoint(RULED)
     assert problem.error(launch) < problem.tolerance
 
     class Broken:
@@ -110,7 +110,36 @@ def test_products_are_timed_on_rotating_weights(monkeypatch: pytest.MonkeyPatch)
     assert problem.times_us(asdict(GemmConfig(0, 4, 64, 4, 1))) == [5.0]
     for calls in seen:
         assert len(calls) * problem.weight_bytes >= problem.read_bytes
-        assert len({call.args[1].data_ptr() for call in calls}) == len(problem.weights)
+        assert len({call.args[-1].data_ptr() for call in calls}) == len(problem.weights)
+
+
+def launched_tile(call: Any) -> float:
+    """Outputs a program of the timed call computes; 9 for the library's."""
+    return float(call.keywords["config"].block_n) if "config" in call.keywords else 9.0
+
+
+def test_more_rows_try_the_library_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = small_product(96)
+    assert list(problem.candidates()) == [asdict(ZeroBias())]
+    assert problem.error(asdict(ZeroBias())) < problem.tolerance
+    biases = []
+
+    def timer(calls: Sequence[Any], replays: int) -> tuple[float, float]:
+        calls[0]()
+        return (10.0, 0.0) if biases[-1] is None else (8.0, 0.0)
+
+    linear = torch.nn.functional.linear
+
+    def spy(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        biases.append(bias)
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(gemm_problem, "graph_time_us", timer)
+    monkeypatch.setattr(gemm_problem.functional, "linear", spy)
+    found = sweep(problem)
+    assert found.entry.config == {"zero_bias": True}
+    assert biases[-1] is not None
+    assert int(biases[-1].abs().sum()) == 0
 
 
 def test_a_whole_sweep_with_a_fake_timer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +152,7 @@ def test_a_whole_sweep_with_a_fake_timer(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         gemm_problem,
         "graph_time_us",
-        lambda calls, replays: (float(calls[0].args[2].block_n if len(calls[0].args) > 2 else 9), 0.0),
+        lambda calls, replays: (launched_tile(calls[0]), 0.0),
     )
     found = sweep(small_product())
     assert found.entry.config == asdict(GemmConfig(0, 2, 64, 4, 1))
@@ -149,7 +178,7 @@ def test_attention_is_timed_on_rotating_blocks(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("device", [H200, MI300], ids=["sm90", "gfx942"])
 def test_candidates_suit_the_device(device: Device) -> None:
-    for size in BUCKETS:
+    for size in KERNEL_BUCKETS:
         launches = list(gemm_launches(size, device.vendor))
         assert launches
         assert len(set(launches)) == len(launches)
@@ -162,7 +191,7 @@ def test_candidates_suit_the_device(device: Device) -> None:
         written = default(device, SPEC, kind)
         assert launches
         for launch in launches:
-            assert set(written) - {"CHUNK"} <= set(launch), "an entry leaves nothing to the rule but CHUNK"
+            assert set(written) - set(RULED) <= set(launch), "an entry leaves nothing else to the rule"
             assert device.vendor == "nvidia" or "maxnreg" not in launch
     assert all(not launch["DESCRIPTOR"] for launch in prefill_launches(H200, replace(SPEC, block_size=16)))
 
