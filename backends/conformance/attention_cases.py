@@ -95,6 +95,7 @@ def quick_cases(dtype: torch.dtype) -> Iterator[AttentionCase]:
     yield make_case("long", dtype, head_dim=64, group=4)
     yield make_case("decode", dtype, window=16)
     yield make_case("mixed", dtype, window=24)
+    yield make_case("prefix", dtype, window=24)
     yield make_case("mixed", dtype, softcap=20.0)
     yield make_case("decode", dtype, softcap=20.0, window=40)
     yield from _behaviours(dtype)

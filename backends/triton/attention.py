@@ -182,6 +182,9 @@ class TritonRunner(AttentionRunner):
 
         spec = self.spec
         rows = min(spec.max_seqs, self.small_batch) if bucket == "decode_small" else spec.max_seqs
+        if bucket == "prefill":
+            # A vector of fewer rows than threads keeps copies in registers, and the kernel spills.
+            rows = max(rows, 128)
         shared = {
             "KV_HEADS": spec.kv_heads,
             "GROUP": self.group,

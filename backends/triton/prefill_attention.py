@@ -80,15 +80,19 @@ def attend_range(
             seen = key[None, :] <= position[:, None]
             if WINDOW > 0:
                 seen = seen & (key[None, :] > position[:, None] - WINDOW)
-            # Finite, so that a row that has seen nothing yet stays free of NaN; later keys wipe it out.
-            raw = tl.where(seen, raw, -1.0e30)
+            raw = tl.where(seen, raw, float("-inf"))
             if DESCRIPTOR:
                 v = tl.where((key < length)[:, None], v, tl.zeros_like(v))
         if CAPPED:
             new_maximum = tl.maximum(maximum, tl.max(raw, axis=1))
-            weights = tl.exp2(raw - new_maximum[:, None])
         else:
             new_maximum = tl.maximum(maximum, tl.max(raw, axis=1) * scale)
+        if MASKED:
+            # A row that has seen nothing yet has weights exp2(-inf - finite) = 0, and no NaN.
+            new_maximum = tl.maximum(new_maximum, -1.0e30)
+        if CAPPED:
+            weights = tl.exp2(raw - new_maximum[:, None])
+        else:
             weights = tl.exp2(raw * scale - new_maximum[:, None])
         shrink = tl.exp2(maximum - new_maximum)
         total = total * shrink + tl.sum(weights, axis=1)
