@@ -193,8 +193,8 @@ def conditions() -> dict[str, str]:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "method": "random weights, bf16, 64-token KV blocks, steps of at most 16384 tokens, warmed up; "
-        "median of the repeats, spread = half their range",
+        "method": "random weights, bf16, 64-token KV blocks unless named, steps of at most 16384 tokens, "
+        "warmed up; median of the repeats, spread = half their range",
     }
 
 
@@ -202,7 +202,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="shape:qwen3-8b")
     parser.add_argument("--backend", default="triton")
-    parser.add_argument("--attention")
+    parser.add_argument("--attention", help="other attention, as in `bench run`: prefill=flash,decode=triton")
+    parser.add_argument("--block-size", type=int, help="tokens in a KV block, default the engine's (64)")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--ablate", action="store_true")
@@ -210,8 +211,9 @@ def main() -> None:
     options = parser.parse_args()
     shape = options.model.removeprefix("shape:")
     rows: list[dict[str, Any]] = []
-    extra = {"attention": options.attention} if options.attention else {}
-    label = f"{options.backend}+{options.attention}" if options.attention else options.backend
+    given = {"attention": options.attention, "block_size": options.block_size}
+    extra = {key: value for key, value in given.items() if value is not None}
+    label = "+".join([options.backend, *(f"{key}:{value}" for key, value in extra.items())])
     weights = None
     for name, changes in (ABLATIONS if options.ablate else {"all on": {}}).items():
         names = list(ABLATED_ROWS) if options.ablate else options.rows.split(",")
