@@ -29,7 +29,13 @@ CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
 @click.option("--dtype", help="bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
 @click.option("--block-size", default=16, type=click.IntRange(1), help="Keys in a cache block.")
 @click.option("--device", "prefer", help="cpu, cuda or cuda:N.")
-@click.option("--seconds", default=0.3, type=click.FloatRange(0.001), help="Measuring time of one cell.")
+@click.option(
+    "--seconds",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0.001),
+    help="Measuring time of one cell. GPUs under a longer load meet their power limit and slow down.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
