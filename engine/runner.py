@@ -18,6 +18,7 @@ from torch import Tensor
 from backends.interface import Batch, GraphSupport, Operations
 from engine.batch import StepBuffers, StepInputs
 from engine.model import Decoder
+from engine.request import EngineError
 from engine.scheduler import StepPlan
 
 
@@ -88,7 +89,14 @@ class Runner:
         self.device = device
         self.max_len = max_len
         max_blocks = -(-max_len // block_size)
-        self.caches = decoder.new_caches(num_blocks)
+        try:
+            self.caches = decoder.new_caches(num_blocks)
+        except torch.cuda.OutOfMemoryError:
+            gib = num_blocks * decoder.cache_bytes_per_block() / 2**30
+            raise EngineError(
+                f"A pool of {num_blocks} KV blocks, {gib:.1f} GiB, does not fit beside the weights; "
+                "lower --num-blocks or --kv-memory-fraction."
+            ) from None
         self._host_table = np.zeros((num_rows + 1, max_blocks), dtype=np.int32)
         self._table = torch.zeros(num_rows + 1, max_blocks, dtype=torch.int32, device=device)
         self._last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)

@@ -6,9 +6,11 @@ import random
 from collections.abc import Iterable
 
 import pytest
+import torch
 from engine_fixtures import VOCAB, WordTokenizer, open_small
 
 from engine.engine import Engine
+from engine.model import Decoder
 from engine.request import EngineError, SamplingParams
 
 OUTPUTS = 24
@@ -222,3 +224,12 @@ def test_step_statistics_add_up() -> None:
     assert all(step.start_ns < step.end_ns for step in steps)
     assert [step.step for step in steps] == list(range(len(steps)))
     assert steps[-1].running == 0
+
+
+def test_a_pool_that_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(decoder: Decoder, num_blocks: int) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 90 GiB.")
+
+    monkeypatch.setattr(Decoder, "new_caches", full)
+    with pytest.raises(EngineError, match=r"A pool of \d+ KV blocks, .* GiB, .*--num-blocks"):
+        open_small()
