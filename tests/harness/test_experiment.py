@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from harness import experiment
@@ -52,3 +53,22 @@ def test_other_errors_are_not_dressed_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(experiment, "_prepare", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         experiment.run(RunOptions(workload="sharegpt", backend="torch", out=tmp_path / "run"), Observer())
+
+
+def test_each_run_starts_with_a_cold_cache(tmp_path: Path) -> None:
+    """In a pool too small for the correctness check, which would empty the cache by itself."""
+    options = RunOptions(
+        workload="batch:3x80+4",
+        backend="torch",
+        repeat=2,
+        warmup=0,
+        out=tmp_path / "runs",
+        engine={"num_blocks": 18},
+    )
+    outcomes = experiment.run(options, Observer())
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        assert outcome.record.correctness["passed"] is None
+        steps = pd.read_parquet(outcome.directory.path / "steps.parquet")
+        assert steps["num_prefill_tokens"].sum() == 3 * 80
+        assert steps["prefix_hit_tokens"].sum() == 0
