@@ -56,6 +56,7 @@ class CompositeAttention(Attention):
     def __init__(self, prefill: Attention, decode: Attention) -> None:
         self.prefill = prefill
         self.decode = decode
+        self.sides = (prefill, decode)
         self.name = f"prefill={prefill.name},decode={decode.name}"
 
     def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:

@@ -176,6 +176,8 @@ class Attention(ABC):
     head_dim] views of K and V; None = nobody else may run on it."""
     reads_layouts: tuple[str, ...] = ()
     """Layouts of others it can run on, through those views."""
+    sides: tuple[Attention, ...] = ()
+    """The attentions it divides its work among, whose sources make its results too."""
 
     @abstractmethod
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:

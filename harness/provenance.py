@@ -108,7 +108,10 @@ def _environment() -> dict[str, str]:
 
 
 def source_hash(implementation: object) -> str:
-    """SHA-256 over the sources and tuning tables beside `implementation`, or over its file alone."""
+    """SHA-256 over the sources and tuning tables beside `implementation`, or over its file alone.
+
+    An attention that divides its work among others takes theirs in.
+    """
     module = sys.modules[type(implementation).__module__]
     file = Path(inspect.getfile(module))
     files = [file]
@@ -117,6 +120,8 @@ def source_hash(implementation: object) -> str:
     digest = hashlib.sha256()
     for each in files:
         digest.update(each.relative_to(file.parent).as_posix().encode() + b"\0" + each.read_bytes())
+    for side in getattr(implementation, "sides", ()):
+        digest.update(source_hash(side).encode())
     return digest.hexdigest()
 
 

@@ -44,3 +44,11 @@ def test_source_hash_follows_the_backend() -> None:
     torch, sdpa = load("torch"), load("sdpa")
     assert provenance.source_hash(torch.attention) == provenance.source_hash(torch.linear)
     assert provenance.source_hash(torch.attention) != provenance.source_hash(sdpa.attention)
+
+
+def test_the_hash_of_a_mix_follows_both_sides() -> None:
+    from backends.registry import load
+
+    names = ("prefill=torch,decode=torch", "prefill=sdpa,decode=torch", "prefill=torch,decode=sdpa")
+    hashes = {provenance.source_hash(load(name).attention) for name in names}
+    assert len(hashes) == len(names)
