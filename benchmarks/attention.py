@@ -2,8 +2,9 @@
 
 32 query and 8 kv heads of 128, bf16, blocks in a random permutation, in a captured graph, with block
 tables rotating over the pool so that no call finds its keys in the cache. Every row is checked against
-fp32 first. `--scan decode|prefill` times other launch configurations instead and prints a table;
-`--check` runs the conformance cases of a GPU's worth of geometries.
+fp32 first. Ragged rows hold sequences of 100 to 1,700 keys, with and without the lead-in that counts what
+opening a sequence costs. `--scan decode|prefill` times other launch configurations instead and prints a
+table; `--check` runs the conformance cases of a GPU's worth of geometries.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.device import gpu
-from backends.interface import AttentionRunner, AttentionSpec
+from backends.graph_timing import graph_time_us
+from backends.interface import AttentionRunner, AttentionSpec, Batch
 from backends.triton import attention_problem
 from backends.triton.attention import TritonRunner
 from backends.triton.attention_problem import AttentionProblem
@@ -42,6 +46,8 @@ DECODE_ROWS = tuple(
     for context in contexts
 )  # fmt: skip
 PREFILL_ROWS = ((1, 4096), (8, 2048), (1, 16384))
+RAGGED_ROWS = (256, 128, 48)
+RAGGED_CALLS = 3
 TARGETS_US = {
     (1, 1024): 11.5, (1, 4096): 14.2, (1, 16384): 27.0,
     (16, 1024): 27.2, (16, 4096): 75.6, (16, 16384): 262.7,
@@ -94,6 +100,40 @@ def final_rows(pool: Pool, block_size: int) -> Iterator[Row]:
         rate = causal_tflops(sequences, length, value)
         print(f"{name} prefill {sequences}x{length}: {value:.1f} us, {rate:.0f} TFLOP/s", flush=True)
         yield Row(f"attention/prefill/{sequences}x{length}/{name}", value, "us", spread)
+
+
+def ragged_rows(pool: Pool, block_size: int) -> Iterator[Row]:
+    """Decodes of sequences whose lengths differ, with and without a lead-in."""
+    name = "triton" if block_size == 16 else f"triton-block{block_size}"
+    generator = random.Random(0)
+    for sequences in RAGGED_ROWS:
+        lengths = [generator.randint(100, 1700) for _ in range(sequences)]
+        for label, decode in ((name, {}), (f"{name}-no-lead-in", {"LEAD_IN": 0})):
+            runner = TritonRunner(make_spec(block_size), gpu(0), decode=decode)
+            value, spread = measure_ragged(pool, runner, lengths)
+            rate = sum(lengths) * 4 * KV_HEADS * HEAD_DIM / value / 1e6
+            print(f"{label} decode {sequences} ragged: {value:.1f} us, {rate:.2f} TB/s", flush=True)
+            yield Row(f"attention/decode/{sequences}xragged/{label}", value, "us", spread)
+
+
+def measure_ragged(pool: Pool, runner: TritonRunner, lengths: list[int]) -> tuple[float, float]:
+    """(microseconds, spread) of one call, after checking the first and the last sequence."""
+    spec, device = runner.spec, pool.keys.device
+    cache, count = pool.cache(spec.block_size), len(lengths)
+    q = pool.queries[:count].view(-1, spec.q_heads, spec.head_dim)
+    out = torch.full_like(q, torch.nan)
+    seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
+    shape = (count, max(lengths))
+    equal = attention_problem.batches(pool, shape, 1, spec.block_size, RAGGED_CALLS)
+    made = [replace(batch, seq_lens=seq_lens) for batch in equal]
+    runner.run(q, cache, made[0], out)
+    for row in (0, count - 1):
+        own: Batch = replace(made[0], max_len=lengths[row])
+        expected = attention_problem.expected_output(runner, q[row : row + 1], cache, own, row)
+        error = float((out[row].float() - expected[0]).norm() / expected.norm())
+        if not error < attention_problem.TOLERANCE:
+            raise ArithmeticError(f"{count} ragged, sequence {row}: relative error {error:.2e}")
+    return graph_time_us([partial(runner.run, q, cache, batch, out) for batch in made], 9)
 
 
 def scan(pool: Pool, kind: str, variants: tuple[Variant, ...], deadline_s: float) -> list[dict[str, Any]]:
@@ -174,6 +214,7 @@ def main() -> None:
     pool = Pool()
     if not options.no_rows:
         rows = [row for block_size in options.block_sizes for row in final_rows(pool, block_size)]
+        rows += [row for block_size in options.block_sizes for row in ragged_rows(pool, block_size)]
         write_rows(options.output / "attention.json", rows)
     found = [entry for kind in options.scan for entry in scan(pool, kind, lists[kind], deadline_s)]
     if found:
