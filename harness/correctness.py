@@ -40,15 +40,16 @@ class Tolerance:
 def tolerance(dtype: torch.dtype, layers: int, reference: np.ndarray) -> Tolerance:
     """Bounds from the dtype's rounding, the depth, and the size of the reference's log-probabilities.
 
-    Two right kernels round differently. The residual stream is rounded twice a layer; independent
-    roundings, each uniform and so 1 / sqrt(3) of its bound in the root mean square, add like a random walk:
-    rounding * sqrt(2 * layers / 3), relative to the logits, whose scale the log-probabilities show. A
-    sequence may deviate twice as much as the mean, one position four times as much as that bound at the
-    largest log-probability seen. Wrong kernels are off by whole nats.
+    Two right kernels round differently. Each rounds the residual stream twice a layer, the final norm's
+    output and the logits; independent roundings, each uniform and so 1 / sqrt(3) of its bound in the root
+    mean square, add like a random walk, and so do the two kernels' errors:
+    rounding * sqrt(2 * (2 * layers + 2) / 3), relative to the logits, whose scale the log-probabilities
+    show. A sequence may deviate twice as much as the mean, one position four times as much as that bound
+    at the largest log-probability seen. Wrong kernels are off by whole nats.
     """
     from backends.conformance.tolerance import rounding
 
-    relative = rounding(dtype) * math.sqrt(2 * layers / 3)
+    relative = rounding(dtype) * math.sqrt(2 * (2 * layers + 2) / 3)
     mean = relative * max(1.0, float(np.abs(reference).mean()))
     return Tolerance(mean, 2 * mean, 4 * relative * max(1.0, float(np.abs(reference).max())))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,10 @@ import pytest
 import torch
 from engine_fixtures import SmallSource, loud_weights, open_small
 
+from backends.device import cpu, detect
+from engine.checkpoint import find_model
+from engine.config import EngineConfig
+from engine.engine import Engine
 from harness import correctness
 from harness.commands.run import exit_code
 from harness.experiment import Outcome
@@ -34,6 +39,23 @@ def test_the_reference_agrees_with_itself_chunked_and_cached() -> None:
     assert engine.take_step_stats() == []
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")
+@pytest.mark.parametrize("model", ["tiny", "tiny-draft"])
+def test_triton_scores_the_bundled_models_text_within_bf16_noise(model: str) -> None:
+    source = find_model(model)
+    engine = Engine.open(
+        source,
+        backend="triton",
+        device=detect(),
+        dtype=torch.bfloat16,
+        config=EngineConfig(max_seqs=16, num_blocks=512),
+    )
+    found = correctness.check(engine, source)
+    assert found["passed"] is True, found
+    assert found["against_itself"] is False
+
+
 @pytest.mark.parametrize("part", ["qkv", "output", "gate_up", "down"])
 def test_a_weight_off_by_one_percent_is_caught(part: str) -> None:
     """The engine under test computes with one matrix of one layer scaled; the reference does not."""
@@ -49,6 +71,29 @@ def test_a_weight_off_by_one_percent_is_caught(part: str) -> None:
     found = checked(spoiled)
     assert found["passed"] is False
     assert found["max_abs_logprob_diff"] > found["tolerance_mean"]
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-draft"])
+def test_another_right_kernel_passes_in_bf16(model: str) -> None:
+    """tiny-draft has two layers: the roundings of its final norm and logits are half of all."""
+    source = find_model(model)
+    config = EngineConfig(max_seqs=16, num_blocks=512)
+    engine = Engine.open(source, backend="sdpa", device=cpu(), dtype=torch.bfloat16, config=config)
+    found = correctness.check(engine, source)
+    assert found["passed"] is True, found
+    assert found["mean_abs_logprob_diff"] > 0
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-draft"])
+def test_a_scale_off_by_five_percent_is_caught_in_bf16(model: str) -> None:
+    """Attention's softmax scale, which only shifts weights between keys."""
+    source = find_model(model)
+    config = EngineConfig(max_seqs=16, num_blocks=512)
+    engine = Engine.open(source, backend="sdpa", device=cpu(), dtype=torch.bfloat16, config=config)
+    for runner in engine.decoder.runners.values():
+        runner.spec = replace(runner.spec, scale=1.05 * runner.spec.scale)
+    found = correctness.check(engine, source)
+    assert found["passed"] is False, found
 
 
 def test_not_a_number_fails() -> None:
