@@ -17,7 +17,6 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.device import gpu
-from backends.graph_timing import graph_time_us
-from backends.interface import AttentionRunner, AttentionSpec, Batch
+from backends.interface import AttentionRunner, AttentionSpec
 from backends.triton import attention_problem
 from backends.triton.attention import TritonRunner
 from backends.triton.attention_problem import AttentionProblem
@@ -47,7 +45,6 @@ DECODE_ROWS = tuple(
 )  # fmt: skip
 PREFILL_ROWS = ((1, 4096), (8, 2048), (1, 16384))
 RAGGED_ROWS = (256, 128, 48)
-RAGGED_CALLS = 3
 TARGETS_US = {
     (1, 1024): 11.5, (1, 4096): 14.2, (1, 16384): 27.0,
     (16, 1024): 27.2, (16, 4096): 75.6, (16, 16384): 262.7,
@@ -74,7 +71,7 @@ def measure(
     pool: KeyPool, runner: AttentionRunner, sequences: int, context: int, query: int
 ) -> tuple[float, float]:
     """(microseconds, spread) of one call, after checking its result (see `attention_problem`)."""
-    return attention_problem.measure(pool, runner, (sequences, context), query)
+    return attention_problem.measure(pool, runner, [context] * sequences, query)
 
 
 def causal_tflops(sequences: int, length: int, time_us: float) -> float:
@@ -110,30 +107,10 @@ def ragged_rows(pool: Pool, block_size: int) -> Iterator[Row]:
         lengths = [generator.randint(100, 1700) for _ in range(sequences)]
         for label, decode in ((name, {}), (f"{name}-no-lead-in", {"LEAD_IN": 0})):
             runner = TritonRunner(make_spec(block_size), gpu(0), decode=decode)
-            value, spread = measure_ragged(pool, runner, lengths)
+            value, spread = attention_problem.measure(pool, runner, lengths, 1)
             rate = sum(lengths) * 4 * KV_HEADS * HEAD_DIM / value / 1e6
             print(f"{label} decode {sequences} ragged: {value:.1f} us, {rate:.2f} TB/s", flush=True)
             yield Row(f"attention/decode/{sequences}xragged/{label}", value, "us", spread)
-
-
-def measure_ragged(pool: Pool, runner: TritonRunner, lengths: list[int]) -> tuple[float, float]:
-    """(microseconds, spread) of one call, after checking the first and the last sequence."""
-    spec, device = runner.spec, pool.keys.device
-    cache, count = pool.cache(spec.block_size), len(lengths)
-    q = pool.queries[:count].view(-1, spec.q_heads, spec.head_dim)
-    out = torch.full_like(q, torch.nan)
-    seq_lens = torch.tensor(lengths, dtype=torch.int32, device=device)
-    shape = (count, max(lengths))
-    equal = attention_problem.batches(pool, shape, 1, spec.block_size, RAGGED_CALLS)
-    made = [replace(batch, seq_lens=seq_lens) for batch in equal]
-    runner.run(q, cache, made[0], out)
-    for row in (0, count - 1):
-        own: Batch = replace(made[0], max_len=lengths[row])
-        expected = attention_problem.expected_output(runner, q[row : row + 1], cache, own, row)
-        error = float((out[row].float() - expected[0]).norm() / expected.norm())
-        if not error < attention_problem.TOLERANCE:
-            raise ArithmeticError(f"{count} ragged, sequence {row}: relative error {error:.2e}")
-    return graph_time_us([partial(runner.run, q, cache, batch, out) for batch in made], 9)
 
 
 def scan(pool: Pool, kind: str, variants: tuple[Variant, ...], deadline_s: float) -> list[dict[str, Any]]:

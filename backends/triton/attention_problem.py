@@ -1,4 +1,4 @@
-"""Equal sequences over a pool of random keys, run with any attention launch, on keys not in the cache."""
+"""Sequences over a pool of random keys, run with any attention launch, on keys not in the cache."""
 
 from __future__ import annotations
 
@@ -47,33 +47,39 @@ class Pool:
         return PagedCache(self.keys.view(shape), self.values.view(shape))
 
 
+def equal(shape: Shape) -> list[int]:
+    """Every sequence's length."""
+    sequences, length = shape
+    return [length] * sequences
+
+
 def _random(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.randn(rows, width, dtype=dtype, device=device)
 
 
-def batches(pool: Pool, shape: Shape, query: int, block_size: int, calls: int) -> Iterator[Batch]:
-    """`calls` batches of equal sequences whose blocks are taken in turn from one permutation of the pool."""
-    sequences, length = shape
-    width = -(-length // block_size)
+def batches(pool: Pool, lengths: Sequence[int], query: int, block_size: int, calls: int) -> Iterator[Batch]:
+    """`calls` batches of sequences whose blocks are taken in turn from one permutation of the pool."""
+    sequences, longest = len(lengths), max(lengths)
+    width = -(-longest // block_size)
     device = pool.keys.device
     order = torch.randperm(pool.num_keys // block_size, device=device).to(torch.int32)
     for call in range(calls):
         at = torch.arange(sequences * width, device=device) + call * sequences * width
         yield Batch(
             query_start=torch.arange(0, sequences * query + 1, query, dtype=torch.int32, device=device),
-            seq_lens=torch.full((sequences,), length, dtype=torch.int32, device=device),
+            seq_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
             block_table=order[at % order.numel()].view(sequences, width),
             slots=torch.full((sequences * query,), -1, device=device),
             num_seqs=sequences,
             num_tokens=sequences * query,
             num_decodes=sequences if query == 1 else 0,
             max_query=query,
-            max_len=length,
+            max_len=longest,
         )
 
 
 def measure(
-    pool: Pool, runner: Any, shape: Shape, query: int, check: bool = True, replays: int = 15
+    pool: Pool, runner: Any, lengths: Sequence[int], query: int, check: bool = True, replays: int = 15
 ) -> tuple[float, float]:
     """(microseconds, spread) of one call; checks its result first.
 
@@ -81,16 +87,17 @@ def measure(
         ArithmeticError: the result is further from fp32 than `TOLERANCE`.
     """
     spec: AttentionSpec = runner.spec
-    bytes_read = shape[0] * shape[1] * 2 * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
+    bytes_read = sum(lengths) * 2 * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
     calls = min(MAX_CALLS, max(2, COLD_BYTES // bytes_read))
     cache = pool.cache(spec.block_size)
-    q = pool.queries[: shape[0] * query].view(-1, spec.q_heads, spec.head_dim)
+    q = pool.queries[: len(lengths) * query].view(-1, spec.q_heads, spec.head_dim)
     out = torch.full_like(q, torch.nan)
-    made = list(batches(pool, shape, query, spec.block_size, calls))
+    made = list(batches(pool, lengths, query, spec.block_size, calls))
     if check:
         error = relative_error(runner, q, cache, made[0], out)
         if not error < TOLERANCE:
-            raise ArithmeticError(f"{shape[0]}x{shape[1]}, {query} queries: relative error {error:.2e}")
+            shape = f"{len(lengths)} sequences of {min(lengths)} to {max(lengths)} keys"
+            raise ArithmeticError(f"{shape}, {query} queries: relative error {error:.2e}")
     return graph_time_us([partial(runner.run, q, cache, batch, out) for batch in made], replays)
 
 
@@ -114,7 +121,7 @@ def relative_error(runner: Any, q: Tensor, cache: Any, batch: Batch, out: Tensor
 def expected_output(runner: Any, q: Tensor, cache: Any, batch: Batch, row: int) -> Tensor:
     """Attention of q [n, q_heads, head_dim], the last n queries of sequence `row`, in fp32."""
     spec: AttentionSpec = runner.spec
-    length, count = batch.max_len, q.shape[0]
+    length, count = int(batch.seq_lens[row]), q.shape[0]
     k, v = (x.flatten(0, 1)[:length].float() for x in runner.read(cache, batch.block_table[row].long()))
     grouped = q.float().view(count, spec.kv_heads, -1, spec.head_dim)
     scores = torch.einsum("nhgd,mhd->hgnm", grouped, k) * spec.scale
@@ -192,14 +199,14 @@ class AttentionProblem(Problem):
         for shape in self.shapes:
             query = self._queries(shape[1])
             q = self.pool.queries[: shape[0] * query].view(-1, self.spec.q_heads, self.spec.head_dim)
-            (batch,) = batches(self.pool, shape, query, self.spec.block_size, 1)
+            (batch,) = batches(self.pool, equal(shape), query, self.spec.block_size, 1)
             errors.append(relative_error(runner, q, cache, batch, torch.full_like(q, torch.nan)))
         return max(errors, key=lambda error: float("inf") if error != error else error)
 
     def times_us(self, config: Config | None) -> Sequence[float]:
         runner = self.runner(config or {})
         return [
-            measure(self.pool, runner, shape, self._queries(shape[1]), check=False, replays=5)[0]
+            measure(self.pool, runner, equal(shape), self._queries(shape[1]), check=False, replays=5)[0]
             for shape in self.shapes
         ]
 
@@ -209,6 +216,6 @@ class AttentionProblem(Problem):
         rows = 2 if self.kind != "decode" else small_batch(self.device, spec) + 1
         pool = Pool(spec, rows * length, rows * query, self.device.torch_device)
         q = pool.queries.view(-1, spec.q_heads, spec.head_dim)
-        (batch,) = batches(pool, (rows, length), query, spec.block_size, 1)
+        (batch,) = batches(pool, [length] * rows, query, spec.block_size, 1)
         self.runner(config).run(q, pool.cache(spec.block_size), batch, torch.empty_like(q))
         torch.cuda.synchronize()

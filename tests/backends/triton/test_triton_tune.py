@@ -176,6 +176,17 @@ def test_attention_is_timed_on_rotating_blocks(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(tables[0], tables[1])
 
 
+def test_unequal_sequences_are_checked_at_their_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_problem, "graph_time_us", lambda calls, replays: (7.0, 0.1))
+    problem = small_attention("decode")
+    runner = problem.runner({})
+    pool = attention_problem.Pool(SMALL, 256, 3, HERE.torch_device)
+    assert attention_problem.measure(pool, runner, [30, 100, 7], 1) == (7.0, 0.1)
+    (batch,) = attention_problem.batches(pool, [30, 100, 7], 1, SMALL.block_size, 1)
+    assert batch.seq_lens.tolist() == [30, 100, 7]
+    assert batch.block_table.shape == (3, 7)
+
+
 @pytest.mark.parametrize("device", [H200, MI300], ids=["sm90", "gfx942"])
 def test_candidates_suit_the_device(device: Device) -> None:
     for size in KERNEL_BUCKETS:
