@@ -145,18 +145,7 @@ class StepBuffers:
         """The tokens that sample, for steps that compute others too."""
         count = inputs.num_samples
         tokens, seqs = (self.on_device[name][:count] for name in ("sample_tokens", "sample_seqs"))
-        decodes = Batch(
-            query_start=torch.arange(count + 1, dtype=torch.int32, device=tokens.device),
-            seq_lens=batch.seq_lens[seqs],
-            block_table=batch.block_table[seqs],
-            slots=batch.slots[tokens],
-            num_seqs=count,
-            num_tokens=count,
-            num_decodes=count,
-            max_query=1,
-            max_len=batch.max_len,
-        )
-        return Wanted(tokens, decodes)
+        return Wanted.of(batch, tokens, seqs)
 
     def sampling(self, inputs: StepInputs) -> SamplingBatch:
         """Sampling parameters of the rows that sample."""

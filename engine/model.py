@@ -74,6 +74,23 @@ class Wanted:
     batch: Batch
     """The same tokens, each as the decode of its sequence."""
 
+    @classmethod
+    def of(cls, batch: Batch, tokens: Tensor, seqs: Tensor) -> Wanted:
+        """The last tokens of sequences `seqs` i64[N] of `batch`, which lie at `tokens` i64[N] of the step."""
+        count = len(tokens)
+        decodes = Batch(
+            query_start=torch.arange(count + 1, dtype=torch.int32, device=tokens.device),
+            seq_lens=batch.seq_lens[seqs],
+            block_table=batch.block_table[seqs],
+            slots=batch.slots[tokens],
+            num_seqs=count,
+            num_tokens=count,
+            num_decodes=count,
+            max_query=1,
+            max_len=batch.max_len,
+        )
+        return cls(tokens, decodes)
+
 
 class Decoder:
     """One model behind one backend selection. Holds no request state; caches are passed in.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -158,6 +158,12 @@ def open_decoder(name: str, backend: str = "torch") -> Decoder:
     return Decoder(source.config, weights, selection, dtype=torch.float32, **limits)
 
 
+def fresh(decoder: Decoder, num_sequences: int) -> tuple[PagedBatches, list[Any]]:
+    """Empty sequences and the caches that hold their blocks."""
+    pages = PagedBatches(num_sequences, MAX_LEN)
+    return pages, decoder.new_caches(pages.num_blocks)
+
+
 def assert_logits_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     """Within 1e-4 of the logits' scale: the acceptance bound, some 100x what fp32 rounding makes of it."""
     scale = expected.abs().max().item()
@@ -170,8 +176,7 @@ def generate(
     decoder: Decoder, prompts: list[list[int]], chunk: int
 ) -> tuple[list[torch.Tensor], list[list[int]]]:
     """(logits of each prompt, greedy tokens after it), with prompts prefilled `chunk` tokens at a time."""
-    pages = PagedBatches(len(prompts), MAX_LEN)
-    caches = decoder.new_caches(pages.num_blocks)
+    pages, caches = fresh(decoder, len(prompts))
     prompt_logits, outputs = [], [[] for _ in prompts]
     for row, prompt in enumerate(prompts):
         rows = []
@@ -213,8 +218,7 @@ def test_mixed_step_equals_separate_steps(tmp_path):
     decoder = open_decoder(str(tmp_path))
     results = []
     for together in (True, False):
-        pages = PagedBatches(2, MAX_LEN)
-        caches = decoder.new_caches(pages.num_blocks)
+        pages, caches = fresh(decoder, 2)
         decoder.forward(*pages.step({0: list(range(20))}), caches)
         if together:
             hidden = decoder.forward(*pages.step({0: [3], 1: list(range(9))}), caches)
@@ -233,23 +237,10 @@ def test_wanted_tokens_come_out_as_without_asking(case, tmp_path):
     decoder = open_decoder(str(tmp_path))
     results = []
     for ask in (True, False):
-        pages = PagedBatches(3, MAX_LEN)
-        caches = decoder.new_caches(pages.num_blocks)
+        pages, caches = fresh(decoder, 3)
         ids, positions, batch = pages.step({0: list(range(20)), 1: list(range(5, 12)), 2: [7, 8, 9]})
         last = torch.tensor([19, 29])
-        rows = torch.tensor([0, 2])
-        decodes = Batch(
-            query_start=torch.arange(3, dtype=torch.int32),
-            seq_lens=batch.seq_lens[rows],
-            block_table=batch.block_table[rows],
-            slots=batch.slots[last],
-            num_seqs=2,
-            num_tokens=2,
-            num_decodes=2,
-            max_query=1,
-            max_len=batch.max_len,
-        )
-        wanted = Wanted(last, decodes) if ask else None
+        wanted = Wanted.of(batch, last, torch.tensor([0, 2])) if ask else None
         hidden = decoder.forward(ids, positions, batch, caches, wanted)
         chosen = hidden if ask else hidden[last]
         after = decoder.forward(*pages.step({0: [3], 1: [4], 2: [5]}), caches)
@@ -263,12 +254,11 @@ def test_a_step_that_wants_nothing_still_writes(tmp_path):
     decoder = open_decoder(str(tmp_path))
     results = []
     for ask in (True, False):
-        pages = PagedBatches(1, MAX_LEN)
-        caches = decoder.new_caches(pages.num_blocks)
+        pages, caches = fresh(decoder, 1)
         ids, positions, batch = pages.step({0: list(range(20))})
         none = torch.zeros(0, dtype=torch.int64)
-        empty = replace(batch, seq_lens=batch.seq_lens[none], num_seqs=0, num_tokens=0)
-        hidden = decoder.forward(ids, positions, batch, caches, Wanted(none, empty) if ask else None)
+        wanted = Wanted.of(batch, none, none) if ask else None
+        hidden = decoder.forward(ids, positions, batch, caches, wanted)
         assert len(hidden) == (0 if ask else 20)
         results.append(decoder.forward(*pages.step({0: [3]}), caches))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
@@ -277,8 +267,7 @@ def test_a_step_that_wants_nothing_still_writes(tmp_path):
 def test_copied_blocks_continue_alike(tmp_path):
     save_random(CASES[0], tmp_path)
     decoder = open_decoder(str(tmp_path))
-    pages = PagedBatches(2, MAX_LEN)
-    caches = decoder.new_caches(pages.num_blocks)
+    pages, caches = fresh(decoder, 2)
     decoder.forward(*pages.step({0: list(range(20))}), caches)
     decoder.copy_blocks(caches, pages.table[0, :2].long(), pages.table[1, :2].long())
     pages.computed[1] = 20
