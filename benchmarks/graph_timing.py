@@ -10,10 +10,6 @@ from pathlib import Path
 import torch
 import triton
 
-from backends.graph_timing import graph_time_us
-
-__all__ = ["Row", "conditions", "graph_time_us", "write_rows"]
-
 
 @dataclass(frozen=True)
 class Row:

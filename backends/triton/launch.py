@@ -62,13 +62,9 @@ def speaks_ptx(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None
 
 
-MOST_OVERLAPPED_ROWS = 1 << 30
-"""Launches over more rows than this do not overlap."""
-
-
 def overlap(x: Tensor) -> dict[str, Any]:
-    """Launch keywords for a kernel with a `PDL` parameter that works on x's rows."""
-    if overlaps_launches(x.device) and x.shape[0] <= MOST_OVERLAPPED_ROWS:
+    """Launch keywords for a kernel with a `PDL` parameter that runs on x's device."""
+    if overlaps_launches(x.device):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
 
