@@ -7,11 +7,13 @@ their own, and `regressions` holds the rows against the best seen so far.
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from backends.aot import SHARED_LIMIT_BYTES, TARGETS, Resources
@@ -19,6 +21,8 @@ from backends.interface import BackendError
 
 CASE_MODULES = ("backends.triton.kernel_cases",)
 """Modules with a `cases() -> list[KernelCase]`."""
+RATCHET = Path(__file__).parent / "triton" / "portability.json"
+"""The best seen of every row, and the compiler it was seen with."""
 ARITHMETIC = (
     ("16-bit", re.compile(r"kind::f16")),  # Blackwell's instruction takes fp16 and bf16 alike
     ("fp8", re.compile(r"kind::f8f6f4")),
@@ -177,6 +181,23 @@ def regressions(rows: Iterable[PortabilityRow], best: Mapping[str, Mapping[str, 
                 yield f"{row.key}: {what} {now} bytes, {then} before"
         if seen.get("matrix_instructions") and row.matrix_instructions == 0:
             yield f"{row.key}: no matrix instruction, {seen['matrix_instructions']} before"
+
+
+def read_ratchet(file: Path) -> dict[str, Any]:
+    """{"triton": version, "rows": {key: facts}}; empty where there is no file yet.
+
+    Raises:
+        BackendError: the file is not one that `bench portability` wrote.
+    """
+    if not file.exists():
+        return {"triton": "none", "rows": {}}
+    try:
+        stored = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise BackendError(f"{file} is not JSON ({error}); restore it or run with --update.") from error
+    if not isinstance(stored, dict) or not {"triton", "rows"} <= set(stored):
+        raise BackendError(f"{file} is no ratchet file; restore it or run with --update.")
+    return stored
 
 
 def summary(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:

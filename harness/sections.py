@@ -69,8 +69,7 @@ def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
 
 def portability(selection: Selection) -> dict[str, Any] | None:
     """Where the kernels that ran would also compile; None where none of them is ours to compile."""
-    from backends.portability import summary
-    from harness.commands.portability import RATCHET, read_ratchet
+    from backends.portability import RATCHET, read_ratchet, summary
 
     if not any("triton" in name for name in selection.used.values()):
         return None

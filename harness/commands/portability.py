@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from backends.portability import PortabilityRow
 
-RATCHET = Path(__file__).resolve().parents[2] / "backends" / "triton" / "portability.json"
-"""The best seen of every row, and the compiler it was seen with."""
 REGRESSED = 1
 """Exit code when a row cannot run, spills more or takes more shared memory than before."""
 
@@ -29,7 +27,7 @@ REGRESSED = 1
 @click.option("--processes", default=2, type=click.IntRange(1, 64), help="Compilers at a time.")
 @click.option("--update", is_flag=True, help="Write what is new or better to the ratchet file.")
 @click.option("--accept", is_flag=True, help="With --update: what is worse (but runs) becomes the best seen.")
-@click.option("--ratchet", "ratchet_file", default=RATCHET, type=click.Path(path_type=Path), hidden=True)
+@click.option("--ratchet", "ratchet_file", default=None, type=click.Path(path_type=Path), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the matrix.")
 def portability(
@@ -38,7 +36,7 @@ def portability(
     processes: int,
     update: bool,
     accept: bool,
-    ratchet_file: Path,
+    ratchet_file: Path | None,
     as_json: bool,
     markdown: Path | None,
 ) -> None:
@@ -50,12 +48,13 @@ def portability(
     import triton
 
     from backends.aot import TARGETS
-    from backends.portability import compile_all, ratchet, regressions
+    from backends.portability import RATCHET, compile_all, ratchet, read_ratchet, regressions
     from harness.commands.output import print_json
 
     chosen = [name.strip() for name in targets.split(",")] if targets else list(TARGETS)
     rows = compile_all(chosen, matching=only, processes=processes)
-    stored = read_ratchet(ratchet_file)
+    file = ratchet_file or RATCHET
+    stored = read_ratchet(file)
     same = stored["triton"] == triton.__version__
     best = stored["rows"] if same else {}
     if not same:
@@ -66,7 +65,7 @@ def portability(
         forgotten = {key: facts for key, facts in best.items() if key not in worse} if accept else best
         kept = ratchet(rows, forgotten)
         text = json.dumps({"triton": triton.__version__, "rows": dict(sorted(kept.items()))}, indent=1)
-        ratchet_file.write_text(text + "\n")
+        file.write_text(text + "\n")
     if markdown is not None:
         markdown.write_text(to_markdown(rows, triton.__version__))
     if as_json:
@@ -77,25 +76,6 @@ def portability(
         click.echo(f"worse: {line}", err=True)
     if found and not accept:
         click.get_current_context().exit(REGRESSED)
-
-
-def read_ratchet(file: Path) -> dict[str, Any]:
-    """{"triton": version, "rows": {key: facts}}; empty where there is no file yet.
-
-    Raises:
-        HarnessError: the file is not one this command wrote.
-    """
-    from harness.errors import HarnessError
-
-    if not file.exists():
-        return {"triton": "none", "rows": {}}
-    try:
-        stored = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise HarnessError(f"{file} is not JSON ({error}); restore it or run with --update.") from error
-    if not isinstance(stored, dict) or not {"triton", "rows"} <= set(stored):
-        raise HarnessError(f"{file} is no ratchet file; restore it or run with --update.")
-    return stored
 
 
 def cell(row: PortabilityRow) -> str:
