@@ -1,4 +1,4 @@
-"""The decode fit recovers a known line, and the roofline counts known bytes and FLOPs."""
+"""The decode fit recovers a known line."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import decode_fit, roofline
-from harness.metrics import read_requests
+from harness import decode_fit
 
-SHAPE = {
-    "windows": [None, 8],
-    "q_heads": 2,
-    "head_dim": 16,
-    "linear_parameters": 1000,
-    "head_parameters": 100,
-    "weight_bytes_per_step": 4400,
-    "kv_bytes_per_token": 64,
-}
+SHAPE = {"weight_bytes_per_step": 4400, "kv_bytes_per_token": 64}
 
 
 def back_to_back(make_steps: Any, durations_ns: Any, **columns: Any) -> Any:
@@ -74,56 +65,3 @@ def test_no_fit_says_why(make_steps: Any, tokens: Any) -> None:
     found = decode_fit.fit(steps, {})
     assert found["intercept_s"] is None
     assert found["reason"]
-
-
-def test_decode_bytes_and_use(make_steps: Any, make_context: Any) -> None:
-    """Two sequences, 40 keys in all: the full layer reads 40, the window of 8 at most 16."""
-    steps = make_steps({"start_ns": 0, "end_ns": 1000, "num_decodes": 2, "num_seqs": 2, "context_tokens": 40})
-    found = roofline.section(empty_rows(make_context), steps, SHAPE, {"measured_bytes_per_s": 1e13})
-    needed = 4400 + (40 + 16) / 2 * 64
-    assert found["decode_bytes_per_s"] == pytest.approx(needed / 1e-6)
-    assert found["mbu"] == {"measured": pytest.approx(needed / 1e-6 / 1e13), "datasheet": None}
-    assert found["mfu"]["measured"] is None
-
-
-def empty_rows(make_context: Any) -> Any:
-    import pandas as pd
-
-    from reports.record import REQUEST_COLUMNS
-
-    frame = pd.DataFrame({name: [] for name in REQUEST_COLUMNS})
-    return read_requests(frame, make_context())
-
-
-def test_run_flops(make_steps: Any, make_context: Any) -> None:
-    """One request of 10 + 3 tokens, 4 of them from the cache: by hand."""
-    import pandas as pd
-
-    row = {
-        "request_id": 0,
-        "session": None,
-        "intended_ns": 0,
-        "sent_ns": 0,
-        "first_ns": 1,
-        "last_ns": 3,
-        "prompt_tokens": 10,
-        "requested_tokens": 3,
-        "output_tokens": 3,
-        "token_ns": [1, 2, 3],
-        "token_counts": [1, 1, 1],
-        "finished": True,
-        "error": None,
-    }
-    rows = read_requests(pd.DataFrame([row]), make_context())
-    steps = make_steps({"start_ns": 0, "end_ns": 1000, "prefix_hit_tokens": 4})
-    found = roofline.section(rows, steps, SHAPE, {})
-    keys = sum(range(1, 13)) + sum(min(i, 8) for i in range(1, 13))
-    needed = 2 * 1000 * (12 - 4) + 2 * 100 * 3 + 4 * 2 * 16 * keys
-    assert found["flops_per_s"] == pytest.approx(needed / 1e-6)
-
-
-def test_the_longest_name_of_the_data_sheet_wins() -> None:
-    assert roofline.datasheet("NVIDIA H200") == (4.8e12, 0.989e15)
-    assert roofline.datasheet("NVIDIA H100 PCIe") == (2.0e12, 0.756e15)
-    assert roofline.datasheet("AMD Instinct MI300X OAM") == (5.3e12, 1.307e15)
-    assert roofline.datasheet("AMD EPYC") is None
