@@ -60,13 +60,13 @@ class CompositeAttention(Attention):
         self.name = f"prefill={prefill.name},decode={decode.name}"
 
     def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
-        prefill, decode = (side.served_by(device, spec) for side in (self.prefill, self.decode))
+        prefill, decode = (side.served_by(device, spec) for side in self.sides)
         return f"prefill={prefill},decode={decode}"
 
     def tuning(self, spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
-        sides = [side.tuning(spec, device) for side in (self.prefill, self.decode)]
-        known = [side for side in sides if side is not None]
-        return {shape: why for side in known for shape, why in side.items()} if known else None
+        found = [side.tuning(spec, device) for side in self.sides]
+        known = [each for each in found if each is not None]
+        return {shape: why for each in known for shape, why in each.items()} if known else None
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = [

@@ -12,6 +12,7 @@ from backends.conformance.attention_run import filled_cache, run_step, set_up
 from backends.conformance.tolerance import Deviation, complaint, deviation, limit
 from backends.device import gpu
 from backends.interface import AttentionSpec, Device
+from backends.sweep import describe
 from backends.torch.attention import TorchAttention
 from backends.triton.attention import TritonAttention, TritonRunner
 from backends.triton.search_space import decode_launches, prefill_launches
@@ -32,8 +33,7 @@ class Variant:
 
 def variant(kind: str, block_size: int, launch: dict[str, Any]) -> Variant:
     """The launch, named by its settings."""
-    words = " ".join(f"{name}={value}" for name, value in launch.items() if value not in (None, False))
-    return Variant(f"block{block_size} {words}", block_size, **{kind: launch})
+    return Variant(f"block{block_size} {describe(launch)}", block_size, **{kind: launch})
 
 
 def variants(kind: str, spec: AttentionSpec, device: Device) -> tuple[Variant, ...]:

@@ -19,7 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.device import gpu
-from backends.triton.gemm_choice import BUCKETS, Launch, ZeroBias, choose
+from backends.sweep import describe
+from backends.triton.gemm_choice import BUCKETS, Launch, choose
 from backends.triton.gemm_problem import GemmProblem
 from benchmarks.graph_timing import Row, write_rows
 
@@ -78,15 +79,6 @@ def compile_in_parallel() -> None:
                 print("compile:", problem)
 
 
-def short(config: Launch | None) -> str:
-    """A launch in few characters."""
-    if config is None or isinstance(config, ZeroBias):
-        return "the library" if config is None else "the library with a bias of zeros"
-    kind = "v" if config.block_m == 0 else f"m{config.block_m}"
-    tail = f"{'s' if config.swap else ''}{f'l{config.lines}' if config.lines else ''}"
-    return f"{kind}n{config.block_n}k{config.block_k}w{config.warps}p{config.stages}{tail}"
-
-
 def measure(row_counts: Sequence[int]) -> Iterator[Row]:
     """The published rows: the library, and the backend's choice (the library where that is faster)."""
     for name, rows in itertools.product(SHAPES, row_counts):
@@ -95,14 +87,15 @@ def measure(row_counts: Sequence[int]) -> Iterator[Row]:
         value, spread = problem.time_us(None)
         yield Row(f"gemm/{name}/m{rows}/bf16/cublas", round(value, 2), "us", round(spread, 2))
         config = chosen(rows, n, k)
+        launch = None if config is None else asdict(config)
         best = value
-        if config is not None:
-            error = problem.error(asdict(config))
+        if launch is not None:
+            error = problem.error(launch)
             if not error < problem.tolerance:
                 raise SystemExit(f"{name} m{rows} {config}: relative error {error:.2e}")
-            best, spread = problem.time_us(asdict(config))
+            best, spread = problem.time_us(launch)
         yield Row(f"gemm/{name}/m{rows}/bf16/triton", round(best, 2), "us", round(spread, 2))
-        print(f"{name:20} m{rows:<3} cublas {value:7.2f} triton {best:7.2f} {short(config)}")
+        print(f"{name:20} m{rows:<3} cublas {value:7.2f} triton {best:7.2f} {describe(launch)}")
 
 
 if __name__ == "__main__":

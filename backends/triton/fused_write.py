@@ -11,7 +11,7 @@ from torch import Tensor
 from backends.interface import AttentionSpec, Rotary
 from backends.triton.cache import PagedCache
 from backends.triton.launch import overlap, release_successor, wait_for_predecessor
-from backends.triton.rotary import heads_per_program, rotated_heads
+from backends.triton.rotary import heads_per_program, rotated_heads, warps_per_program
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def rotate_and_write(
         K_NORM=k_norm is not None,
         HEADS=heads,
         BLOCK_D=triton.next_power_of_2(d),
-        num_warps=1 if heads * d <= 256 else 2,
+        num_warps=warps_per_program(heads, d),
         **overlap(qkv),
     )
     return q

@@ -40,7 +40,7 @@ class TritonLinear(Linear):
         return weight.q.to(device.torch_device).contiguous()
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        from backends.triton.gemm_choice import GemmConfig, choose
+        from backends.triton.gemm_choice import GemmConfig, ZeroBias, choose
         from backends.triton.launch import architecture, compute_units
         from backends.triton.skinny_launch import multiply
 
@@ -48,7 +48,7 @@ class TritonLinear(Linear):
         launch = choose(architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype)
         if isinstance(launch, GemmConfig) and x.shape[0] > 0:
             return multiply(x, packed, launch, bias)
-        if launch is not None and bias is None:
+        if isinstance(launch, ZeroBias) and bias is None:
             bias = self._zero_bias(n, x)
         return functional.linear(x, packed, bias)
 

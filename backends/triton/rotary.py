@@ -104,6 +104,11 @@ def heads_per_program(tokens: int, kv_heads: int) -> int:
     return 1 if tokens <= 8 else min(8 if tokens > 64 else 2, triton.next_power_of_2(kv_heads))
 
 
+def warps_per_program(heads: int, head_dim: int) -> int:
+    """Warps that turn `heads` heads together."""
+    return 1 if heads * head_dim <= 256 else 2
+
+
 def rotate(
     qkv: Tensor,
     positions: Tensor,
@@ -139,7 +144,7 @@ def rotate(
         K_NORM=k_norm is not None,
         HEADS=heads,
         BLOCK_D=triton.next_power_of_2(d),
-        num_warps=1 if heads * d <= 256 else 2,
+        num_warps=warps_per_program(heads, d),
         **overlap(qkv),
     )
     return q, k, v
