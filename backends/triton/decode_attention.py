@@ -121,6 +121,42 @@ def part_holding(item, work, programs):
 
 
 @triton.jit
+def hand_in_piece(
+    sums, maximum, total, slot, pair, pair_begin, tiles_begin, pair_end, work, programs,
+    piece_sums, piece_stats, counters, out,
+    GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Leave a piece of `pair` in `slot`; the program whose piece is the last one merges them all.
+
+    The pair's work runs from pair_begin (its lead-in) to pair_end, its tiles from tiles_begin.
+    """
+    member = tl.arange(0, sums.shape[0])
+    column = tl.arange(0, PADDED_DIM)
+    inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
+    sums_at = slot * (GROUP * HEAD_DIM) + member[:, None] * HEAD_DIM + column[None, :]
+    tl.store(piece_sums + sums_at, sums, mask=inside)
+    stats_at = piece_stats + slot * (2 * GROUP) + member
+    tl.store(stats_at, maximum, mask=member < GROUP)
+    tl.store(stats_at + GROUP, total, mask=member < GROUP)
+    opener = part_holding(tiles_begin, work, programs)
+    count = part_holding(pair_end - 1, work, programs) - opener + 1
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counters + pair, 1, sem="acq_rel")
+    if arrived == count - 1:
+        tl.store(counters + pair, 0)
+        opened_inside = part_begin(opener, work, programs) < pair_begin
+        merged, weight = merge_pieces(
+            piece_sums, piece_stats, 2 * opener + opened_inside.to(tl.int32), 2 * opener,
+            count, GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK,
+        )  # fmt: skip
+        row = tl.arange(0, GROUP_PAD)
+        kept = (row < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
+        out_at = (pair.to(tl.int64) * GROUP + row[:, None]) * HEAD_DIM + column[None, :]
+        tl.store(out + out_at, (merged / weight[:, None]).to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
 def find_sequence(seq_lens, ends, at, lead_in, TILE: tl.constexpr, WINDOW: tl.constexpr):
     """Where `at` lies: sequence, its begin, length, tiles its window skips, and what one pair of it spans."""
     seq, begin = find_row(ends, at)
@@ -198,28 +234,11 @@ def decode_kernel(
                 if stop - first == pair_end - tiles_begin:
                     tl.store(out + q_at, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
                 else:
-                    slot = 2 * program + (at != begin).to(tl.int32)
-                    sums_at = slot * (GROUP * HEAD_DIM) + member[:, None] * HEAD_DIM + column[None, :]
-                    tl.store(piece_sums + sums_at, sums, mask=inside)
-                    stats_at = piece_stats + slot * (2 * GROUP) + member
-                    tl.store(stats_at, maximum, mask=member < GROUP)
-                    tl.store(stats_at + GROUP, total, mask=member < GROUP)
-                    opener = part_holding(tiles_begin, work, programs)
-                    count = part_holding(pair_end - 1, work, programs) - opener + 1
-                    tl.debug_barrier()
-                    arrived = tl.atomic_add(counters + pair, 1, sem="acq_rel")
-                    if arrived == count - 1:
-                        tl.store(counters + pair, 0)
-                        opened_inside = part_begin(opener, work, programs) < pair_begin
-                        merged, weight = merge_pieces(
-                            piece_sums, piece_stats, 2 * opener + opened_inside.to(tl.int32), 2 * opener,
-                            count, GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK,
-                        )  # fmt: skip
-                        head_at = tl.arange(0, GROUP_PAD)
-                        kept = (head_at < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
-                        out_at = (pair.to(tl.int64) * GROUP + head_at[:, None]) * HEAD_DIM + column[None, :]
-                        result = (merged / weight[:, None]).to(out.dtype.element_ty)
-                        tl.store(out + out_at, result, mask=kept)
+                    hand_in_piece(
+                        sums, maximum, total, 2 * program + (at != begin).to(tl.int32), pair, pair_begin,
+                        tiles_begin, pair_end, work, programs, piece_sums, piece_stats, counters, out,
+                        GROUP, GROUP_PAD, HEAD_DIM, PADDED_DIM, CHUNK,
+                    )  # fmt: skip
             at = stop
             if (stop == seq_begin + KV_HEADS * span) & (stop < end):
                 seq, seq_begin, length, skipped, span = find_sequence(

@@ -45,8 +45,7 @@ def test_the_models_of_the_published_rows_are_tuned() -> None:
             found = TritonAttention().tuning(layer, H200)
             assert found is not None
             assert len(found) == len(BUCKETS)
-            # The prefill kernel changed after its last sweep, which had found the written rule the fastest.
-            assert {found[name] for name in found if name.startswith("decode")} == {None}
+            assert set(found.values()) == {None}
     for n, k in ((6144, 4096), (24576, 4096), (1024, 3072), (151936, 1024)):
         products = TritonLinear().tuning(n, k, torch.bfloat16, H200)
         assert products is not None
@@ -88,9 +87,7 @@ def test_an_entry_replaces_what_the_rule_says(monkeypatch: pytest.MonkeyPatch) -
     assert attention_config(H200, SPEC, "decode") == default(H200, SPEC, "decode")
     found = TritonAttention().tuning(SPEC, H200)
     assert found is not None
-    decodes = [why for name, why in found.items() if name.startswith("decode")]
-    assert len(decodes) == 2
-    assert all(re.search("other kernel sources", why or "") for why in decodes)
+    assert all(re.search("other kernel sources", why or "") for why in found.values())
 
 
 def test_an_fp8_cache_is_a_dtype_of_its_own() -> None:
