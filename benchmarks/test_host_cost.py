@@ -43,7 +43,7 @@ class Steps:
 
     def prepare(self) -> StepPlan:
         plan = self.scheduler.schedule()
-        self.buffers.fill(plan, len(plan.slices), plan.num_tokens)
+        self.buffers.fill(plan)
         return plan
 
     def land(self, plan: StepPlan) -> None:

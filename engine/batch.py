@@ -17,6 +17,7 @@ from backends.interface import Batch, SamplingBatch
 from backends.noise import noise_key
 from engine.model import Wanted
 from engine.scheduler import StepPlan
+from engine.step_shape import StepShape
 
 
 class StepBuffers:
@@ -73,31 +74,33 @@ class StepBuffers:
         self._seq_lens = torch.zeros(max_seqs, dtype=torch.int32, device=device)
         self._block_table = torch.zeros(max_seqs, table.shape[1], dtype=torch.int32, device=device)
 
-    def fill(self, plan: StepPlan, num_seqs: int, num_tokens: int) -> StepInputs:
-        """Write `plan` into the next host buffer, padded to `num_seqs` rows and `num_tokens` tokens."""
+    def fill(self, plan: StepPlan, captured: StepShape | None = None) -> StepInputs:
+        """Write `plan` into the next host buffer: as it is, or padded to a captured shape that holds it."""
         self._turn ^= 1
         host = self._views[self._turn]
-        inputs = StepInputs(num_seqs, num_tokens, len(plan.slices), plan.num_tokens)
+        shape = captured or plan.shape
+        inputs = StepInputs(shape)
+        if captured is None:
+            inputs.num_samples = sum(part.samples for part in plan.slices)
+            inputs.max_query = max((part.num_tokens for part in plan.slices[plan.num_decodes :]), default=1)
         self._fill_decodes(plan, host)
-        self._fill_prefills(plan, host)
-        self._fill_padding(host, inputs)
+        self._fill_prefills(plan, host, shape)
+        self._fill_padding(host, shape, plan.shape)
         self._fill_updates(plan, host)
         self._fill_sampling(plan, host, inputs)
-        lengths = host["seq_lens"][: len(plan.slices)]
+        lengths = host["seq_lens"][: shape.num_seqs]
         inputs.max_len = int(lengths.max())
         inputs.context_tokens = int(lengths.sum())
-        inputs.max_query = max((part.num_tokens for part in plan.slices[plan.num_decodes :]), default=1)
-        inputs.num_decodes = num_seqs if plan.num_decodes == len(plan.slices) else plan.num_decodes
         return inputs
 
-    def fill_inert(self, inputs: StepInputs) -> None:
+    def fill_inert(self, shape: StepShape) -> None:
         """Fill the next host buffer with padding only, as graph capture needs it."""
         self._turn ^= 1
         host = self._views[self._turn]
-        host["query_start"][:] = 0
-        self._fill_padding(host, inputs)
+        self._fill_padding(host, shape, StepShape(0))
         self._fill_updates(StepPlan(), host)
         host["sample_tokens"][:] = 0
+        host["sample_seqs"][:] = 0
         host["sample_rows"][:] = self.dummy_row
         host["forced"][:] = -1
         host["temperature"][:] = 0.0
@@ -110,7 +113,8 @@ class StepBuffers:
 
     def batch(self, inputs: StepInputs) -> Batch:
         """The batch as views of this object's device buffers; `unpack` fills them."""
-        seqs, tokens = inputs.num_seqs, inputs.num_tokens
+        shape = inputs.shape
+        seqs, tokens = shape.num_seqs, shape.num_tokens
         return Batch(
             query_start=self._query_start[: seqs + 1],
             seq_lens=self._seq_lens[:seqs],
@@ -118,7 +122,7 @@ class StepBuffers:
             slots=self.on_device["slots"][:tokens],
             num_seqs=seqs,
             num_tokens=tokens,
-            num_decodes=inputs.num_decodes,
+            num_decodes=shape.decodes,
             max_query=inputs.max_query,
             max_len=inputs.max_len,
         )
@@ -130,7 +134,7 @@ class StepBuffers:
         last_tokens: i64[rows], the token sampled last in each row.
         """
         device = self.on_device
-        seqs, tokens = inputs.num_seqs, inputs.num_tokens
+        seqs, tokens = inputs.shape.num_seqs, inputs.shape.num_tokens
         table.index_put_(
             (device["update_rows"], device["update_columns"]), device["update_blocks"].to(torch.int32)
         )
@@ -177,9 +181,9 @@ class StepBuffers:
         host["query_start"][: count + 1] = np.arange(count + 1)
         host["seq_lens"][:count] = host["positions"][:count] + 1
 
-    def _fill_prefills(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:
-        size, offset = self.block_size, plan.num_decodes
-        for i, part in enumerate(plan.slices[plan.num_decodes :], start=plan.num_decodes):
+    def _fill_prefills(self, plan: StepPlan, host: dict[str, np.ndarray], shape: StepShape) -> None:
+        size, offset = self.block_size, shape.decodes
+        for i, part in enumerate(plan.slices[plan.num_decodes :], start=shape.decodes):
             sequence, start, count = part.sequence, part.start, part.num_tokens
             tokens = slice(offset, offset + count)
             known = sequence.token_ids[start : start + count]
@@ -192,15 +196,21 @@ class StepBuffers:
             offset += count
             host["query_start"][i + 1] = offset
 
-    def _fill_padding(self, host: dict[str, np.ndarray], inputs: StepInputs) -> None:
-        tokens = slice(inputs.live_tokens, inputs.num_tokens)
-        seqs = slice(inputs.live_seqs, inputs.num_seqs)
-        host["ids"][tokens] = 0
-        host["positions"][tokens] = 0
-        host["slots"][tokens] = -1
-        host["rows"][seqs] = self.dummy_row
-        host["seq_lens"][seqs] = 0
-        host["query_start"][inputs.live_seqs + 1 : inputs.num_seqs + 1] = inputs.live_tokens
+    def _fill_padding(self, host: dict[str, np.ndarray], shape: StepShape, live: StepShape) -> None:
+        """What follows the live decodes, up to the prompts, and what follows the live prompts."""
+        end = shape.decodes + live.prompt_tokens
+        gaps = (
+            (slice(live.decodes, shape.decodes), slice(live.decodes, shape.decodes)),
+            (slice(shape.decodes + live.prompts, shape.num_seqs), slice(end, shape.num_tokens)),
+        )
+        for seqs, tokens in gaps:
+            host["ids"][tokens] = 0
+            host["positions"][tokens] = 0
+            host["slots"][tokens] = -1
+            host["rows"][seqs] = self.dummy_row
+            host["seq_lens"][seqs] = 0
+        host["query_start"][live.decodes : shape.decodes + 1] = np.arange(live.decodes, shape.decodes + 1)
+        host["query_start"][shape.decodes + live.prompts + 1 : shape.num_seqs + 1] = end
 
     def _fill_updates(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:
         count = len(plan.table_updates)
@@ -215,11 +225,12 @@ class StepBuffers:
 
     def _fill_sampling(self, plan: StepPlan, host: dict[str, np.ndarray], inputs: StepInputs) -> None:
         seqs, rows, keys, forced, params = [], [], [], [], []
+        padding = inputs.shape.decodes - plan.num_decodes
         for i, part in enumerate(plan.slices):
             if not part.samples:
                 continue
             sequence = part.sequence
-            seqs.append(i)
+            seqs.append(i if i < plan.num_decodes else i + padding)
             rows.append(sequence.row)
             params.append(sequence.params)
             if sequence.params.temperature:
@@ -229,14 +240,13 @@ class StepBuffers:
                 keys.append(0)
             replay = sequence.params.forced_tokens
             forced.append(-1 if replay is None else replay[part.draw])
-        live = len(seqs)
-        padded = inputs.num_seqs if inputs.num_seqs > inputs.live_seqs else live
-        inputs.num_samples = padded
+        live, padded = len(seqs), inputs.num_samples
         host["sample_tokens"][:live] = host["query_start"][1:][seqs] - 1
         host["sample_seqs"][:live] = seqs
         host["sample_rows"][:live] = rows
         host["forced"][:live] = forced
         host["sample_tokens"][live:padded] = 0
+        host["sample_seqs"][live:padded] = 0
         host["sample_rows"][live:padded] = self.dummy_row
         host["forced"][live:padded] = -1
         inputs.any_forced = any(token >= 0 for token in forced)
@@ -253,32 +263,27 @@ class StepBuffers:
 
 
 class StepInputs:
-    """Host-side facts about a filled step: its padded shape, what is live in it, and what it asks for."""
+    """Host-side facts about a filled step: its shape, and what its live part asks for.
+
+    A new one speaks of a captured shape, where every row samples and one prompt may have all the tokens.
+    """
 
     __slots__ = (
         "all_greedy",
         "any_filter",
         "any_forced",
         "context_tokens",
-        "live_seqs",
-        "live_tokens",
         "logprobs",
         "max_len",
         "max_query",
-        "num_decodes",
         "num_samples",
-        "num_seqs",
-        "num_tokens",
+        "shape",
     )
 
-    def __init__(self, num_seqs: int, num_tokens: int, live_seqs: int, live_tokens: int) -> None:
-        self.num_seqs = num_seqs
-        self.num_tokens = num_tokens
-        self.live_seqs = live_seqs
-        self.live_tokens = live_tokens
-        self.num_samples = 0
-        self.num_decodes = 0
-        self.max_query = 1
+    def __init__(self, shape: StepShape) -> None:
+        self.shape = shape
+        self.num_samples = shape.num_seqs
+        self.max_query = max(shape.prompt_tokens, 1)
         self.max_len = 0
         self.context_tokens = 0
         self.all_greedy = True

@@ -1,7 +1,8 @@
 """Runs steps on the device: inputs in, one forward pass, sampled tokens on their way back.
 
-Nothing here waits for the device except `StepInFlight.read`. Decode-only steps replay a captured graph
-where the backend allows it; a graph is keyed by every host integer its launches bake in.
+Nothing here waits for the device except `StepInFlight.read`. Decodes, and steps with few prompt tokens,
+replay a captured graph where the backend allows it; a graph is keyed by every host integer its launches
+bake in.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from engine.batch import StepBuffers, StepInputs
 from engine.model import Decoder
 from engine.request import EngineError
 from engine.scheduler import StepPlan
+from engine.step_shape import StepShape, graph_shapes, max_len_ladder
 
 
 @dataclass
@@ -105,12 +107,16 @@ class Runner:
         self.graphs_enabled = (
             graphs and device.type == "cuda" and decoder.graph_support >= GraphSupport.DECODE
         )
-        self._graph_sizes = graph_sizes(min(max_seqs, max_step_tokens)) if self.graphs_enabled else []
-        self._decode = StepBuffers(max_seqs, max_seqs, *rest) if self.graphs_enabled else self._mixed
+        self._shapes: list[StepShape] = []
+        if self.graphs_enabled:
+            mixed = decoder.graph_support >= GraphSupport.MIXED
+            self._shapes = graph_shapes(max_seqs, max_step_tokens, mixed)
+        largest = max((shape.num_tokens for shape in self._shapes), default=1)
+        self._captured = StepBuffers(largest, max_seqs, *rest)
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[StepShape, Batch] = {}
         self.graph_misses = 0
-        """Decode steps that found no captured graph and ran eagerly."""
+        """Steps of a shape that is captured which found no graph of their kind and ran eagerly."""
 
     @property
     def num_graphs(self) -> int:
@@ -123,26 +129,25 @@ class Runner:
         if plan.copies:
             source, target = torch.tensor(plan.copies, device=self.device).T
             self.decoder.copy_blocks(self.caches, source, target)
-        count = len(plan.slices)
-        if self.graphs_enabled and plan.num_decodes == count and count <= self._graph_sizes[-1]:
-            return self._launch_decode(plan, count)
+        shape = next((shape for shape in self._shapes if shape.holds(plan.shape)), None)
+        if shape is not None:
+            return self._launch_graph(plan, shape)
         self._update_tables(plan, self._mixed)
-        inputs = self._mixed.fill(plan, count, plan.num_tokens)
+        inputs = self._mixed.fill(plan)
         self._mixed.upload()
         output = self._compute(self._mixed, inputs, self._mixed.batch(inputs))
         return StepInFlight(plan, inputs, output, graph=False)
 
     @torch.inference_mode()
     def capture(self, *, sampled: bool = False, filtered: bool = False, logprobs: bool = False) -> int:
-        """Capture a graph for every decode size and launch key; returns how many were captured.
+        """Capture a graph for every shape and launch key; returns how many were captured.
 
         `sampled`, `filtered` and `logprobs` say which kinds of sampling the graphs must serve.
         """
         before = len(self._graphs)
-        for size in reversed(self._graph_sizes):
+        for shape in reversed(self._shapes):
             for max_len in max_len_ladder(self.max_len):
-                inputs = StepInputs(size, size, size, size)
-                inputs.num_decodes = inputs.num_samples = size
+                inputs = StepInputs(shape)
                 inputs.max_len = max_len
                 inputs.all_greedy = not sampled
                 inputs.any_filter = filtered
@@ -150,16 +155,15 @@ class Runner:
                 self._capture_one(inputs)
         return len(self._graphs) - before
 
-    def _launch_decode(self, plan: StepPlan, count: int) -> StepInFlight:
-        size = next(size for size in self._graph_sizes if size >= count)
-        self._update_tables(plan, self._decode)
-        inputs = self._decode.fill(plan, size, size)
-        self._decode.upload()
-        batch = self._decode_batch(inputs)
+    def _launch_graph(self, plan: StepPlan, shape: StepShape) -> StepInFlight:
+        self._update_tables(plan, self._captured)
+        inputs = self._captured.fill(plan, shape)
+        self._captured.upload()
+        batch = self._batch(inputs)
         captured = self._graphs.get(self._graph_key(inputs, batch))
         if captured is None:
             self.graph_misses += 1
-            return StepInFlight(plan, inputs, self._compute(self._decode, inputs, batch), graph=False)
+            return StepInFlight(plan, inputs, self._compute(self._captured, inputs, batch), graph=False)
         captured[0].replay()
         return StepInFlight(plan, inputs, captured[1], graph=True)
 
@@ -167,7 +171,7 @@ class Runner:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
         ids, positions = buffers.unpack(inputs, self._table, self._last_tokens)
         count = inputs.num_samples
-        wanted = buffers.wanted(inputs, batch) if count < inputs.num_tokens else None
+        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 else None
         hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted)
         if count == 0:
             return None
@@ -184,37 +188,33 @@ class Runner:
         return StepOutput(tokens, chosen, all_logprobs.argmax(dim=-1))
 
     def _capture_one(self, inputs: StepInputs) -> None:
-        batch = self._decode_batch(inputs)
+        batch = self._batch(inputs)
         key = self._graph_key(inputs, batch)
         if key in self._graphs:
             return
-        self._fill_inert(inputs)
+        # Inputs that write nothing anyone reads: every row is padding.
+        self._captured.fill_inert(inputs.shape)
+        self._captured.upload()
         # A first eager pass compiles kernels and fills library workspaces, which capture must not see.
-        self._compute(self._decode, inputs, batch)
+        self._compute(self._captured, inputs, batch)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            output = self._compute(self._decode, inputs, batch)
+            output = self._compute(self._captured, inputs, batch)
         assert output is not None
         self._graphs[key] = (graph, output)
 
-    def _fill_inert(self, inputs: StepInputs) -> None:
-        """Inputs that write nothing anyone reads: every row is padding."""
-        empty = StepInputs(inputs.num_seqs, inputs.num_tokens, 0, 0)
-        self._decode.fill_inert(empty)
-        self._decode.upload()
-
-    def _decode_batch(self, inputs: StepInputs) -> Batch:
-        batch = self._batches.get(inputs.num_seqs)
+    def _batch(self, inputs: StepInputs) -> Batch:
+        batch = self._batches.get(inputs.shape)
         if batch is None:
-            batch = self._batches[inputs.num_seqs] = self._decode.batch(inputs)
+            batch = self._batches[inputs.shape] = self._captured.batch(inputs)
         batch.max_len = inputs.max_len
         return batch
 
     def _graph_key(self, inputs: StepInputs, batch: Batch) -> Hashable:
         flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs)
-        return (inputs.num_seqs, flags, self.decoder.plan(batch))
+        return (inputs.shape, flags, self.decoder.plan(batch))
 
     def _update_tables(self, plan: StepPlan, buffers: StepBuffers) -> None:
         """Bring the host's block table up to date; the device's follows with the step's inputs.
@@ -229,21 +229,6 @@ class Runner:
             rows, columns, blocks = torch.tensor(updates, device=self.device).T
             self._table.index_put_((rows, columns), blocks.to(torch.int32))
             plan.table_updates = []
-
-
-def graph_sizes(max_seqs: int) -> list[int]:
-    """Batch sizes worth a graph, up to `max_seqs` or 1024: dense where padding would cost most."""
-    largest = min(max_seqs, 1024)
-    ladder = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1024, 64)]
-    return [*(size for size in ladder if size < largest), largest]
-
-
-def max_len_ladder(max_len: int) -> list[int]:
-    """Upper bounds of sequence length to capture for, longest first; equal launch keys are captured once."""
-    ladder = [max_len]
-    while ladder[-1] > 128:
-        ladder.append(1 << ((ladder[-1] - 1).bit_length() - 1))
-    return ladder
 
 
 def device_seconds() -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from engine.blocks import BlockPool
 from engine.sequence import Sequence
+from engine.step_shape import StepShape
 
 
 @dataclass(slots=True)
@@ -39,6 +40,12 @@ class StepPlan:
     """(row, logical block, physical block) entries of the block table that changed."""
     prefix_hit_tokens: int = 0
     preemptions: int = 0
+
+    @property
+    def shape(self) -> StepShape:
+        """Its own shape, without padding."""
+        decodes = self.num_decodes
+        return StepShape(decodes, len(self.slices) - decodes, self.num_tokens - decodes)
 
 
 class Scheduler:

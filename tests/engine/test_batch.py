@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from backends.noise import noise_key
-from engine.batch import StepBuffers
+from engine.batch import StepBuffers, StepInputs
 from engine.blocks import BlockPool
 from engine.request import SamplingParams
 from engine.scheduler import Scheduler, StepPlan
 from engine.sequence import Sequence
+from engine.step_shape import StepShape
 
 SIZE = 4
 
@@ -37,7 +38,7 @@ def test_a_prefill_and_a_decode_padded() -> None:
     scheduler.add(first)
     plan = scheduler.schedule()
     apply(plan, table)
-    inputs = buffers.fill(plan, 1, 5)
+    inputs = buffers.fill(plan)
     buffers.upload()
     device_table, last = torch.zeros(9, 8, dtype=torch.int32), torch.zeros(9, dtype=torch.int64)
     ids, positions = buffers.unpack(inputs, device_table, last)
@@ -45,7 +46,7 @@ def test_a_prefill_and_a_decode_padded() -> None:
     assert ids.tolist() == [10, 11, 12, 13, 14]
     assert positions.tolist() == [0, 1, 2, 3, 4]
     assert batch.query_start.tolist() == [0, 5]
-    assert (inputs.max_query, inputs.max_len, inputs.num_decodes) == (5, 5, 0)
+    assert (inputs.max_query, inputs.max_len, inputs.shape) == (5, 5, StepShape(0, 1, 5))
     blocks = first.blocks
     assert batch.slots.tolist() == [blocks[i // SIZE] * SIZE + i % SIZE for i in range(5)]
     assert batch.block_table[0, :2].tolist() == blocks
@@ -58,7 +59,7 @@ def test_a_prefill_and_a_decode_padded() -> None:
     last[first.row] = 77
     plan = scheduler.schedule()
     apply(plan, table)
-    inputs = buffers.fill(plan, 4, 8)
+    inputs = buffers.fill(plan, StepShape(1, 3, 7))
     buffers.upload()
     ids, positions = buffers.unpack(inputs, device_table, last)
     batch = buffers.batch(inputs)
@@ -67,7 +68,7 @@ def test_a_prefill_and_a_decode_padded() -> None:
     assert batch.query_start.tolist() == [0, 1, 4, 4, 4]
     assert batch.seq_lens.tolist() == [6, 3, 0, 0]
     assert batch.slots.tolist()[4:] == [-1] * 4
-    assert (batch.num_decodes, batch.max_query) == (1, 3)
+    assert (batch.num_decodes, batch.max_query) == (1, 7), "a captured step's bound is its shape's"
     assert batch.block_table[0, :2].tolist() == first.blocks
     sampling = buffers.sampling(inputs)
     assert inputs.num_samples == 4
@@ -76,6 +77,55 @@ def test_a_prefill_and_a_decode_padded() -> None:
     assert sampling.noise_key.tolist()[1] == noise_key(5, 0)
     assert buffers.on_device["sample_tokens"][:2].tolist() == [0, 3]
     assert buffers.on_device["sample_rows"][:4].tolist() == [first.row, second.row, 8, 8]
+
+
+def test_prompts_follow_the_padded_decodes() -> None:
+    """One decode laid out for two: the prompt's rows and tokens start at two, and so does its sample."""
+    scheduler, buffers, table = setup()
+    first = Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0)
+    scheduler.add(first)
+    plan = scheduler.schedule()
+    apply(plan, table)
+    land(scheduler, plan, token=9)
+    second = Sequence("b", 0, [4, 5], SamplingParams(max_tokens=4), 1)
+    scheduler.add(second)
+    plan = scheduler.schedule()
+    apply(plan, table)
+    # What an earlier step left in the buffers must not show.
+    for host in buffers._views:
+        for values in host.values():
+            values[:] = 7
+    shape = StepShape(2, 2, 6)
+    inputs = buffers.fill(plan, shape)
+    buffers.upload()
+    ids, positions = buffers.unpack(inputs, torch.from_numpy(table), torch.zeros(9, dtype=torch.int64))
+    batch = buffers.batch(inputs)
+    assert ids.tolist() == [9, 0, 4, 5, 0, 0, 0, 0]
+    assert positions.tolist() == [3, 0, 0, 1, 0, 0, 0, 0]
+    assert batch.query_start.tolist() == [0, 1, 2, 4, 4]
+    assert batch.seq_lens.tolist() == [4, 0, 2, 0]
+    assert [slot >= 0 for slot in batch.slots.tolist()] == [True, False, True, True, *[False] * 4]
+    assert (batch.num_seqs, batch.num_tokens, batch.num_decodes) == (4, 8, 2)
+    assert batch.block_table[0, 0] == first.blocks[0]
+    assert batch.block_table[2, 0] == second.blocks[0]
+    assert inputs.num_samples == 4
+    wanted = buffers.wanted(inputs, batch)
+    assert wanted.tokens.tolist() == [0, 3, 0, 0]
+    assert wanted.batch.seq_lens.tolist() == [4, 2, 4, 4]
+    assert buffers.on_device["sample_rows"][:4].tolist() == [first.row, second.row, 8, 8]
+
+
+def test_a_captured_shape_starts_inert() -> None:
+    _, buffers, _ = setup()
+    shape = StepShape(2, 2, 6)
+    buffers.fill_inert(shape)
+    buffers.upload()
+    inputs = StepInputs(shape)
+    buffers.unpack(inputs, torch.zeros(9, 8, dtype=torch.int32), torch.zeros(9, dtype=torch.int64))
+    batch = buffers.batch(inputs)
+    assert batch.query_start.tolist() == [0, 1, 2, 2, 2]
+    assert batch.seq_lens.tolist() == [0] * 4
+    assert batch.slots.tolist() == [-1] * 8
 
 
 def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
@@ -93,7 +143,7 @@ def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
     plan = scheduler.schedule()
     apply(plan, table)
     assert [part.samples for part in plan.slices] == [True, True, False]
-    inputs = buffers.fill(plan, 3, plan.num_tokens)
+    inputs = buffers.fill(plan)
     buffers.upload()
     buffers.unpack(inputs, torch.from_numpy(table), torch.zeros(9, dtype=torch.int64))
     batch = buffers.batch(inputs)
@@ -105,6 +155,12 @@ def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
     for row, sequence in enumerate((decoding, whole)):
         assert wanted.batch.block_table[row].tolist() == batch.block_table[row].tolist()
         assert wanted.batch.block_table[row, 0] == sequence.blocks[0]
+    # A graph of exactly this shape samples three rows all the same: the third one inertly.
+    inputs = buffers.fill(plan, plan.shape)
+    buffers.upload()
+    assert inputs.num_samples == 3
+    assert buffers.on_device["sample_rows"][:3].tolist() == [decoding.row, whole.row, buffers.dummy_row]
+    assert buffers.sampling(inputs).temperature.tolist() == [0, 0, 0]
 
 
 def test_alternate_host_buffers_keep_the_previous_step() -> None:
@@ -112,11 +168,11 @@ def test_alternate_host_buffers_keep_the_previous_step() -> None:
     scheduler.add(Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0))
     plan = scheduler.schedule()
     apply(plan, table)
-    buffers.fill(plan, 1, 3)
+    buffers.fill(plan)
     turn = buffers._turn
     land(scheduler, plan, 5)
     plan = scheduler.schedule()
     apply(plan, table)
-    buffers.fill(plan, 1, 1)
+    buffers.fill(plan)
     assert buffers._views[turn]["ids"][:3].tolist() == [1, 2, 3]
     assert buffers._views[turn ^ 1]["ids"][0] == 5

@@ -1,33 +1,43 @@
-"""Graph sizes and launch keys; what runs on the device is tested through the engine."""
+"""Launching steps; what runs on the device is tested through the engine."""
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from engine_fixtures import open_small
-from hypothesis import given
-from hypothesis import strategies as st
 
+from engine.batch import StepBuffers
 from engine.request import SamplingParams
-from engine.runner import graph_sizes, max_len_ladder
+from engine.step_shape import graph_shapes
 
 
-@given(st.integers(1, 5000))
-def test_graph_sizes_cover_every_batch_up_to_the_largest(max_seqs: int) -> None:
-    sizes = graph_sizes(max_seqs)
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == min(max_seqs, 1024)
-    waste = [(b - a) / b for a, b in itertools.pairwise(sizes) if a >= 8]
-    assert all(part <= 0.5 for part in waste)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_padded_steps_change_no_token(temperature: float, chunk: int | None) -> None:
+    """The layout of captured steps, computed eagerly: a graph needs a GPU, its layout does not."""
+    params = SamplingParams(max_tokens=9, ignore_eos=True, temperature=temperature, seed=1)
+    prompts = [[(7 * i + j) % 97 for j in range(3 + 11 * i)] for i in range(7)]
+    limits = {"max_step_tokens": 128, "max_seqs": 20, "prefill_chunk": chunk}
 
+    def serve(padded: bool) -> list[list[int]]:
+        engine = open_small(**limits)
+        runner = engine.runner
+        if padded:
+            runner._shapes = graph_shapes(20, 128, mixed=True)
+            largest = max(shape.num_tokens for shape in runner._shapes)
+            size, device = engine.pool.block_size, runner.device
+            runner._captured = StepBuffers(largest, 20, runner._host_table, size, device)
+        done = []
+        for first in range(0, len(prompts), 3):  # later prompts join running decodes
+            for i, prompt in enumerate(prompts[first : first + 3], start=first):
+                engine.add_request(str(i), prompt, params)
+            done += [token for _ in range(2) for token in engine.step()]
+        while engine.has_work:
+            done += engine.step()
+        if padded:
+            assert runner.graph_misses >= 9, "few steps are too large for a captured shape"
+        return [[token.token_id for token in done if token.request_id == str(i)] for i in range(7)]
 
-@given(st.integers(1, 200_000))
-def test_the_ladder_of_lengths_descends_from_the_longest(max_len: int) -> None:
-    ladder = max_len_ladder(max_len)
-    assert ladder[0] == max_len
-    assert ladder == sorted(set(ladder), reverse=True)
-    assert ladder[-1] <= 128
+    assert serve(padded=True) == serve(padded=False)
 
 
 def test_more_prefix_hits_than_a_step_buffer_holds() -> None:

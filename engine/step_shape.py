@@ -1,0 +1,76 @@
+"""The shape of a step, and the shapes that captured graphs are made for.
+
+A graph replays fixed sizes, so a step is laid out for the smallest captured shape that holds it and padded.
+Beside decodes alone, steps with a few prompt tokens are captured: launching their kernels one by one takes
+the host longer than the device needs to run them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GRAPH_PROMPTS = 16
+"""Prompts that a captured step with prompts holds at most."""
+GRAPH_PROMPT_TOKENS = range(64, 513, 64)
+"""Prompt tokens of captured steps; with more, computing takes longer than launching one by one."""
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step is laid out for: decodes first, then prompts; what is not live in either is padding."""
+
+    decodes: int
+    prompts: int = 0
+    prompt_tokens: int = 0
+
+    def holds(self, live: StepShape) -> bool:
+        """True where a step of the `live` shape can be laid out as this one, of the same kind."""
+        return (
+            live.decodes <= self.decodes
+            and live.prompts <= self.prompts
+            and live.prompt_tokens <= self.prompt_tokens
+            and (live.prompts > 0) == (self.prompts > 0)
+        )
+
+    @property
+    def num_seqs(self) -> int:
+        """Rows."""
+        return self.decodes + self.prompts
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens; a decode has one."""
+        return self.decodes + self.prompt_tokens
+
+
+def graph_shapes(max_seqs: int, max_step_tokens: int, mixed: bool) -> list[StepShape]:
+    """The shapes worth a graph, fewest tokens first: decodes alone and, if `mixed`, beside a few prompts.
+
+    Decodes and prompts together are at most max_seqs. A full engine admits one prompt as one sequence ends:
+    the largest shapes leave room for few.
+    """
+    shapes = [StepShape(size) for size in graph_sizes(min(max_seqs, max_step_tokens))]
+    if mixed:
+        ladder = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, *(max_seqs - left for left in (16, 4, 1)))
+        shapes += [
+            StepShape(decodes, min(GRAPH_PROMPTS, max_seqs - decodes), tokens)
+            for decodes in sorted({size for size in ladder if 0 <= size < max_seqs})
+            for tokens in GRAPH_PROMPT_TOKENS
+            if decodes + tokens <= max_step_tokens
+        ]
+    return sorted(shapes, key=lambda shape: shape.num_tokens)
+
+
+def graph_sizes(max_seqs: int) -> list[int]:
+    """Batch sizes worth a graph, up to `max_seqs` or 1024: dense where padding would cost most."""
+    largest = min(max_seqs, 1024)
+    ladder = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 1024, 64)]
+    return [*(size for size in ladder if size < largest), largest]
+
+
+def max_len_ladder(max_len: int) -> list[int]:
+    """Upper bounds of sequence length to capture for, longest first; equal launch keys are captured once."""
+    ladder = [max_len]
+    while ladder[-1] > 128:
+        ladder.append(1 << ((ladder[-1] - 1).bit_length() - 1))
+    return ladder
