@@ -24,7 +24,7 @@ def profile_decode(bench: Bench, sequences: int, steps: int = 3) -> None:
         engine.add_request(str(request.id), request.prompt, params)
     while engine.has_work:
         engine.step()
-        if engine.take_step_stats()[-1].graph:
+        if not engine.take_step_stats()[-1].num_prefill_tokens:
             break
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
