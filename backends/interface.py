@@ -79,8 +79,8 @@ class AttentionSpec:
 class Batch:
     """One step's batch: persistent device buffers, and host upper bounds of what they hold.
 
-    Decodes (one query token) come first. The padded tail is inert: `slots` is -1 and
-    `seq_lens` is 0 there, and `query_start` repeats its last value.
+    Decodes (one query token) come first. Padding follows the decodes, and the prompts; it is inert: `slots`
+    is -1 and `seq_lens` is 0 there. A padded decode has a token, a padded prompt none.
     """
 
     query_start: Tensor

@@ -20,16 +20,21 @@ class EngineConfig:
     max_seqs: int = 256
     """Sequences that may run at once."""
     max_step_tokens: int = 8192
-    """Token budget of one step."""
+    """Prompt tokens of one step, at most. Decodes, a token each, come on top: no prompt makes them wait."""
     max_len: int | None = None
     """Longest prompt + output; None = the model's context length."""
     prefill_chunk: int | None = None
     """Most prompt tokens of one request in one step; None = the step's budget."""
     prefix_cache: bool = True
     graphs: bool = True
-    """Capture decode batches in device graphs where the backend allows it."""
+    """Capture decodes, and steps with few prompt tokens, in device graphs where the backend allows it."""
     overlap: bool = True
     """Schedule and launch step N + 1 before reading step N's tokens."""
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens of the largest step."""
+        return self.max_step_tokens + self.max_seqs
 
     def __post_init__(self) -> None:
         for name in ("max_seqs", "max_step_tokens"):

@@ -111,7 +111,7 @@ class Engine:
         limits = {
             "block_size": config.block_size,
             "max_seqs": config.max_seqs,
-            "max_tokens": config.max_step_tokens,
+            "max_tokens": config.max_batch_tokens,
             "max_len": config.max_len,
         }
         specs = attention_specs(model, dtype=dtype, **limits)

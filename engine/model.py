@@ -204,13 +204,15 @@ class Decoder:
         normed = self.operations.rms_norm(hidden, self.weights.final_norm, self.config.rms_norm_eps)
         return self.linear.run(normed, self.lm_head)
 
-    def profile(self, num_tokens: int, num_seqs: int) -> None:
-        """Run one prefill of `num_tokens` and `num_seqs` rows of logits, to see what memory a step needs."""
+    def profile(self, lengths: list[int], num_seqs: int) -> None:
+        """Prefill prompts of `lengths`, and `num_seqs` rows of logits, to see what memory a step needs."""
         device = self.device.torch_device
-        batch = whole_sequence(num_tokens, self.block_size, device)
-        shared = {spec: runner.new_cache(batch.block_table.shape[1]) for spec, runner in self.runners.items()}
+        num_tokens = sum(lengths)
+        batch = whole_sequences(lengths, self.block_size, device)
+        num_blocks = sum(-(-length // self.block_size) for length in lengths)
+        shared = {spec: runner.new_cache(num_blocks) for spec, runner in self.runners.items()}
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
-        positions = torch.arange(num_tokens, device=device)
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
         hidden = self.forward(ids, positions, batch, [shared[layer.spec] for layer in self.layers])
         rows = torch.arange(num_seqs, device=device) % num_tokens
         self.logits(hidden[rows]).float()
@@ -233,17 +235,22 @@ class Decoder:
         return self.linear.pack(weight, self.device)
 
 
-def whole_sequence(num_tokens: int, block_size: int, device: torch.device) -> Batch:
-    """The batch of one whole sequence in blocks 0, 1, 2, ...: a forward pass without an engine."""
-    num_blocks = -(-num_tokens // block_size)
+def whole_sequences(lengths: list[int], block_size: int, device: torch.device) -> Batch:
+    """The batch of whole sequences in blocks 0, 1, 2, ...: a forward pass without an engine."""
+    tokens = torch.tensor(lengths, dtype=torch.int32)
+    blocks = -(-tokens // block_size)
+    first = blocks.cumsum(0, dtype=torch.int32) - blocks
+    table = first[:, None] + torch.arange(int(blocks.max()), dtype=torch.int32)
+    slots = [start * block_size + torch.arange(length) for start, length in zip(first, lengths, strict=True)]
+    ends = tokens.cumsum(0, dtype=torch.int32)
     return Batch(
-        query_start=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
-        seq_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
-        block_table=torch.arange(num_blocks, dtype=torch.int32, device=device)[None],
-        slots=torch.arange(num_tokens, device=device),
-        num_seqs=1,
-        num_tokens=num_tokens,
-        num_decodes=1 if num_tokens == 1 else 0,
-        max_query=num_tokens,
-        max_len=num_tokens,
+        query_start=torch.cat((torch.zeros(1, dtype=torch.int32), ends)).to(device),
+        seq_lens=tokens.to(device),
+        block_table=table.to(device),
+        slots=torch.cat(slots).to(device),
+        num_seqs=len(lengths),
+        num_tokens=sum(lengths),
+        num_decodes=len(lengths) if max(lengths) == 1 else 0,
+        max_query=max(lengths),
+        max_len=max(lengths),
     )

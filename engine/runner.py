@@ -103,7 +103,7 @@ class Runner:
         self._table = torch.zeros(num_rows + 1, max_blocks, dtype=torch.int32, device=device)
         self._last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
         rest = (self._host_table, block_size, device)
-        self._mixed = StepBuffers(max_step_tokens, max_seqs, *rest)
+        self._mixed = StepBuffers(max_step_tokens + max_seqs, max_seqs, *rest)
         self.graphs_enabled = (
             graphs and device.type == "cuda" and decoder.graph_support >= GraphSupport.DECODE
         )

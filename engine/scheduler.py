@@ -49,7 +49,7 @@ class StepPlan:
 
 
 class Scheduler:
-    """First come, first served under a token budget, with recompute preemption."""
+    """First come, first served under a budget of prompt tokens a step, with recompute preemption."""
 
     def __init__(
         self, pool: BlockPool, *, max_seqs: int, max_step_tokens: int, prefill_chunk: int | None = None
@@ -144,7 +144,7 @@ class Scheduler:
         self._table_updates += [(child.row, i, block) for i, block in enumerate(child.blocks)]
 
     def _schedule_running(self, plan: StepPlan, decodes: list[Slice], prefills: list[Slice]) -> int:
-        """Give running sequences their tokens, decodes first; returns the budget left."""
+        """Give running sequences their tokens, decodes first and outside the budget; returns what is left."""
         budget = self.max_step_tokens
         catching_up: list[Sequence] = []
         for sequence in list(self.running):
@@ -153,9 +153,8 @@ class Scheduler:
                 continue
             if num_tokens - sequence.num_computed > 1:
                 catching_up.append(sequence)
-            elif budget and self._make_room(plan, sequence, 1):
+            elif self._make_room(plan, sequence, 1):
                 decodes.append(self._take(plan, sequence, 1))
-                budget -= 1
         for sequence in catching_up:
             count = min(sequence.num_tokens - sequence.num_computed, budget, self.prefill_chunk)
             if count and sequence.running and self._make_room(plan, sequence, count):

@@ -53,6 +53,13 @@ def realise_pool(config: EngineConfig, decoder: Decoder, device: Device) -> Engi
     return replace(config, num_blocks=num_blocks)
 
 
+def _largest_step(config: EngineConfig) -> list[int]:
+    """Lengths of prompts that together fill a step, as far as the longest may go."""
+    longest = config.max_len or 1
+    tokens = min(config.max_batch_tokens, config.max_seqs * longest)
+    return [longest] * (tokens // longest) + [tokens % longest] * (tokens % longest > 0)
+
+
 def _free_device_bytes(config: EngineConfig, decoder: Decoder, device: Device) -> int:
     """Bytes the pool may take: the allowed share of the device, less what a full step needs at its peak."""
     torch_device = device.torch_device
@@ -60,7 +67,7 @@ def _free_device_bytes(config: EngineConfig, decoder: Decoder, device: Device) -
     torch.cuda.reset_peak_memory_stats(torch_device)
     before = torch.cuda.memory_allocated(torch_device)
     try:
-        decoder.profile(min(config.max_step_tokens, config.max_len or 1), config.max_seqs)
+        decoder.profile(_largest_step(config), config.max_seqs)
     except torch.cuda.OutOfMemoryError:
         raise EngineError(
             f"A step of {config.max_step_tokens} tokens does not fit the device's memory beside the weights; "

@@ -46,17 +46,17 @@ class StepShape:
 def graph_shapes(max_seqs: int, max_step_tokens: int, mixed: bool) -> list[StepShape]:
     """The shapes worth a graph, fewest tokens first: decodes alone and, if `mixed`, beside a few prompts.
 
-    Decodes and prompts together are at most max_seqs. A full engine admits one prompt as one sequence ends:
-    the largest shapes leave room for few.
+    Decodes and prompts together are at most max_seqs, prompt tokens at most max_step_tokens. A full engine
+    admits one prompt as one sequence ends: the largest shapes leave room for few.
     """
-    shapes = [StepShape(size) for size in graph_sizes(min(max_seqs, max_step_tokens))]
+    shapes = [StepShape(size) for size in graph_sizes(max_seqs)]
     if mixed:
         ladder = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, *(max_seqs - left for left in (16, 4, 1)))
         shapes += [
             StepShape(decodes, min(GRAPH_PROMPTS, max_seqs - decodes), tokens)
             for decodes in sorted({size for size in ladder if 0 <= size < max_seqs})
             for tokens in GRAPH_PROMPT_TOKENS
-            if decodes + tokens <= max_step_tokens
+            if tokens <= max_step_tokens
         ]
     return sorted(shapes, key=lambda shape: shape.num_tokens)
 

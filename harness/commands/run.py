@@ -93,7 +93,7 @@ _OPTIONS: list[Callable[..., Any]] = [
     click.option("--ops", metavar="NAME", help="Backend for elementwise operations alone."),
     click.option("--block-size", type=int, metavar="N", help="Tokens a KV block holds."),
     click.option("--max-seqs", type=int, metavar="N", help="Sequences that may run at once."),
-    click.option("--max-step-tokens", type=int, metavar="N", help="Token budget of one step."),
+    click.option("--max-step-tokens", type=int, metavar="N", help="Most prompt tokens of one step."),
     click.option(
         "--prefill-chunk", type=int, metavar="N", help="Most prompt tokens of one request in one step."
     ),

@@ -175,7 +175,7 @@ def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int) -> list[Att
         dtype=dtype,
         block_size=block_size,
         max_seqs=limits.max_seqs,
-        max_tokens=limits.max_step_tokens,
+        max_tokens=limits.max_batch_tokens,
         max_len=config.max_len,
     )
     return list(dict.fromkeys(found))

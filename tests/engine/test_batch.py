@@ -19,7 +19,7 @@ SIZE = 4
 def setup() -> tuple[Scheduler, StepBuffers, np.ndarray]:
     scheduler = Scheduler(BlockPool(32, SIZE), max_seqs=4, max_step_tokens=16)
     table = np.zeros((scheduler.num_rows + 1, 8), dtype=np.int32)
-    return scheduler, StepBuffers(16, 4, table, SIZE, torch.device("cpu")), table
+    return scheduler, StepBuffers(20, 4, table, SIZE, torch.device("cpu")), table
 
 
 def apply(plan: StepPlan, table: np.ndarray) -> None:

@@ -50,6 +50,25 @@ def test_prompts_are_chunked_by_the_budget_and_decodes_come_first() -> None:
     assert plan.num_decodes == 2 and plan.num_tokens == 2
 
 
+def test_a_small_budget_keeps_no_decode_waiting() -> None:
+    s = scheduler(max_step_tokens=2)
+    for order in range(4):
+        s.add(make([1], max_tokens=9, order=order))
+    land(s, s.schedule())
+    land(s, s.schedule())
+    plan = s.schedule()
+    assert shape(plan) == [(f"r{order}", plan.slices[order].start, 1) for order in range(4)]
+    assert plan.num_decodes == 4
+
+
+def test_decodes_leave_the_prompts_their_budget() -> None:
+    s = scheduler()
+    s.add(make([1, 2], order=0))
+    land(s, s.schedule())
+    s.add(make(list(range(16)), order=1))
+    assert shape(s.schedule()) == [("r0", 2, 1), ("r1", 0, 16)]
+
+
 def test_prefill_chunk_limits_one_request() -> None:
     s = scheduler(prefill_chunk=3)
     s.add(make(list(range(7))))
@@ -143,7 +162,8 @@ class TrafficMachine(RuleBasedStateMachine):
         plan = self.s.schedule()
         if not plan.slices:
             return
-        assert plan.num_tokens <= self.s.max_step_tokens
+        assert plan.num_tokens - plan.num_decodes <= self.s.max_step_tokens
+        assert plan.num_decodes <= self.s.max_seqs
         assert len(plan.slices) == len({id(part.sequence) for part in plan.slices})
         targets = [target for _, target in plan.copies]
         assert len(targets) == len(set(targets))

@@ -26,13 +26,13 @@ class FakeDecoder:
     memory: FakeMemory
     activation_bytes: int = GIB
     block_bytes: int = 2**20
-    profiled: tuple[int, int] | None = None
+    profiled: tuple[list[int], int] | None = None
 
     def cache_bytes_per_block(self) -> int:
         return self.block_bytes
 
-    def profile(self, tokens: int, rows: int) -> None:
-        self.profiled = tokens, rows
+    def profile(self, lengths: list[int], rows: int) -> None:
+        self.profiled = lengths, rows
         if self.activation_bytes > self.memory.total - self.memory.used:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 90 GiB.")
         self.memory.peak = self.memory.used + self.activation_bytes
@@ -70,7 +70,13 @@ def test_the_pool_takes_what_weights_and_activations_leave(memory: FakeMemory) -
     decoder = FakeDecoder(memory)
     config = replace(LIMITS, kv_memory_fraction=0.75)
     assert blocks(decoder, config) == (12 - 10 - 1) * 1024
-    assert decoder.profiled == (4096, 64)
+    assert decoder.profiled == ([4096, 4096, 64], 64), "8192 prompt tokens and 64 decodes"
+
+
+def test_few_short_sequences_bound_the_largest_step(memory: FakeMemory) -> None:
+    decoder = FakeDecoder(memory)
+    blocks(decoder, replace(LIMITS, max_len=100, max_seqs=3))
+    assert decoder.profiled == ([100, 100, 100], 3)
 
 
 def test_no_more_blocks_than_the_limits_can_use(memory: FakeMemory) -> None:
