@@ -31,7 +31,7 @@ CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
 @click.option("--device", "prefer", help="cpu, cuda or cuda:N.")
 @click.option(
     "--seconds",
-    default=0.1,
+    default=0.02,
     show_default=True,
     type=click.FloatRange(0.001),
     help="Measuring time of one cell. GPUs under a longer load meet their power limit and slow down.",

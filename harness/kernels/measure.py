@@ -60,7 +60,7 @@ def measure(
     device: Device,
     peaks: Peaks,
     *,
-    budget_s: float = 0.1,
+    budget_s: float = 0.02,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Iterator[KernelResult]:
     """Every problem on every backend; `budget_s` is the measuring time of one cell."""
