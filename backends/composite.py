@@ -21,7 +21,7 @@ from backends.interface import (
     Batch,
     Device,
     GraphSupport,
-    Rotary,
+    Rotation,
 )
 
 ROLES = ("prefill", "decode")
@@ -133,17 +133,9 @@ class CompositeRunner(AttentionRunner):
         self.owner.write(cache, k, v, batch)
 
     def rotate_and_write(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        rotary: Rotary,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        cache: Any,
-        batch: Batch,
+        self, qkv: Tensor, positions: Tensor, rotation: Rotation, cache: Any, batch: Batch
     ) -> Tensor:
-        return self.owner.rotate_and_write(qkv, positions, rotary, q_norm, k_norm, eps, cache, batch)
+        return self.owner.rotate_and_write(qkv, positions, rotation, cache, batch)
 
     def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
         decodes, rest = split_batch(batch)

@@ -109,6 +109,18 @@ class Rotary:
     rotary_dim: int
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """What a layer does to each head of its queries and keys: a norm where it has one, then the rotation."""
+
+    rotary: Rotary
+    q_norm: Tensor | None = None
+    """Weight [head_dim] of the RMS norm of queries; `k_norm` that of keys."""
+    k_norm: Tensor | None = None
+    eps: float = 1e-6
+    """Of both norms."""
+
+
 class AttentionRunner(ABC):
     """Attention for one spec on one device. The cache is opaque: its layout belongs to the backend."""
 
@@ -153,15 +165,7 @@ class AttentionRunner(ABC):
         """K and V of blocks `ids` in the canonical layout [n, block_size, kv_heads, head_dim], for tests."""
 
     def rotate_and_write(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        rotary: Rotary,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        cache: Any,
-        batch: Batch,
+        self, qkv: Tensor, positions: Tensor, rotation: Rotation, cache: Any, batch: Batch
     ) -> Tensor:
         """Fused `Operations.rotate` and `write`: gives q [T, q_heads, head_dim], K and V go to the cache."""
         raise BackendError(f"{type(self).__name__} offers no fused write; use Operations.rotate and write.")
@@ -295,16 +299,9 @@ class Operations(ABC):
 
     @abstractmethod
     def rotate(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        rotary: Rotary,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        spec: AttentionSpec,
+        self, qkv: Tensor, positions: Tensor, rotation: Rotation, spec: AttentionSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Split qkv [T, (q + 2 kv) * d], norm each head of q and k where weights [d] are given, rotate both.
+        """Split qkv [T, (q + 2 kv) * d], norm each head of q and k where the layer does, rotate both.
 
         positions: i64[T]. Returns q [T, q_heads, d], k and v [T, kv_heads, d].
         """

@@ -20,7 +20,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.graph_timing import graph_time_us
-from backends.interface import AttentionSpec, Rotary
+from backends.interface import AttentionSpec, Rotary, Rotation
 from backends.triton import launch
 from backends.triton.cache import PagedCache, new_cache
 from backends.triton.fused_write import rotate_and_write
@@ -92,17 +92,8 @@ class Stack:
 
     def rotated(self, layer: Layer, qkv: Tensor) -> Tensor:
         """Queries [T, q_heads * d]; they stand in for attention's output."""
-        q = rotate_and_write(
-            qkv,
-            self.positions,
-            self.rotary,
-            layer.head_norm,
-            layer.head_norm,
-            EPS,
-            layer.cache,
-            self.slots,
-            self.spec,
-        )
+        rotation = Rotation(self.rotary, layer.head_norm, layer.head_norm, EPS)
+        q = rotate_and_write(qkv, self.positions, rotation, layer.cache, self.slots, self.spec)
         return q.view(self.rows, -1)
 
     def separate(self, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

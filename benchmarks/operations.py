@@ -19,7 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.graph_timing import graph_time_us
-from backends.interface import AttentionSpec, Rotary, SamplingBatch
+from backends.interface import AttentionSpec, Rotary, Rotation, SamplingBatch
 from backends.noise import noise_key
 from backends.torch.operations import TorchOperations
 from backends.triton.cache import new_cache
@@ -121,17 +121,18 @@ def rotate_rows(tokens: int) -> Iterator[Row]:
     rotary = Rotary(torch.randn(40960, 128, device="cuda"), 128)
     positions = torch.randint(40960, (tokens,), device="cuda")
     norm = random(128)
+    rotation = Rotation(rotary, norm, norm)
     cache = new_cache(tokens // 16 + 8, 8, 16, 128, BF16, torch.device("cuda"))
     slots = torch.randperm((tokens // 16 + 8) * 16, device="cuda")[:tokens]
     keys, values = (torch.empty_like(t).view(-1, 8, 128) for t in (cache.k, cache.v))
 
     def reference(i: int) -> Tensor:
-        q, k, v = TORCH.rotate(qkv[i], positions, rotary, norm, norm, 1e-6, spec)
+        q, k, v = TORCH.rotate(qkv[i], positions, rotation, spec)
         keys[slots], values[slots] = k, v
         return q
 
     def fused(i: int) -> Tensor:
-        return rotate_and_write(qkv[i], positions, rotary, norm, norm, 1e-6, cache, slots, spec)
+        return rotate_and_write(qkv[i], positions, rotation, cache, slots, spec)
 
     close("rotate", fused(0), reference(0))
     close("keys", cache.k.transpose(1, 2).reshape(-1, 8, 128)[slots], keys[slots])

@@ -15,6 +15,7 @@ from backends.interface import (
     BackendError,
     Batch,
     GraphSupport,
+    Rotation,
     Selection,
     Weight,
 )
@@ -59,6 +60,7 @@ class Layer:
     weights: LayerWeights
     spec: AttentionSpec
     runner: AttentionRunner
+    rotation: Rotation
     qkv: Any
     output: Any
     gate_up: Any
@@ -119,7 +121,7 @@ class Decoder:
         self.block_size = block_size
         self.operations = selection.operations
         self.linear = selection.linear
-        self.rotary = rotary_table(config, self.device.torch_device, max_len)
+        rotary = rotary_table(config, self.device.torch_device, max_len)
         specs = attention_specs(
             config,
             dtype=dtype,
@@ -134,6 +136,7 @@ class Decoder:
                 weights=layer,
                 spec=spec,
                 runner=self.runners[spec],
+                rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
                 qkv=self._pack(layer.qkv),
                 output=self._pack(layer.output),
                 gate_up=self._pack(layer.gate_up),
@@ -219,12 +222,11 @@ class Decoder:
 
     def _write(self, layer: Layer, x: Tensor, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
         """Queries [T, q_heads, head_dim], rotated; the keys and values go into the cache."""
-        weights, runner, eps = layer.weights, layer.runner, self.config.rms_norm_eps
-        qkv = self.linear.run(x, layer.qkv, weights.qkv_bias)
-        norms = (weights.q_norm, weights.k_norm)
+        runner = layer.runner
+        qkv = self.linear.run(x, layer.qkv, layer.weights.qkv_bias)
         if runner.fused_write:
-            return runner.rotate_and_write(qkv, positions, self.rotary, *norms, eps, cache, batch)
-        q, k, v = self.operations.rotate(qkv, positions, self.rotary, *norms, eps, layer.spec)
+            return runner.rotate_and_write(qkv, positions, layer.rotation, cache, batch)
+        q, k, v = self.operations.rotate(qkv, positions, layer.rotation, layer.spec)
         runner.write(cache, k, v, batch)
         return q
 

@@ -14,7 +14,7 @@ from backends.conformance.finding import Finding
 from backends.conformance.operation_check import rotary_table
 from backends.conformance.scenario import make_batch
 from backends.conformance.tolerance import deviation, limit
-from backends.interface import AttentionRunner, Device, Operations, Rotary
+from backends.interface import AttentionRunner, Device, Operations, Rotary, Rotation
 
 EPS = 1e-6
 
@@ -45,12 +45,12 @@ def _one(
         (1 + 0.1 * torch.randn(spec.head_dim, generator=generator)).to(spec.dtype) if norms else None
         for _ in range(2)
     ]
-    on_device = [w if w is None else w.to(target) for w in weights]
+    q_norm, k_norm = (w if w is None else w.to(target) for w in weights)
     cache = runs.poisoned_cache(runner, setup.layout, spec, target)
-    x, at, q_norm, k_norm = qkv.to(target), positions.to(target), on_device[0], on_device[1]
-    q = runner.rotate_and_write(x, at, rotary, q_norm, k_norm, EPS, cache, batch)
+    x, at, rotation = qkv.to(target), positions.to(target), Rotation(rotary, q_norm, k_norm, EPS)
+    q = runner.rotate_and_write(x, at, rotation, cache, batch)
     stored_k, stored_v = _stored(runner, cache, batch.slots[:live])
-    torch_q, torch_k, _ = reference.rotate(x, at, rotary, q_norm, k_norm, EPS, spec)
+    torch_q, torch_k, _ = reference.rotate(x, at, rotation, spec)
     heads = qkv.view(-1, spec.q_heads + 2 * spec.kv_heads, spec.head_dim)
     parts = heads.split([spec.q_heads, spec.kv_heads, spec.kv_heads], dim=1)
 

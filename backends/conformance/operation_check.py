@@ -13,7 +13,7 @@ from backends.conformance.finding import Finding
 from backends.conformance.matrix import CheckRow, Status
 from backends.conformance.sampling_check import SamplingCase, check_sampling
 from backends.conformance.tolerance import deviation, limit
-from backends.interface import AttentionSpec, Device, Operations, Rotary
+from backends.interface import AttentionSpec, Device, Operations, Rotary, Rotation
 
 SEED = 20261123
 EPS = 1e-6
@@ -162,7 +162,7 @@ def _rotate(
 
     def run(operations: Operations, at: torch.device) -> tuple[Tensor, ...]:
         q_norm, k_norm = (w if w is None else w.to(at) for w in weights)
-        rotary = Rotary(table.to(at), rotary_dim)
-        return operations.rotate(qkv.to(at), positions.to(at), rotary, q_norm, k_norm, EPS, spec)
+        rotation = Rotation(Rotary(table.to(at), rotary_dim), q_norm, k_norm, EPS)
+        return operations.rotate(qkv.to(at), positions.to(at), rotation, spec)
 
     return Problem(run, (wanted(q, weights[0]), wanted(k, weights[1]), v.double()), ("q", "k", "v"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backends.interface import AttentionSpec, Device, Operations, Rotary, SamplingBatch
+from backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
 from backends.noise import gumbel_noise
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,22 +33,15 @@ class TorchOperations(Operations):
         return self.rms_norm(residual, weight, eps), residual
 
     def rotate(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        rotary: Rotary,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        spec: AttentionSpec,
+        self, qkv: Tensor, positions: Tensor, rotation: Rotation, spec: AttentionSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
         heads = qkv.view(qkv.shape[0], spec.q_heads + 2 * spec.kv_heads, spec.head_dim)
         q, k, v = heads.split([spec.q_heads, spec.kv_heads, spec.kv_heads], dim=1)
-        if q_norm is not None:
-            q = self.rms_norm(q, q_norm, eps)
-        if k_norm is not None:
-            k = self.rms_norm(k, k_norm, eps)
-        cos, sin = rotary.cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+        if rotation.q_norm is not None:
+            q = self.rms_norm(q, rotation.q_norm, rotation.eps)
+        if rotation.k_norm is not None:
+            k = self.rms_norm(k, rotation.k_norm, rotation.eps)
+        cos, sin = rotation.rotary.cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
         return rotate_halves(q, cos, sin), rotate_halves(k, cos, sin), v
 
     def gate(self, gate_up: Tensor) -> Tensor:

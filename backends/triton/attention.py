@@ -17,7 +17,7 @@ from backends.interface import (
     Batch,
     Device,
     GraphSupport,
-    Rotary,
+    Rotation,
 )
 from backends.triton import attention_tuning
 from backends.triton.attention_tuning import attention_config, small_batch
@@ -121,19 +121,11 @@ class TritonRunner(AttentionRunner):
         kv_write(cache, k, v, batch.slots)
 
     def rotate_and_write(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        rotary: Rotary,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        cache: PagedCache,
-        batch: Batch,
+        self, qkv: Tensor, positions: Tensor, rotation: Rotation, cache: PagedCache, batch: Batch
     ) -> Tensor:
         from backends.triton.fused_write import rotate_and_write
 
-        return rotate_and_write(qkv, positions, rotary, q_norm, k_norm, eps, cache, batch.slots, self.spec)
+        return rotate_and_write(qkv, positions, rotation, cache, batch.slots, self.spec)
 
     def run(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
         if not out.is_contiguous():

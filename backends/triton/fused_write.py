@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.interface import AttentionSpec, Rotary
+from backends.interface import AttentionSpec, Rotation
 from backends.triton.cache import PagedCache
 from backends.triton.launch import overlap, release_successor, wait_for_predecessor
 from backends.triton.rotary import heads_per_program, rotated_heads, warps_per_program
@@ -82,15 +82,7 @@ def rotate_and_write_kernel(
 
 
 def rotate_and_write(
-    qkv: Tensor,
-    positions: Tensor,
-    rotary: Rotary,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    cache: PagedCache,
-    slots: Tensor,
-    spec: AttentionSpec,
+    qkv: Tensor, positions: Tensor, rotation: Rotation, cache: PagedCache, slots: Tensor, spec: AttentionSpec
 ) -> Tensor:
     """Rotated queries [T, q_heads, head_dim] of qkv [T, (q + 2 kv) * head_dim]; K and V go to `slots`.
 
@@ -107,24 +99,24 @@ def rotate_and_write(
         qkv,
         positions,
         slots,
-        rotary.cos_sin,
-        qkv if q_norm is None else q_norm,
-        qkv if k_norm is None else k_norm,
+        rotation.rotary.cos_sin,
+        qkv if rotation.q_norm is None else rotation.q_norm,
+        qkv if rotation.k_norm is None else rotation.k_norm,
         q,
         cache.k,
         cache.v,
-        eps,
+        rotation.eps,
         qkv.stride(0),
         spec.q_heads,
         spec.kv_heads,
         d,
-        rotary.rotary_dim // 2,
+        rotation.rotary.rotary_dim // 2,
         cache.block_size,
         cache.block_stride,
         cache.head_stride,
         cache.slot_stride,
-        Q_NORM=q_norm is not None,
-        K_NORM=k_norm is not None,
+        Q_NORM=rotation.q_norm is not None,
+        K_NORM=rotation.k_norm is not None,
         HEADS=heads,
         BLOCK_D=triton.next_power_of_2(d),
         num_warps=warps_per_program(heads, d),

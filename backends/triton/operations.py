@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backends.interface import AttentionSpec, Device, Operations, Rotary, SamplingBatch
+from backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,18 +43,11 @@ class TritonOperations(Operations):
         return rms_norm(x, weight, eps, residual), residual
 
     def rotate(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        rotary: Rotary,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        spec: AttentionSpec,
+        self, qkv: Tensor, positions: Tensor, rotation: Rotation, spec: AttentionSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
         from backends.triton.rotary import rotate
 
-        return rotate(qkv, positions, rotary, q_norm, k_norm, eps, spec)
+        return rotate(qkv, positions, rotation, spec)
 
     def gate(self, gate_up: Tensor) -> Tensor:
         from backends.triton.gate import gate

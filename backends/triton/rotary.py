@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.interface import AttentionSpec, Rotary
+from backends.interface import AttentionSpec, Rotation
 from backends.triton.launch import overlap, release_successor, wait_for_predecessor
 
 
@@ -110,13 +110,7 @@ def warps_per_program(heads: int, head_dim: int) -> int:
 
 
 def rotate(
-    qkv: Tensor,
-    positions: Tensor,
-    rotary: Rotary,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
-    spec: AttentionSpec,
+    qkv: Tensor, positions: Tensor, rotation: Rotation, spec: AttentionSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `Operations.rotate`. v is a view of `qkv`."""
     tokens, d = qkv.shape[0], spec.head_dim
@@ -129,19 +123,19 @@ def rotate(
     rotate_kernel[(tokens, triton.cdiv(spec.q_heads, heads) + triton.cdiv(spec.kv_heads, heads))](
         qkv,
         positions,
-        rotary.cos_sin,
-        qkv if q_norm is None else q_norm,
-        qkv if k_norm is None else k_norm,
+        rotation.rotary.cos_sin,
+        qkv if rotation.q_norm is None else rotation.q_norm,
+        qkv if rotation.k_norm is None else rotation.k_norm,
         q,
         k,
-        eps,
+        rotation.eps,
         qkv.stride(0),
         spec.q_heads,
         spec.kv_heads,
         d,
-        rotary.rotary_dim // 2,
-        Q_NORM=q_norm is not None,
-        K_NORM=k_norm is not None,
+        rotation.rotary.rotary_dim // 2,
+        Q_NORM=rotation.q_norm is not None,
+        K_NORM=rotation.k_norm is not None,
         HEADS=heads,
         BLOCK_D=triton.next_power_of_2(d),
         num_warps=warps_per_program(heads, d),

@@ -13,7 +13,7 @@ from torch import Tensor
 from backends.conformance import oracle
 from backends.conformance.operation_check import rotary_table
 from backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
-from backends.interface import AttentionSpec, Backend, Device, Operations, Rotary, SamplingBatch
+from backends.interface import AttentionSpec, Backend, Device, Operations, Rotary, Rotation, SamplingBatch
 from backends.noise import gumbel_noise, noise_key
 from engine.model_config import ModelConfig
 from harness.kernels.problem import Check, Prepared, Problem, rotations
@@ -94,22 +94,19 @@ def _rotate_inputs(config: ModelConfig, m: int, normal: Callable[..., Tensor]) -
     return {
         "qkv": qkv,
         "positions": torch.arange(m, device=qkv.device) % 4096,
-        "rotary": Rotary(rotary_table(4096, config.head_dim).to(qkv.device), config.head_dim),
+        "rotation": Rotation(Rotary(rotary_table(4096, config.head_dim).to(qkv.device), config.head_dim)),
         "spec": spec,
     }
 
 
 def _rotate(operations: Operations, given: Inputs) -> Tensor:
-    rotated = operations.rotate(
-        given["qkv"], given["positions"], given["rotary"], None, None, 1e-6, given["spec"]
-    )
-    return rotated[0]
+    return operations.rotate(given["qkv"], given["positions"], given["rotation"], given["spec"])[0]
 
 
 def _rotate_wanted(given: Inputs) -> Tensor:
     spec: AttentionSpec = given["spec"]
     q = given["qkv"].cpu().view(-1, spec.q_heads + 2 * spec.kv_heads, spec.head_dim)[:, : spec.q_heads]
-    table = given["rotary"].cos_sin.cpu()
+    table = given["rotation"].rotary.cos_sin.cpu()
     return oracle.rotate_half(q, given["positions"].cpu(), table, spec.head_dim)
 
 

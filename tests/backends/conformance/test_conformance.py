@@ -14,7 +14,7 @@ from torch import Tensor
 from backends import device
 from backends.conformance import Status, check, check_backend
 from backends.conformance.attention_cases import BLOCK_SIZES, GROUPS, HEAD_DIMS, full_cases, quick_cases
-from backends.interface import Attention, AttentionSpec, Backend, BackendError, Batch, Device
+from backends.interface import Attention, AttentionSpec, Backend, BackendError, Batch, Device, Rotation
 from backends.torch import BACKEND
 from backends.torch.attention import TorchAttention, TorchRunner
 from backends.torch.linear import TorchLinear
@@ -281,20 +281,13 @@ def test_a_fused_write_is_compared_with_rotate_and_write(cpu: Device) -> None:
         fused_write = True
         forget_norm = False
 
-        def rotate_and_write(  # type: ignore[override]
-            self,
-            qkv: Tensor,
-            positions: Tensor,
-            rotary: Any,
-            q_norm: Any,
-            k_norm: Any,
-            eps: float,
-            cache: Any,
-            batch: Batch,
+        def rotate_and_write(
+            self, qkv: Tensor, positions: Tensor, rotation: Rotation, cache: Any, batch: Batch
         ) -> Tensor:
-            k_norm = None if self.forget_norm else k_norm
+            if self.forget_norm:
+                rotation = replace(rotation, k_norm=None)
             assert BACKEND.operations is not None
-            q, k, v = BACKEND.operations.rotate(qkv, positions, rotary, q_norm, k_norm, eps, self.spec)
+            q, k, v = BACKEND.operations.rotate(qkv, positions, rotation, self.spec)
             self.write(cache, k, v, batch)
             return q
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from backends.device import cpu
-from backends.interface import AttentionSpec, BackendError, Rotary, SamplingBatch, Scheme, Weight
+from backends.interface import AttentionSpec, BackendError, Rotary, Rotation, SamplingBatch, Scheme, Weight
 from backends.noise import noise_key
 from backends.torch import BACKEND
 
@@ -65,7 +65,7 @@ def test_rotate_turns_each_pair_by_its_angle(rotary_dim):
     angles = torch.arange(20)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.001])[: rotary_dim // 2]
     rotary = Rotary(torch.cat([angles.cos(), angles.sin()], -1), rotary_dim)
     qkv, positions = torch.randn(3, 32), torch.tensor([0, 7, 19])
-    q, k, v = OPERATIONS.rotate(qkv, positions, rotary, None, None, 1e-6, spec)
+    q, k, v = OPERATIONS.rotate(qkv, positions, Rotation(rotary), spec)
     heads = qkv.view(3, 4, 8)
     half = rotary_dim // 2
     turned = torch.complex(heads[..., :half], heads[..., half:rotary_dim])
@@ -79,7 +79,8 @@ def test_rotate_norms_before_it_rotates():
     spec = AttentionSpec(2, 1, 8, torch.float32, torch.float32, 16, 1.0)
     rotary = Rotary(torch.tensor([[0.0] * 4 + [1.0] * 4]), 8)
     qkv, q_weight, k_weight = torch.randn(1, 32), torch.randn(8), torch.randn(8)
-    q, k, _ = OPERATIONS.rotate(qkv, torch.zeros(1).long(), rotary, q_weight, k_weight, 1e-6, spec)
+    rotation = Rotation(rotary, q_weight, k_weight, 1e-6)
+    q, k, _ = OPERATIONS.rotate(qkv, torch.zeros(1).long(), rotation, spec)
     heads = qkv.view(1, 4, 8)
     quarter = lambda x: torch.cat([-x[..., 4:], x[..., :4]], -1)  # noqa: E731
     torch.testing.assert_close(q, quarter(OPERATIONS.rms_norm(heads[:, :2], q_weight, 1e-6)))

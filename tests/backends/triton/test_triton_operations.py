@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backends.conformance import oracle
 from backends.conformance.tolerance import complaint, deviation, limit
-from backends.interface import AttentionSpec, Rotary
+from backends.interface import AttentionSpec, Rotary, Rotation
 from backends.torch.operations import TorchOperations
 from backends.triton.cache import new_cache
 from backends.triton.fused_write import rotate_and_write
@@ -81,7 +81,7 @@ def test_no_tokens_no_launch(operation: str) -> None:
         out = TRITON.gate(x)
     else:
         spec, rotary, _ = rotary_case(16, 16, torch.float32)
-        out = TRITON.rotate(torch.empty(0, 128, device=DEVICE), x[:, 0], rotary, None, None, EPS, spec)[0]
+        out = TRITON.rotate(torch.empty(0, 128, device=DEVICE), x[:, 0], Rotation(rotary), spec)[0]
     assert out.shape[0] == 0
 
 
@@ -110,8 +110,9 @@ def test_rotation(dtype: torch.dtype, normed: bool, tokens: int, head_dim: int, 
     qkv = random(tokens, 8 * head_dim, dtype=dtype)
     positions = torch.arange(tokens, device=DEVICE) * 7 % 64
     exact = exact_heads(qkv, positions, rotary, norm)
-    references = TORCH.rotate(qkv, positions, rotary, norm, norm, EPS, spec)
-    actual = TRITON.rotate(qkv, positions, rotary, norm, norm, EPS, spec)
+    rotation = Rotation(rotary, norm, norm, EPS)
+    references = TORCH.rotate(qkv, positions, rotation, spec)
+    actual = TRITON.rotate(qkv, positions, rotation, spec)
     for part, reference, expected in zip(actual, references, (exact[:, :4], exact[:, 4:]), strict=False):
         assert_close(part, reference, expected)
     assert torch.equal(actual[2], references[2])
@@ -128,9 +129,10 @@ def test_rotation_with_the_cache_write(dtype: torch.dtype, tokens: int, head_dim
     cache = new_cache(6, 2, 16, head_dim, dtype, DEVICE)
     for tensor in (cache.k, cache.v):
         tensor.fill_(torch.nan)
-    q = rotate_and_write(qkv, positions, rotary, norm, norm, EPS, cache, slots, spec)
+    rotation = Rotation(rotary, norm, norm, EPS)
+    q = rotate_and_write(qkv, positions, rotation, cache, slots, spec)
 
-    expected_q, expected_k, expected_v = TRITON.rotate(qkv, positions, rotary, norm, norm, EPS, spec)
+    expected_q, expected_k, expected_v = TRITON.rotate(qkv, positions, rotation, spec)
     assert torch.equal(q, expected_q)
     live = slots >= 0
     for stored, expected in ((cache.k, expected_k), (cache.v, expected_v)):
