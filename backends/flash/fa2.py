@@ -13,8 +13,10 @@ from torch.nn.functional import pad
 from backends.flash import gathered
 from backends.flash.library import FlashRunner, Library, rest_starts
 from backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
+from backends.release import Release
 from backends.torch.attention import TorchCache
 
+RELEASE = Release("flash-attn", "2.8.3.post2")
 MODULE = "flash_attn"
 PREFILL = "flash_attn_varlen_func"
 PREFILL_KEYWORDS = (*gathered.KEYWORDS, "block_table")
@@ -37,8 +39,7 @@ AMD_TRITON_SWITCH = "FLASH_ATTENTION_TRITON_AMD_ENABLE"
 class PagedFlashAttention2(Library):
     """A build that reads pages of a multiple of `page_keys` keys."""
 
-    distribution = "flash-attn"
-    checked_version = "2.8.3.post2"
+    release = RELEASE
     page_keys: int
 
     def limits(self, spec: AttentionSpec, device: Device) -> list[str]:
@@ -47,8 +48,8 @@ class PagedFlashAttention2(Library):
         return [f"block size {spec.block_size} is no multiple of {self.page_keys}"]
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        prefill = self.function(MODULE, PREFILL, PREFILL_KEYWORDS)
-        return Fa2Runner(spec, device, prefill, self.function(MODULE, DECODE, DECODE_KEYWORDS))
+        prefill = self.release.function(MODULE, PREFILL, PREFILL_KEYWORDS)
+        return Fa2Runner(spec, device, prefill, self.release.function(MODULE, DECODE, DECODE_KEYWORDS))
 
 
 class FlashAttention2(PagedFlashAttention2):
@@ -84,8 +85,7 @@ class FlashAttentionTritonAmd(Library):
     """flash-attn's Triton kernels for AMD, on gathered keys: they ignore block tables. Not run."""
 
     key = "triton-amd"
-    distribution = "flash-attn"
-    checked_version = "2.8.3.post2"
+    release = RELEASE
     vendor = "amd"
     arches = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 
@@ -99,7 +99,7 @@ class FlashAttentionTritonAmd(Library):
         return reasons
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        forward = self.function(MODULE, PREFILL, gathered.KEYWORDS)
+        forward = self.release.function(MODULE, PREFILL, gathered.KEYWORDS)
         return gathered.GatheredRunner(spec, device, forward)
 
 

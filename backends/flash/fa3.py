@@ -7,6 +7,7 @@ import torch
 from backends.flash.gathered import KEYWORDS, GatheredRunner
 from backends.flash.library import Library
 from backends.interface import AttentionRunner, AttentionSpec, Device
+from backends.release import Release
 
 MODULE = "fa3_fwd_interface"
 FUNCTION = "flash_attn_varlen_func"
@@ -16,8 +17,7 @@ class FlashAttention3(Library):
     """Hopper's fastest prefill, on gathered keys."""
 
     key = "fa3"
-    distribution = "fa3-fwd"
-    checked_version = "0.0.3"
+    release = Release("fa3-fwd", "0.0.3")
     arches = ("sm90",)
     dtypes = (torch.bfloat16,)
 
@@ -25,4 +25,4 @@ class FlashAttention3(Library):
         return ["this build has no sliding window"] if spec.window is not None else []
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        return GatheredRunner(spec, device, self.function(MODULE, FUNCTION, KEYWORDS))
+        return GatheredRunner(spec, device, self.release.function(MODULE, FUNCTION, KEYWORDS))

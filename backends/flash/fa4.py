@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backends.flash.library import FlashRunner, Library, rest_starts
 from backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
+from backends.release import Release
 from backends.torch.attention import TorchCache
 
 MODULE = "flash_attn.cute.interface"
@@ -42,8 +43,7 @@ class FlashAttention4(Library):
     """Newest, and the only one here that reads small pages."""
 
     key = "fa4"
-    distribution = "flash-attn-4"
-    checked_version = "4.0.0b36"
+    release = Release("flash-attn-4", "4.0.0b36")
     arches = ("sm90", "sm100", "sm103", "sm110")
 
     def limits(self, spec: AttentionSpec, device: Device) -> list[str]:
@@ -52,7 +52,7 @@ class FlashAttention4(Library):
         return []
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        return Fa4Runner(spec, device, self.function(MODULE, FUNCTION, KEYWORDS))
+        return Fa4Runner(spec, device, self.release.function(MODULE, FUNCTION, KEYWORDS))
 
 
 class Fa4Runner(FlashRunner):

@@ -1,18 +1,14 @@
-"""What every library of the family has in common: is it there, does it fit, does it take our calls."""
+"""What every library of the family has in common: is it there, does it fit."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from backends.interface import AttentionRunner, AttentionSpec, BackendError, Batch, Device
+from backends.interface import AttentionRunner, AttentionSpec, Batch, Device
+from backends.release import Release
 from backends.torch.attention import TorchRunner
 
 
@@ -21,25 +17,15 @@ class Library(ABC):
 
     key: str
     """The pin: `flash:KEY`."""
-    distribution: str
-    """Its name on PyPI."""
-    checked_version: str
-    """The release whose signatures our calls are checked against."""
+    release: Release
     vendor: str = "nvidia"
     arches: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
     max_head_dim = 256
 
-    def version(self) -> str | None:
-        """The installed version; None = not installed. Nothing is imported."""
-        try:
-            return version(self.distribution)
-        except PackageNotFoundError:
-            return None
-
     def label(self) -> str:
         """Library and version, for the record."""
-        return f"{self.key}, {self.distribution} {self.version()}"
+        return f"{self.key}, {self.release.label()}"
 
     def made_for(self, device: Device) -> bool:
         """Whether the library has kernels for this architecture."""
@@ -49,10 +35,7 @@ class Library(ABC):
         """Reasons the library cannot be used on `device` at all."""
         if not self.made_for(device):
             return [f"needs {' or '.join(self.arches)}, this is {device.arch}"]
-        reasons = []
-        if self.version() is None:
-            reasons.append(f"not installed (pip install {self.distribution}=={self.checked_version})")
-        return reasons
+        return self.release.absent()
 
     def reasons(self, spec: AttentionSpec, device: Device) -> list[str]:
         """Reasons it cannot serve `spec` on `device`; empty = it can."""
@@ -77,27 +60,6 @@ class Library(ABC):
     @abstractmethod
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
         """A runner; the library is imported now."""
-
-    def function(self, module: str, name: str, keywords: Sequence[str]) -> Callable[..., Any]:
-        """`module.name`, after making sure that it takes every keyword we pass.
-
-        Raises:
-            BackendError: the import fails, or the installed version's signature is another.
-        """
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise BackendError(
-                f"{self.distribution} {self.version()} cannot be used: {error}; reinstall it."
-            ) from error
-        missing = sorted(set(keywords) - set(inspect.signature(found).parameters))
-        if missing:
-            raise BackendError(
-                f"{self.distribution} {self.version()}: {name} takes no {', '.join(missing)}; "
-                f"install {self.distribution}=={self.checked_version}."
-            )
-        checked: Callable[..., Any] = found
-        return checked
 
 
 class FlashRunner(TorchRunner):

@@ -45,7 +45,7 @@ class AiterAttention(Attention):
     name = "rocm:aiter"
 
     def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
-        return f"{self.name} ({aiter.DISTRIBUTION} {aiter.installed_version()}; {NOT_RUN})"
+        return f"{self.name} ({aiter.AITER.label()}; {NOT_RUN})"
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = aiter.absent(device)
@@ -68,8 +68,8 @@ class AiterAttention(Attention):
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
         if reasons := self.supports(spec, device):
             raise BackendError(f"{self.name} attention cannot serve this: {'; '.join(reasons)}.")
-        decode = aiter.function("aiter", "pa_fwd_asm", DECODE_KEYWORDS)
-        prefill = aiter.function("aiter", "flash_attn_varlen_func", PREFILL_KEYWORDS)
+        decode = aiter.AITER.function("aiter", "pa_fwd_asm", DECODE_KEYWORDS)
+        prefill = aiter.AITER.function("aiter", "flash_attn_varlen_func", PREFILL_KEYWORDS)
         return AiterRunner(spec, device, decode, prefill)
 
 

@@ -46,7 +46,7 @@ class RocmLinear(Linear):
             raise BackendError(f"rocm linear cannot serve this weight: {'; '.join(reasons)}.")
         if aiter.absent(device) or weight.q.dtype not in (torch.bfloat16, torch.float16):
             return PackedLinear(self.other.pack(weight, device), None)
-        product = aiter.function("aiter.tuned_gemm", "gemm_a16w16", KEYWORDS)
+        product = aiter.AITER.function("aiter.tuned_gemm", "gemm_a16w16", KEYWORDS)
         return PackedLinear(weight.q.to(device.torch_device).contiguous(), product)
 
     def run(self, x: Tensor, packed: PackedLinear, bias: Tensor | None = None) -> Tensor:

@@ -32,6 +32,16 @@ def land(scheduler: Scheduler, plan: StepPlan, token: int) -> None:
         scheduler.land(part, token if part.samples else None)
 
 
+def decoding(scheduler: Scheduler, table: np.ndarray) -> Sequence:
+    """A sequence of three prompt tokens whose next step decodes token 9."""
+    sequence = Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0)
+    scheduler.add(sequence)
+    plan = scheduler.schedule()
+    apply(plan, table)
+    land(scheduler, plan, token=9)
+    return sequence
+
+
 def test_a_prefill_and_a_decode_padded() -> None:
     scheduler, buffers, table = setup()
     first = Sequence("a", 0, [10, 11, 12, 13, 14], SamplingParams(max_tokens=4), 0)
@@ -82,11 +92,7 @@ def test_a_prefill_and_a_decode_padded() -> None:
 def test_prompts_follow_the_padded_decodes() -> None:
     """One decode laid out for two: the prompt's rows and tokens start at two, and so does its sample."""
     scheduler, buffers, table = setup()
-    first = Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0)
-    scheduler.add(first)
-    plan = scheduler.schedule()
-    apply(plan, table)
-    land(scheduler, plan, token=9)
+    first = decoding(scheduler, table)
     second = Sequence("b", 0, [4, 5], SamplingParams(max_tokens=4), 1)
     scheduler.add(second)
     plan = scheduler.schedule()
@@ -131,11 +137,7 @@ def test_a_captured_shape_starts_inert() -> None:
 def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
     """A prompt in two chunks between a whole one and a decode: the first chunk samples nothing."""
     scheduler, buffers, table = setup()
-    decoding = Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0)
-    scheduler.add(decoding)
-    plan = scheduler.schedule()
-    apply(plan, table)
-    land(scheduler, plan, token=9)
+    first = decoding(scheduler, table)
     whole = Sequence("b", 0, [4, 5], SamplingParams(max_tokens=4), 1)
     chunked = Sequence("c", 0, list(range(20)), SamplingParams(max_tokens=4), 2)
     scheduler.add(whole)
@@ -152,14 +154,14 @@ def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
     assert wanted.batch.seq_lens.tolist() == [4, 2]
     assert wanted.batch.query_start.tolist() == [0, 1, 2]
     assert (wanted.batch.num_seqs, wanted.batch.num_tokens, wanted.batch.num_decodes) == (2, 2, 2)
-    for row, sequence in enumerate((decoding, whole)):
+    for row, sequence in enumerate((first, whole)):
         assert wanted.batch.block_table[row].tolist() == batch.block_table[row].tolist()
         assert wanted.batch.block_table[row, 0] == sequence.blocks[0]
     # A graph of exactly this shape samples three rows all the same: the third one inertly.
     inputs = buffers.fill(plan, plan.shape)
     buffers.upload()
     assert inputs.num_samples == 3
-    assert buffers.on_device["sample_rows"][:3].tolist() == [decoding.row, whole.row, buffers.dummy_row]
+    assert buffers.on_device["sample_rows"][:3].tolist() == [first.row, whole.row, buffers.dummy_row]
     assert buffers.sampling(inputs).temperature.tolist() == [0, 0, 0]
 
 

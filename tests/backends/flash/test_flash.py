@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 import types
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from released import with_signature
 from torch import Tensor
 
 from backends import device, registry
@@ -21,6 +21,7 @@ from backends.flash import fa2, fa3, fa4
 from backends.flash.attention import LIBRARIES
 from backends.flash.library import Library
 from backends.interface import AttentionSpec, BackendError, Device
+from backends.release import Release
 
 RELEASES: dict[str, Any] = json.loads((Path(__file__).parent / "signatures.json").read_text())
 SPEC = AttentionSpec(8, 2, 64, torch.bfloat16, torch.bfloat16, 16, 0.125)
@@ -43,21 +44,6 @@ def paged(k: Tensor, table: Tensor, length: int) -> Tensor:
     """A sequence's keys [length, kv_heads, d] out of pages [num_blocks, block_size, kv_heads, d]."""
     blocks = table[: -(-length // k.shape[1])].long()
     return k[blocks].flatten(0, 1)[:length]
-
-
-def with_signature(distribution: str, function: str, body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body` behind the released parameter list: anything else raises TypeError."""
-    names = RELEASES[distribution]["functions"][function]
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names
-    ]
-    signature = inspect.Signature(parameters)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return body(**signature.bind(*args, **kwargs).arguments)
-
-    call.__signature__ = signature  # type: ignore[attr-defined]
-    return call
 
 
 def fa4_forward(
@@ -152,26 +138,26 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         "flash_attn:flash_attn_with_kvcache": kvcache_forward,
     }
     present: dict[str, str] = {}
-    monkeypatch.setattr(Library, "version", lambda self: present.get(self.distribution))
+    monkeypatch.setattr(Release, "version", lambda self: present.get(self.distribution))
 
     def install(distribution: str) -> None:
         present[distribution] = RELEASES[distribution]["version"]
-        for path in RELEASES[distribution]["functions"]:
+        for path, names in RELEASES[distribution]["functions"].items():
             module, function = path.split(":")
             parts = module.split(".")
             for depth in range(1, len(parts) + 1):
                 name = ".".join(parts[:depth])
                 if name not in sys.modules:
                     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-            setattr(sys.modules[module], function, with_signature(distribution, path, bodies[path]))
+            setattr(sys.modules[module], function, with_signature(names, bodies[path]))
 
     return install
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.key)
 def test_every_call_is_in_the_released_signature(library: Library) -> None:
-    release = RELEASES[library.distribution]
-    assert library.checked_version == release["version"]
+    release = RELEASES[library.release.distribution]
+    assert library.release.checked_version == release["version"]
     calls = {
         "fa4": {f"{fa4.MODULE}:{fa4.FUNCTION}": fa4.KEYWORDS},
         "fa3": {f"{fa3.MODULE}:{fa3.FUNCTION}": fa3.KEYWORDS},

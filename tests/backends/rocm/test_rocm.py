@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 import types
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from released import with_signature
 from torch import Tensor
 
 from backends import device, registry
@@ -20,6 +20,7 @@ from backends.conformance import Status, oracle
 from backends.conformance.attention_cases import make_case
 from backends.conformance.attention_check import AttentionChecker
 from backends.interface import AttentionSpec, BackendError, Device, Scheme, Weight
+from backends.release import Release
 from backends.rocm import aiter, attention, linear
 from backends.rocm.attention import AiterAttention, RocmAttention
 from backends.rocm.cache import new_cache
@@ -80,7 +81,7 @@ def gemm_a16w16(A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """AITER's released version, as far as the backend can tell."""
-    monkeypatch.setattr(aiter, "installed_version", lambda: RELEASE["version"])
+    monkeypatch.setattr(Release, "version", lambda self: RELEASE["version"])
     bodies: dict[str, Callable[..., Any]] = {
         "pa_fwd_asm": pa_fwd_asm,
         "flash_attn_varlen_func": flash_attn_varlen_func,
@@ -92,21 +93,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         setattr(sys.modules[module], name, with_signature(names, bodies[name]))
 
 
-def with_signature(names: list[str], body: Callable[..., Any]) -> Callable[..., Any]:
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names
-    ]
-    signature = inspect.Signature(parameters)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return body(**signature.bind(*args, **kwargs).arguments)
-
-    call.__signature__ = signature  # type: ignore[attr-defined]
-    return call
-
-
 def test_every_call_is_in_the_released_signature() -> None:
-    assert RELEASE["version"] == aiter.CHECKED_VERSION
+    assert RELEASE["version"] == aiter.AITER.checked_version
     for path, keywords in {
         "aiter:pa_fwd_asm": attention.DECODE_KEYWORDS,
         "aiter:flash_attn_varlen_func": attention.PREFILL_KEYWORDS,
@@ -128,10 +116,10 @@ def test_aiter_agrees_with_the_oracle_through_the_stand_ins(kind: str, shape: st
 
 def test_selection_by_architecture_and_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     rocm = RocmAttention()
-    monkeypatch.setattr(aiter, "installed_version", lambda: None)
+    monkeypatch.setattr(Release, "version", lambda self: None)
     assert rocm.supports(SPEC, machine("gfx942")) == []
     assert rocm.served_by(machine("gfx942")) == "rocm (triton)"
-    monkeypatch.setattr(aiter, "installed_version", lambda: "0.1.7")
+    monkeypatch.setattr(Release, "version", lambda self: "0.1.7")
     assert rocm.served_by(machine("gfx950")) == "rocm (rocm:aiter (amd-aiter 0.1.7; compiled, not run))"
     assert rocm.served_by(machine("gfx1100")) == "rocm (triton)"
     assert rocm.served_by(machine("gfx950"), replace(SPEC, window=100)) == "rocm (triton)"
