@@ -12,7 +12,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class TorchLinear(Linear):
-    """Dense weights in the model's dtype; the packed form is the [N, K] tensor itself."""
+    """Dense weights in the model's dtype; the packed form is the contiguous [N, K] tensor."""
 
     name = "torch"
 
@@ -27,8 +27,8 @@ class TorchLinear(Linear):
     def pack(self, weight: Weight, device: Device) -> Tensor:
         n, k = weight.q.shape
         if reasons := self.supports(weight.scheme, n, k, weight.q.dtype, device):
-            raise BackendError(f"torch linear cannot serve this weight: {'; '.join(reasons)}.")
-        return weight.q.to(device.torch_device)
+            raise BackendError(f"{self.name} linear cannot serve this weight: {'; '.join(reasons)}.")
+        return weight.q.to(device.torch_device).contiguous()
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, packed, bias)

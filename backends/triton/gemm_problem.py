@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from backends.graph_timing import graph_time_us
 from backends.interface import Device
 from backends.sweep import Problem
 from backends.triton import tuned
-from backends.triton.gemm_choice import KERNEL_BUCKETS, GemmConfig, ZeroBias, bucket_name, launch
+from backends.triton.gemm_choice import KERNEL_BUCKETS, ZeroBias, bucket_name, launch
+from backends.triton.linear import TritonLinear
 from backends.triton.search_space import gemm_launches
 from backends.tuning import Config
 
@@ -44,6 +44,7 @@ class GemmProblem(Problem):
         self.bucket = bucket_name(self.rows, self.n, self.k)
         self.dtype = tuned.product_dtype(self.number_type)
         self.sources = tuned.sources("gemm")
+        self.linear = TritonLinear()
 
     @cached_property
     def weights(self) -> Tensor:
@@ -70,11 +71,6 @@ class GemmProblem(Problem):
     def baseline(self) -> None:
         return None
 
-    @cached_property
-    def zeros(self) -> Tensor:
-        """A bias that changes nothing, [n]."""
-        return torch.zeros(self.n, dtype=self.number_type, device=self.device.torch_device)
-
     def candidates(self) -> Sequence[Config]:
         if self.rows > KERNEL_BUCKETS[-1]:
             return [asdict(ZeroBias())]
@@ -87,7 +83,7 @@ class GemmProblem(Problem):
         first, last = torch.arange(min(self.n, 4096)), torch.arange(max(0, self.n - 4096), self.n)
         some = torch.cat([first, last]).to(weight.device)
         exact = self.x.float() @ weight[some].float().T
-        actual = self._call(config)(weight)[:, some].float()
+        actual = self._product(config, weight)[:, some].float()
         return float((actual - exact).norm() / exact.norm())
 
     def times_us(self, config: Config | None) -> Sequence[float]:
@@ -95,8 +91,7 @@ class GemmProblem(Problem):
 
     def time_us(self, config: Config | None) -> tuple[float, float]:
         """(median, spread) microseconds."""
-        call = self._call(config)
-        calls = [partial(call, weight) for weight in self.weights]
+        calls = [partial(self._product, config, weight) for weight in self.weights]
         while len(calls) * self.weight_bytes < self.read_bytes:
             calls = calls * 2
         return graph_time_us(calls, self.replays)
@@ -112,12 +107,5 @@ class GemmProblem(Problem):
         multiply(x, torch.zeros(256, depth, dtype=self.number_type, device=at), kernel)
         torch.cuda.synchronize()
 
-    def _call(self, config: Config | None) -> Callable[[Tensor], Tensor]:
-        """The product by a given weight."""
-        from backends.triton.skinny_launch import multiply
-
-        kernel = None if config is None else launch(config)
-        if isinstance(kernel, GemmConfig):
-            return partial(multiply, self.x, config=kernel)
-        bias = None if kernel is None else self.zeros
-        return lambda weight: functional.linear(self.x, weight, bias)
+    def _product(self, config: Config | None, weight: Tensor) -> Tensor:
+        return self.linear.product(self.x, weight, None if config is None else launch(config))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backends.interface import BackendError, Device, Linear, Scheme, Weight
+from backends.interface import Device, Scheme
+from backends.torch.linear import TorchLinear
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+if TYPE_CHECKING:
+    from backends.triton.gemm_choice import Launch
 
 
-class TritonLinear(Linear):
-    """Dense weights; the packed form is the contiguous [N, K] tensor.
+class TritonLinear(TorchLinear):
+    """Dense weights, packed as torch's are: the [N, K] tensor.
 
     `run` picks by `gemm_choice`. Norm, gate and residual stay launches of their own:
     with overlapped launches, folding them into the products gained nothing (see `benchmarks/layers.py`).
@@ -24,33 +28,29 @@ class TritonLinear(Linear):
         self._zeros: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
-        reasons = []
+        reasons = super().supports(scheme, n, k, dtype, device)
         if device.vendor == "cpu" and not device.interpret:
             reasons.append("needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness")
-        if scheme != Scheme():
-            reasons.append(f"only dense weights are served, not {scheme.weight}")
-        if dtype not in DTYPES:
-            reasons.append(f"dtype {dtype} is none of float32, bfloat16, float16")
         return reasons
 
-    def pack(self, weight: Weight, device: Device) -> Tensor:
-        n, k = weight.q.shape
-        if reasons := self.supports(weight.scheme, n, k, weight.q.dtype, device):
-            raise BackendError(f"Triton linear cannot serve this weight: {'; '.join(reasons)}.")
-        return weight.q.to(device.torch_device).contiguous()
-
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        from backends.triton.gemm_choice import GemmConfig, ZeroBias, choose
+        from backends.triton.gemm_choice import choose
         from backends.triton.launch import architecture, compute_units
-        from backends.triton.skinny_launch import multiply
 
         n, k = packed.shape
         launch = choose(architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype)
+        return self.product(x, packed, launch, bias)
+
+    def product(self, x: Tensor, weight: Tensor, launch: Launch | None, bias: Tensor | None = None) -> Tensor:
+        """x [M, K] by weight [N, K] transposed, the way `launch` says; None = the library, plainly."""
+        from backends.triton.gemm_choice import GemmConfig, ZeroBias
+        from backends.triton.skinny_launch import multiply
+
         if isinstance(launch, GemmConfig) and x.shape[0] > 0:
-            return multiply(x, packed, launch, bias)
+            return multiply(x, weight, launch, bias)
         if isinstance(launch, ZeroBias) and bias is None:
-            bias = self._zero_bias(n, x)
-        return functional.linear(x, packed, bias)
+            bias = self._zero_bias(weight.shape[0], x)
+        return functional.linear(x, weight, bias)
 
     def _zero_bias(self, n: int, x: Tensor) -> Tensor:
         """Zeros [n], made once; see `gemm_choice.ZeroBias`."""
