@@ -13,23 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reports.steps import plain_decodes, step_times_ns
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.statistics import Floats
-
 MIN_STEPS = 16
-
-
-def step_times_ns(steps: pd.DataFrame) -> Floats:
-    """What each step added to the run, in ns: from the later of its start and its predecessor's end.
-
-    With overlap a step is scheduled while the one before still runs; that stretch belongs to the latter.
-    """
-    start = steps["start_ns"].to_numpy(dtype=np.float64)
-    end = steps["end_ns"].to_numpy(dtype=np.float64)
-    before = np.concatenate(([-np.inf], end[:-1]))
-    return np.maximum(end - np.maximum(start, before), 0.0)
 
 
 def floors(shape: Mapping[str, Any] | None, peaks: Mapping[str, Any]) -> dict[str, float | None]:
@@ -44,15 +33,12 @@ def floors(shape: Mapping[str, Any] | None, peaks: Mapping[str, Any]) -> dict[st
 
 
 def fit(steps: pd.DataFrame, floor: Mapping[str, float | None]) -> dict[str, Any]:
-    """Ordinary least squares over the measured pure-decode steps, with standard errors and R^2.
+    """Ordinary least squares over the plain decode steps, with standard errors and R^2.
 
     `reason` says why there is no fit: fewer than 16 such steps, or all with the same context.
     """
-    times = step_times_ns(steps)
-    chosen = (
-        (steps["num_prefill_tokens"] == 0) & (steps["num_decodes"] > 0) & (steps["end_ns"] > 0)
-    ).to_numpy(dtype=bool)
-    seconds = times[chosen] / 1e9
+    chosen = plain_decodes(steps)
+    seconds = step_times_ns(steps)[chosen] / 1e9
     tokens = steps["context_tokens"].to_numpy(dtype=np.float64)[chosen]
     empty = {
         "intercept_s": None,
@@ -64,7 +50,7 @@ def fit(steps: pd.DataFrame, floor: Mapping[str, float | None]) -> dict[str, Any
         **floor,
     }
     if len(seconds) < MIN_STEPS:
-        return empty | {"reason": f"{len(seconds)} pure decode steps, {MIN_STEPS} needed"}
+        return empty | {"reason": f"{len(seconds)} plain decode steps, {MIN_STEPS} needed"}
     centred = tokens - tokens.mean()
     spread = float(centred @ centred)
     if spread == 0:

@@ -16,6 +16,7 @@ from harness import decode_fit, roofline, schedule
 from harness.errors import HarnessError
 from harness.statistics import Floats, estimate, summarise
 from harness.window import Window, steady_state
+from reports.steps import step_times_ns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -318,7 +319,7 @@ def _steps(steps: pd.DataFrame) -> dict[str, Any]:
     measured = steps[steps["end_ns"] > 0]
     if measured.empty:
         return {"count": 0}
-    time_ns = decode_fit.step_times_ns(measured)
+    time_ns = step_times_ns(measured)
     busy_ns = float(time_ns.sum())
     return {
         "count": len(measured),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness import decode_fit
+from reports.steps import plain_decodes, step_times_ns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,8 @@ def section(
 ) -> dict[str, Any]:
     """Model bandwidth use of the decode steps and model FLOP use of the whole run, each with its parts.
 
-    mbu: (weights + KV read) a pure-decode step, over those steps' time and the peak bandwidth.
+    mbu: (weights + KV read) a plain decode step (`reports.steps`), over those steps' time and the peak
+    bandwidth.
     mfu: FLOPs that the answered tokens need, over the busy time and the peak FLOPs. Both are null where the
     peak is unknown; attained bytes/s and FLOP/s stand beside them.
     """
@@ -157,7 +158,7 @@ def section(
     decode_bytes, decode_s = _decode_bytes(steps, shape)
     flops = _run_flops(rows, steps, shape)
     measured = steps[steps["end_ns"] > 0]
-    busy_s = float(decode_fit.step_times_ns(measured).sum()) / 1e9 if len(measured) else 0.0
+    busy_s = float(step_times_ns(measured).sum()) / 1e9 if len(measured) else 0.0
     bytes_per_s = decode_bytes / decode_s if decode_s > 0 else None
     flops_per_s = flops / busy_s if busy_s > 0 and flops is not None else None
     return {
@@ -177,11 +178,9 @@ def _over(value: float | None, measured: float | None, sheet: float | None) -> d
 
 
 def _decode_bytes(steps: pd.DataFrame, shape: Mapping[str, Any]) -> tuple[float, float]:
-    """Bytes the measured pure-decode steps must move, and their seconds."""
-    chosen = (
-        (steps["num_prefill_tokens"] == 0) & (steps["num_decodes"] > 0) & (steps["end_ns"] > 0)
-    ).to_numpy(bool)
-    seconds = float(decode_fit.step_times_ns(steps)[chosen].sum()) / 1e9
+    """Bytes the plain decode steps must move, and their seconds."""
+    chosen = plain_decodes(steps)
+    seconds = float(step_times_ns(steps)[chosen].sum()) / 1e9
     context = steps["context_tokens"].to_numpy(np.float64)[chosen]
     seqs = steps["num_seqs"].to_numpy(np.float64)[chosen]
     # Only sums over sequences are kept, so a window's keys are bounded by window * sequences.

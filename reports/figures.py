@@ -10,7 +10,7 @@ import numpy as np
 
 from reports.quantities import digits, format_value
 from reports.record import RunRecord
-from reports.sections import step_seconds
+from reports.steps import plain_decodes, step_times_ns
 from reports.style import RunStyle
 
 if TYPE_CHECKING:
@@ -232,11 +232,11 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
     traces: list[dict[str, Any]] = []
     sentences = []
     for run in runs:
-        decodes = run.steps[(run.steps["num_prefill_tokens"] == 0) & (run.steps["num_decodes"] > 0)]
-        if decodes.empty:
+        chosen = plain_decodes(run.steps)
+        if not chosen.any():
             continue
-        seconds = step_seconds(run.steps)[decodes.index]
-        context = decodes["context_tokens"].to_numpy(dtype=float)
+        seconds = step_times_ns(run.steps)[chosen] / 1e9
+        context = run.steps["context_tokens"].to_numpy(dtype=float)[chosen]
         keep = np.unique(np.linspace(0, len(seconds) - 1, min(POINTS, len(seconds))).round().astype(int))
         hover = f"{run.style.hover_label}<br>%{{x:,}} context tokens<br>%{{y:.4~g}} ms<extra></extra>"
         traces.append(

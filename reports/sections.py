@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from reports.compare import flatten, show
 from reports.quantities import DASH, digits, format_value
 from reports.record import RunRecord
+from reports.steps import step_times_ns
 from reports.style import vendor
 from reports.tables import Cell, Table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from reports.figures import RunData
 
 
@@ -85,21 +82,14 @@ def _memory_parts(memory: dict[str, Any]) -> list[tuple[str, str, float]]:
     return [part for part in parts if part[2]]
 
 
-def step_seconds(steps: pd.DataFrame) -> np.ndarray:
-    """What each step added to the run: from the later of its start and its predecessor's end to its end."""
-    start, end = steps["start_ns"].to_numpy(dtype=float), steps["end_ns"].to_numpy(dtype=float)
-    before = np.concatenate(([-np.inf], end[:-1]))
-    seconds: np.ndarray = np.maximum(end - np.maximum(start, before), 0) / 1e9
-    return seconds
-
-
 def time_table(runs: Sequence[RunData]) -> Table:
     """Where the steps' time went: by what the steps held, and on the host."""
     rows = []
     for run in runs:
         if run.steps.empty:
             continue
-        seconds, busy = step_seconds(run.steps), step_seconds(run.steps).sum()
+        seconds = step_times_ns(run.steps) / 1e9
+        busy = seconds.sum()
         prefill = run.steps["num_prefill_tokens"].to_numpy() > 0
         decode = run.steps["num_decodes"].to_numpy() > 0
         host = run.steps["host_ns"].to_numpy(dtype=float).sum() / 1e9

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from harness.metrics import Context
 from harness.target import TokenEvent
-from reports.record import STEP_COLUMNS
 from workloads.request import Request, Workload
 
 MS = 1_000_000
@@ -138,17 +136,5 @@ def make_context() -> Callable[..., Context]:
         return Context(
             **({"mode": "open", "end_ns": 10**12, "interrupted": False, "batch_limit": 256} | given)
         )
-
-    return make
-
-
-@pytest.fixture
-def make_steps() -> Callable[..., pd.DataFrame]:
-    """A step table from partial rows; what is left out is 0 (times in ns)."""
-
-    def make(*rows: dict[str, Any]) -> pd.DataFrame:
-        defaults = {name: False if kind == "bool" else 0 for name, kind in STEP_COLUMNS.items()}
-        full = [defaults | {"step": i, "kv_blocks_total": 1} | row for i, row in enumerate(rows)]
-        return pd.DataFrame(full, columns=list(STEP_COLUMNS)).astype(STEP_COLUMNS)
 
     return make

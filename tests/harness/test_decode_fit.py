@@ -46,17 +46,6 @@ def test_steps_with_prefill_and_warmup_steps_play_no_part(make_steps: Any) -> No
     assert found["intercept_floor_s"] is None
 
 
-def test_overlapped_steps_count_once(make_steps: Any) -> None:
-    """Each step is launched while the one before runs: what it adds is end to end, not start to end."""
-    steps = make_steps(
-        {"start_ns": 0, "end_ns": 100},
-        {"start_ns": 50, "end_ns": 200},
-        {"start_ns": 150, "end_ns": 300},
-        {"start_ns": 1000, "end_ns": 1100},
-    )
-    assert decode_fit.step_times_ns(steps).tolist() == [100, 100, 100, 100]
-
-
 @pytest.mark.parametrize("tokens", [np.arange(1, 6), np.full(40, 7)])
 def test_no_fit_says_why(make_steps: Any, tokens: Any) -> None:
     steps = back_to_back(
