@@ -129,7 +129,8 @@ class Runner:
         if plan.copies:
             source, target = torch.tensor(plan.copies, device=self.device).T
             self.decoder.copy_blocks(self.caches, source, target)
-        shape = next((shape for shape in self._shapes if shape.holds(plan.shape)), None)
+        live = plan.shape
+        shape = next((shape for shape in self._shapes if shape.holds(live)), None)
         if shape is not None:
             return self._launch_graph(plan, shape)
         self._update_tables(plan, self._mixed)

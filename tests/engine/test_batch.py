@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backends.noise import noise_key
 from engine.batch import StepBuffers, StepInputs
@@ -119,6 +123,49 @@ def test_prompts_follow_the_padded_decodes() -> None:
     assert wanted.tokens.tolist() == [0, 3, 0, 0]
     assert wanted.batch.seq_lens.tolist() == [4, 2, 4, 4]
     assert buffers.on_device["sample_rows"][:4].tolist() == [first.row, second.row, 8, 8]
+
+
+def live_part(buffers: StepBuffers, plan: StepPlan, captured: StepShape | None, table: np.ndarray) -> Any:
+    """What a step computes, wherever it is laid out: ids, positions, slots, blocks of each row; samples."""
+    inputs = buffers.fill(plan, captured)
+    buffers.upload()
+    ids, positions = buffers.unpack(inputs, torch.from_numpy(table), torch.arange(len(table)))
+    batch = buffers.batch(inputs)
+    assert batch.query_start[batch.num_decodes] == batch.num_decodes
+    rows = []
+    for row, length in enumerate(batch.seq_lens.tolist()):
+        tokens = slice(*batch.query_start[row : row + 2].tolist())
+        if length == 0:
+            assert (batch.slots[tokens] == -1).all()
+            continue
+        blocks = batch.block_table[row, : -(-length // SIZE)]
+        rows.append([part.tolist() for part in (ids[tokens], positions[tokens], batch.slots[tokens], blocks)])
+    sampled_rows = buffers.on_device["sample_rows"][: inputs.num_samples]
+    live = sampled_rows != buffers.dummy_row
+    sampled_ids = ids[buffers.on_device["sample_tokens"][: inputs.num_samples]]
+    return rows, sampled_rows[live].tolist(), sampled_ids[live].tolist(), int((batch.slots >= 0).sum())
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_padding_moves_slices_and_changes_nothing_in_them(data: st.DataObject) -> None:
+    scheduler = Scheduler(BlockPool(64, SIZE), max_seqs=6, max_step_tokens=16)
+    table = np.zeros((scheduler.num_rows + 1, 8), dtype=np.int32)
+    tight, padded = (StepBuffers(60, 20, table, SIZE, torch.device("cpu")) for _ in range(2))
+    for order in range(data.draw(st.integers(2, 6))):
+        prompt = data.draw(st.lists(st.integers(0, 99), min_size=1, max_size=20))
+        scheduler.add(Sequence(str(order), 0, prompt, SamplingParams(max_tokens=6), order))
+        plan = scheduler.schedule()
+        apply(plan, table)
+        live, more = plan.shape, st.integers(0, 5)
+        room = (data.draw(more), data.draw(more)) if live.prompts else (0, 0)
+        shape = StepShape(
+            live.decodes + data.draw(more), live.prompts + room[0], live.prompt_tokens + room[1]
+        )
+        found = live_part(padded, plan, shape, table)
+        assert found == live_part(tight, plan, None, table)
+        assert found[-1] == plan.num_tokens
+        land(scheduler, plan, token=data.draw(st.integers(0, 99)))
 
 
 def test_a_captured_shape_starts_inert() -> None:
