@@ -63,14 +63,14 @@ class Tuner(ABC):
         """Where the backend reads the device's table."""
 
     @abstractmethod
-    def problems(
-        self,
-        products: Sequence[tuple[int, int]],
-        specs: Sequence[AttentionSpec],
-        dtype: torch.dtype,
-        device: Device,
+    def products(
+        self, weights: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
     ) -> Iterator[Problem]:
-        """Every bucket of weights [n, k] (`products`) and of attention layers (`specs`)."""
+        """Every bucket of products by `weights` [n, k], each once."""
+
+    @abstractmethod
+    def attention(self, specs: Sequence[AttentionSpec], device: Device) -> Iterator[Problem]:
+        """Every bucket of attention layers, each once."""
 
 
 @dataclass(frozen=True)

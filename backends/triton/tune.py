@@ -21,19 +21,18 @@ class TritonTuner(Tuner):
     def file(self, device: Device) -> Path:
         return tuned.table_file(device.arch, device.units)
 
-    def problems(
-        self,
-        products: Sequence[tuple[int, int]],
-        specs: Sequence[AttentionSpec],
-        dtype: torch.dtype,
-        device: Device,
+    def products(
+        self, weights: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
     ) -> Iterator[Problem]:
-        from backends.triton.attention_problem import AttentionProblem
         from backends.triton.gemm_problem import GemmProblem
 
-        for n, k in dict.fromkeys(products):
+        for n, k in dict.fromkeys(weights):
             for rows in BUCKETS:
                 yield GemmProblem(rows, n, k, dtype, device)
+
+    def attention(self, specs: Sequence[AttentionSpec], device: Device) -> Iterator[Problem]:
+        from backends.triton.attention_problem import AttentionProblem
+
         layers = {entry_key(spec, kind): (spec, kind) for spec in specs for kind in KINDS}
         for spec, kind in layers.values():
             yield AttentionProblem.of(spec, kind, device)

@@ -159,10 +159,12 @@ def _problems(
     from harness.kernels.linear import weight_shapes
 
     config, dtype = find_model(model).config, getattr(torch, dtype_name)
-    products = list(weight_shapes(config).values()) if "gemm" in operations else []
-    sizes = (block_sizes or (GPU_BLOCK_SIZE,)) if "attention" in operations else ()
-    specs = [spec for size in sizes for spec in _specs(config, dtype, size)]
-    yield from tuner.problems(products, specs, dtype, device)
+    if "gemm" in operations:
+        yield from tuner.products(list(weight_shapes(config).values()), dtype, device)
+    if "attention" in operations:
+        sizes = block_sizes or (GPU_BLOCK_SIZE,)
+        specs = [spec for size in sizes for spec in _specs(config, dtype, size)]
+        yield from tuner.attention(specs, device)
 
 
 def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int) -> list[AttentionSpec]:

@@ -39,12 +39,13 @@ def small_attention(kind: str) -> AttentionProblem:
 
 
 def test_every_bucket_of_the_model_is_a_problem_once() -> None:
-    products = [(64, 32), (96, 32), (64, 32)]
+    weights = [(64, 32), (96, 32), (64, 32)]
     specs = [SPEC, replace(SPEC, window=128), replace(SPEC, block_size=16)]
-    problems = list(TritonTuner().problems(products, specs, torch.bfloat16, H200))
+    tuner = TritonTuner()
+    problems = [*tuner.products(weights, torch.bfloat16, H200), *tuner.attention(specs, H200)]
     keys = [(problem.operation, problem.bucket, problem.dtype) for problem in problems]
     assert len(keys) == len(set(keys)) == 2 * len(BUCKETS) + 2 * len(KINDS)
-    assert TritonTuner().file(H200).name == "sm90-132.json"
+    assert tuner.file(H200).name == "sm90-132.json"
 
 
 def test_compilers_in_other_processes_answer_whatever_happens_there() -> None:

@@ -62,15 +62,15 @@ class FakeTuner(Tuner):
     def file(self, device: Device) -> Path:
         return self.folder / "own.json"
 
-    def problems(
-        self,
-        products: Sequence[tuple[int, int]],
-        specs: Sequence[AttentionSpec],
-        dtype: torch.dtype,
-        device: Device,
+    def products(
+        self, weights: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
     ) -> Iterator[Problem]:
-        self.asked = {"products": list(products), "specs": list(specs), "dtype": dtype}
+        self.asked["products"] = [(n, k, dtype) for n, k in weights]
         yield from self.found
+
+    def attention(self, specs: Sequence[AttentionSpec], device: Device) -> Iterator[Problem]:
+        self.asked["specs"] = list(specs)
+        yield from ()
 
 
 @pytest.fixture
@@ -124,14 +124,16 @@ def test_the_findings_as_json(tuner: FakeTuner, bench: Any) -> None:
 
 def test_the_models_shapes_are_asked_for(tuner: FakeTuner, bench: Any) -> None:
     assert bench("-m", "shape:qwen3-8b", "--dtype", "fp16", "--block-size", 16, "--block-size", 64)[0] == 0
-    assert (6144, 4096) in tuner.asked["products"]
-    assert (151936, 4096) in tuner.asked["products"]
-    assert [spec.block_size for spec in tuner.asked["specs"]] == [16, 64]
-    assert tuner.asked["dtype"] == torch.float16
-    assert bench("-m", "shape:qwen3-8b", "--operations", "gemm")[0] == 0
-    assert tuner.asked["specs"] == []
-    assert bench("-m", "shape:qwen3-8b", "--operations", "attention")[0] == 0
-    assert tuner.asked["products"] == []
+    assert (6144, 4096, torch.float16) in tuner.asked["products"]
+    assert (151936, 4096, torch.float16) in tuner.asked["products"]
+    assert [(spec.block_size, spec.dtype) for spec in tuner.asked["specs"]] == [
+        (16, torch.float16),
+        (64, torch.float16),
+    ]
+    for operation, kind in (("gemm", "products"), ("attention", "specs")):
+        tuner.asked.clear()
+        assert bench("-m", "shape:qwen3-8b", "--operations", operation)[0] == 0
+        assert list(tuner.asked) == [kind]
 
 
 def test_other_entries_of_the_file_stay(tuner: FakeTuner, bench: Any, tmp_path: Path) -> None:
