@@ -11,6 +11,8 @@ from typing import Any
 from harness.kernels.measure import KernelResult
 from reports.quantities import DASH, digits, format_value, scale
 
+LONGEST_BAR = 4
+"""Times the shortest: what takes longer is drawn cut off, or nobody could tell the short ones apart."""
 COLUMNS = ("Problem", "Backend", "Mode", "Time (95 %)", "GB/s", "TFLOP/s", "Of roofline", "Error")
 
 
@@ -76,19 +78,22 @@ def to_html(results: Sequence[KernelResult], facts: dict[str, str]) -> str:
 
 
 def _groups(results: Sequence[KernelResult]) -> list[dict[str, Any]]:
-    """Results of one problem together, with each bar's length in percent of the longest."""
+    """Results of one problem together; a bar's length is in percent of the longest one drawn whole."""
     groups: dict[tuple[str, str], list[KernelResult]] = {}
     for result in results:
         groups.setdefault((result.operation, result.problem), []).append(result)
     found = []
     for (operation, problem), members in groups.items():
         timed = sorted((each for each in members if each.timing), key=_median_s)
-        longest = _median_s(timed[-1]) if timed else 1.0
+        shortest = _median_s(timed[0]) if timed else 1.0
+        whole = min(_median_s(timed[-1]), LONGEST_BAR * shortest) if timed else 1.0
         bars = [
             {
                 "name": f"{each.backend} {each.mode}",
-                "width": 100 * _median_s(each) / longest,
-                "roof": 100 * each.roofline_s / longest if each.roofline_s else None,
+                "width": min(100.0, 100 * _median_s(each) / whole),
+                "cut": _median_s(each) > whole,
+                "factor": f"{digits(_median_s(each) / shortest)}×",
+                "roof": 100 * each.roofline_s / whole if each.roofline_s else None,
                 "time": time_text(each),
                 "rates": f"{rate(each.bytes_per_s, 1e9)} GB/s · {rate(each.flops_per_s, 1e12)} TFLOP/s · "
                 f"{format_value(each.roofline_share, 'ratio')} of roofline",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from harness.kernels.linear import linear_problems
 from harness.kernels.measure import KernelResult, measure, roofline_s
 from harness.kernels.operations import operation_problems
 from harness.kernels.problem import MAX_CALLS, rotations
-from harness.kernels.timing import time_eager
+from harness.kernels.timing import Timing, time_eager
 from harness.roofline import Peaks
 
 GEOMETRY = Geometry(8, 2, 64, 16, torch.float32)
@@ -125,6 +126,17 @@ def test_calls_rotate_until_their_data_is_cold(cpu: Device) -> None:
     made: list[int] = []
     timing = time_eager([lambda: made.append(0), lambda: made.append(1)], cpu, 0.0)
     assert made[:4] == [0, 1, 0, 1] and timing.rounds >= 7
+
+
+def test_a_bar_much_longer_than_the_shortest_is_cut_and_says_by_how_much() -> None:
+    def timed(backend: str, median_s: float) -> KernelResult:
+        timing = Timing(median_s, median_s, median_s, 7)
+        return KernelResult("attention", "p", "float32", backend, "eager", 1, 1, timing, correct=True)
+
+    drawn = page.to_html([timed("slow", 3.4e-3), timed("near", 2e-4), timed("fast", 1e-4)], {"Device": "d"})
+    assert re.findall(r'class="row( cut)?"', drawn) == ["", "", " cut"]
+    assert re.findall(r'style="width: ([\d.]+)%', drawn) == ["25.0", "50.0", "100.0"]
+    assert re.findall(r'class="factor">([^<]+)<', drawn) == ["1.00×", "2.00×", "34.0×"]
 
 
 def test_the_command_writes_json_csv_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
