@@ -18,6 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from engine.batch import StepBuffers
 from engine.blocks import BlockPool
+from engine.config import EngineConfig
 from engine.request import SamplingParams
 from engine.scheduler import Scheduler, StepPlan
 from engine.sequence import Sequence
@@ -30,10 +31,11 @@ class Steps:
     """A scheduler with `count` running decodes, and the buffers their steps are prepared in."""
 
     def __init__(self, count: int) -> None:
+        limits = EngineConfig(max_seqs=count)
         pool = BlockPool(count * MAX_BLOCKS, BLOCK_SIZE)
-        self.scheduler = Scheduler(pool, max_seqs=count, max_step_tokens=max(count, 8192))
+        self.scheduler = Scheduler(pool, max_seqs=count, max_step_tokens=limits.max_step_tokens)
         table = np.zeros((2 * count + 1, MAX_BLOCKS), dtype=np.int32)
-        self.buffers = StepBuffers(max(count, 8192), count, table, BLOCK_SIZE, torch.device("cpu"))
+        self.buffers = StepBuffers(limits.max_batch_tokens, count, table, BLOCK_SIZE, torch.device("cpu"))
         params = SamplingParams(max_tokens=MAX_BLOCKS * BLOCK_SIZE - 32)
         for order in range(count):
             self.scheduler.add(Sequence(str(order), 0, list(range(32)), params, order))

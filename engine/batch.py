@@ -78,14 +78,15 @@ class StepBuffers:
         """Write `plan` into the next host buffer: as it is, or padded to a captured shape that holds it."""
         self._turn ^= 1
         host = self._views[self._turn]
-        shape = captured or plan.shape
+        live = plan.shape
+        shape = captured or live
         inputs = StepInputs(shape)
         if captured is None:
             inputs.num_samples = sum(part.samples for part in plan.slices)
             inputs.max_query = max((part.num_tokens for part in plan.slices[plan.num_decodes :]), default=1)
         self._fill_decodes(plan, host)
         self._fill_prefills(plan, host, shape)
-        self._fill_padding(host, shape, plan.shape)
+        self._fill_padding(host, shape, live)
         self._fill_updates(plan, host)
         self._fill_sampling(plan, host, inputs)
         lengths = host["seq_lens"][: shape.num_seqs]
@@ -178,7 +179,6 @@ class StepBuffers:
         host["ids"][:count] = ids
         host["rows"][:count] = rows
         host["slots"][:count] = self._table[rows, positions // size] * size + positions % size
-        host["query_start"][: count + 1] = np.arange(count + 1)
         host["seq_lens"][:count] = host["positions"][:count] + 1
 
     def _fill_prefills(self, plan: StepPlan, host: dict[str, np.ndarray], shape: StepShape) -> None:
@@ -197,7 +197,10 @@ class StepBuffers:
             host["query_start"][i + 1] = offset
 
     def _fill_padding(self, host: dict[str, np.ndarray], shape: StepShape, live: StepShape) -> None:
-        """What follows the live decodes, up to the prompts, and what follows the live prompts."""
+        """What follows the live decodes, up to the prompts, and what follows the live prompts.
+
+        Padded decodes have a token, padded prompts none: `query_start` says so.
+        """
         end = shape.decodes + live.prompt_tokens
         gaps = (
             (slice(live.decodes, shape.decodes), slice(live.decodes, shape.decodes)),
@@ -209,7 +212,7 @@ class StepBuffers:
             host["slots"][tokens] = -1
             host["rows"][seqs] = self.dummy_row
             host["seq_lens"][seqs] = 0
-        host["query_start"][live.decodes : shape.decodes + 1] = np.arange(live.decodes, shape.decodes + 1)
+        host["query_start"][: shape.decodes + 1] = np.arange(shape.decodes + 1)
         host["query_start"][shape.decodes + live.prompts + 1 : shape.num_seqs + 1] = end
 
     def _fill_updates(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:

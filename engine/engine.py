@@ -69,6 +69,7 @@ class Engine:
             num_rows=self.scheduler.num_rows,
             max_seqs=config.max_seqs,
             max_step_tokens=config.max_step_tokens,
+            max_batch_tokens=config.max_batch_tokens,
             max_len=config.max_len,
             device=selection.device.torch_device,
             graphs=config.graphs,

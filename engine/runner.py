@@ -82,6 +82,7 @@ class Runner:
         num_rows: int,
         max_seqs: int,
         max_step_tokens: int,
+        max_batch_tokens: int,
         max_len: int,
         device: torch.device,
         graphs: bool,
@@ -103,7 +104,7 @@ class Runner:
         self._table = torch.zeros(num_rows + 1, max_blocks, dtype=torch.int32, device=device)
         self._last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
         rest = (self._host_table, block_size, device)
-        self._mixed = StepBuffers(max_step_tokens + max_seqs, max_seqs, *rest)
+        self._eager = StepBuffers(max_batch_tokens, max_seqs, *rest)
         self.graphs_enabled = (
             graphs and device.type == "cuda" and decoder.graph_support >= GraphSupport.DECODE
         )
@@ -133,10 +134,10 @@ class Runner:
         shape = next((shape for shape in self._shapes if shape.holds(live)), None)
         if shape is not None:
             return self._launch_graph(plan, shape)
-        self._update_tables(plan, self._mixed)
-        inputs = self._mixed.fill(plan)
-        self._mixed.upload()
-        output = self._compute(self._mixed, inputs, self._mixed.batch(inputs))
+        self._update_tables(plan, self._eager)
+        inputs = self._eager.fill(plan)
+        self._eager.upload()
+        output = self._compute(self._eager, inputs, self._eager.batch(inputs))
         return StepInFlight(plan, inputs, output, graph=False)
 
     @torch.inference_mode()

@@ -46,7 +46,7 @@ def test_more_prefix_hits_than_a_step_buffer_holds() -> None:
     params = SamplingParams(max_tokens=2, ignore_eos=True)
     prompts = [[(5 * i + j) % 97 for j in range(110)] for i in range(4)]
     cold = [done.token_ids for done in engine.generate(prompts, params)]
-    assert engine.runner._mixed.max_updates < 4 * 27
+    assert engine.runner._eager.max_updates < 4 * 27
     warm = [done.token_ids for done in engine.generate(prompts, params)]
     assert warm == cold
     assert sum(step.prefix_hit_tokens for step in engine.take_step_stats()) == 4 * 108
