@@ -76,6 +76,13 @@ def cpu(interpret: bool = False) -> Device:
     )
 
 
+def kernels_refused(device: Device) -> list[str]:
+    """Why Triton kernels cannot run on `device`; empty = they can."""
+    if device.vendor != "cpu" or device.interpret:
+        return []
+    return ["needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness"]
+
+
 def cpu_name() -> str:
     """The CPU's product name where the system tells it, else its architecture."""
     info = Path("/proc/cpuinfo")

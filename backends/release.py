@@ -12,6 +12,14 @@ from typing import Any
 from backends.interface import BackendError
 
 
+def installed_version(distribution: str) -> str | None:
+    """The installed version of what PyPI calls `distribution`; None = not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
 @dataclass(frozen=True)
 class Release:
     """One library, and the release whose signatures our calls are checked against."""
@@ -22,10 +30,7 @@ class Release:
 
     def version(self) -> str | None:
         """The installed version; None = not installed."""
-        try:
-            return version(self.distribution)
-        except PackageNotFoundError:
-            return None
+        return installed_version(self.distribution)
 
     def label(self) -> str:
         """Name and installed version, for the record."""

@@ -79,9 +79,14 @@ def causal_tflops(sequences: int, length: int, time_us: float) -> float:
     return 2 * HEAD_DIM * Q_HEADS * length**2 * sequences / time_us / 1e6
 
 
+def row_name(block_size: int) -> str:
+    """Blocks of 16 keys need no mention."""
+    return "triton" if block_size == 16 else f"triton-block{block_size}"
+
+
 def final_rows(pool: Pool, block_size: int) -> Iterator[Row]:
-    """The rows of the table, with the written configuration; blocks of 16 keys need no mention."""
-    name = "triton" if block_size == 16 else f"triton-block{block_size}"
+    """The rows of the table, with the written configuration."""
+    name = row_name(block_size)
     runner = TritonRunner(make_spec(block_size), gpu(0))
     for sequences, context in DECODE_ROWS:
         value, spread = measure(pool, runner, sequences, context, 1)
@@ -101,7 +106,7 @@ def final_rows(pool: Pool, block_size: int) -> Iterator[Row]:
 
 def ragged_rows(pool: Pool, block_size: int) -> Iterator[Row]:
     """Decodes of sequences whose lengths differ, with and without a lead-in."""
-    name = "triton" if block_size == 16 else f"triton-block{block_size}"
+    name = row_name(block_size)
     generator = random.Random(0)
     for sequences in RAGGED_ROWS:
         lengths = [generator.randint(100, 1700) for _ in range(sequences)]

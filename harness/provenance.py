@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import inspect
 import os
 import platform
@@ -88,10 +87,12 @@ def software() -> dict[str, Any]:
     """The record's `software` section: versions, torch's GPU toolkit, and this product's git state."""
     import torch
 
+    from backends.release import installed_version
+
     sha, dirty = git_state(Path(__file__).parent)
     return {
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := package_version(name)) is not None},
+        "packages": {name: version for name in PACKAGES if (version := installed_version(name)) is not None},
         "torch_cuda": torch.version.cuda,
         "torch_hip": torch.version.hip,
         "torch_threads": torch.get_num_threads(),
@@ -123,14 +124,6 @@ def source_hash(implementation: object) -> str:
     for side in getattr(implementation, "sides", ()):
         digest.update(source_hash(side).encode())
     return digest.hexdigest()
-
-
-def package_version(name: str) -> str | None:
-    """The installed version, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def git_state(directory: Path) -> tuple[str | None, bool | None]:

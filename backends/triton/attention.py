@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from backends.device import kernels_refused
 from backends.interface import (
     Attention,
     AttentionRunner,
@@ -39,9 +40,7 @@ class TritonAttention(Attention):
     cache_layout = "head runs"
 
     def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
-        reasons = []
-        if device.vendor == "cpu" and not device.interpret:
-            reasons.append("needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness")
+        reasons = kernels_refused(device)
         if spec.dtype not in DTYPES:
             reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
         if spec.kv_dtype not in (spec.dtype, torch.float8_e4m3fn):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backends.device import kernels_refused
 from backends.interface import Device, Scheme
 from backends.torch.linear import TorchLinear
-
-if TYPE_CHECKING:
-    from backends.triton.gemm_choice import Launch
+from backends.triton import gemm_choice
+from backends.triton.gemm_choice import GemmConfig, Launch, ZeroBias
 
 
 class TritonLinear(TorchLinear):
@@ -28,25 +26,22 @@ class TritonLinear(TorchLinear):
         self._zeros: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
-        reasons = super().supports(scheme, n, k, dtype, device)
-        if device.vendor == "cpu" and not device.interpret:
-            reasons.append("needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness")
-        return reasons
+        return kernels_refused(device) + super().supports(scheme, n, k, dtype, device)
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        from backends.triton.gemm_choice import choose
         from backends.triton.launch import architecture, compute_units
 
         n, k = packed.shape
-        launch = choose(architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype)
+        launch = gemm_choice.choose(
+            architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype
+        )
         return self.product(x, packed, launch, bias)
 
     def product(self, x: Tensor, weight: Tensor, launch: Launch | None, bias: Tensor | None = None) -> Tensor:
         """x [M, K] by weight [N, K] transposed, the way `launch` says; None = the library, plainly."""
-        from backends.triton.gemm_choice import GemmConfig, ZeroBias
-        from backends.triton.skinny_launch import multiply
-
         if isinstance(launch, GemmConfig) and x.shape[0] > 0:
+            from backends.triton.skinny_launch import multiply
+
             return multiply(x, weight, launch, bias)
         if isinstance(launch, ZeroBias) and bias is None:
             bias = self._zero_bias(weight.shape[0], x)
@@ -60,6 +55,4 @@ class TritonLinear(TorchLinear):
         return self._zeros[key]
 
     def tuning(self, n: int, k: int, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
-        from backends.triton import gemm_choice
-
         return None if device.vendor == "cpu" else gemm_choice.tuning(device.arch, device.units, n, k, dtype)

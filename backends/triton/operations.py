@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backends.device import kernels_refused
 from backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,9 +21,7 @@ class TritonOperations(Operations):
     name = "triton"
 
     def supports(self, dtype: torch.dtype, device: Device) -> list[str]:
-        reasons = []
-        if device.vendor == "cpu" and not device.interpret:
-            reasons.append("needs an NVIDIA or AMD GPU; use --backend torch, or --interpret for correctness")
+        reasons = kernels_refused(device)
         if dtype not in DTYPES:
             reasons.append(f"dtype {dtype} is none of float32, bfloat16, float16")
         return reasons

@@ -158,6 +158,12 @@ def open_decoder(name: str, backend: str = "torch") -> Decoder:
     return Decoder(source.config, weights, selection, dtype=torch.float32, **limits)
 
 
+def random_decoder(case: Case, folder) -> Decoder:
+    """The case with random weights, read back from a checkpoint."""
+    save_random(case, folder)
+    return open_decoder(str(folder))
+
+
 def fresh(decoder: Decoder, num_sequences: int) -> tuple[PagedBatches, list[Any]]:
     """Empty sequences and the caches that hold their blocks."""
     pages = PagedBatches(num_sequences, MAX_LEN)
@@ -214,8 +220,7 @@ def test_logits_and_greedy_tokens_equal_transformers(case, tmp_path):
 
 def test_mixed_step_equals_separate_steps(tmp_path):
     """One decode and one prefill chunk in the same step give what they give alone."""
-    save_random(CASES[1], tmp_path)
-    decoder = open_decoder(str(tmp_path))
+    decoder = random_decoder(CASES[1], tmp_path)
     results = []
     for together in (True, False):
         pages, caches = fresh(decoder, 2)
@@ -233,8 +238,7 @@ def test_mixed_step_equals_separate_steps(tmp_path):
 @pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=lambda case: case.architecture)
 def test_wanted_tokens_come_out_as_without_asking(case, tmp_path):
     """And later steps find the keys and values of those that were not asked for."""
-    save_random(case, tmp_path)
-    decoder = open_decoder(str(tmp_path))
+    decoder = random_decoder(case, tmp_path)
     results = []
     for ask in (True, False):
         pages, caches = fresh(decoder, 3)
@@ -250,8 +254,7 @@ def test_wanted_tokens_come_out_as_without_asking(case, tmp_path):
 
 
 def test_a_step_that_wants_nothing_still_writes(tmp_path):
-    save_random(CASES[1], tmp_path)
-    decoder = open_decoder(str(tmp_path))
+    decoder = random_decoder(CASES[1], tmp_path)
     results = []
     for ask in (True, False):
         pages, caches = fresh(decoder, 1)
@@ -265,8 +268,7 @@ def test_a_step_that_wants_nothing_still_writes(tmp_path):
 
 
 def test_copied_blocks_continue_alike(tmp_path):
-    save_random(CASES[0], tmp_path)
-    decoder = open_decoder(str(tmp_path))
+    decoder = random_decoder(CASES[0], tmp_path)
     pages, caches = fresh(decoder, 2)
     decoder.forward(*pages.step({0: list(range(20))}), caches)
     decoder.copy_blocks(caches, pages.table[0, :2].long(), pages.table[1, :2].long())
