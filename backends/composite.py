@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from backends.interface import (
+from backbench.backends.interface import (
     Attention,
     AttentionRunner,
     AttentionSpec,
     Backend,
-    BackendError,
     Batch,
     Device,
     GraphSupport,
     Rotation,
 )
+from backbench.errors import BackendError
 
 ROLES = ("prefill", "decode")
 

@@ -11,8 +11,9 @@ from importlib.util import find_spec
 
 import torch
 
-from backends import composite
-from backends.interface import AttentionSpec, Backend, BackendError, Device, Scheme, Selection
+from backbench.backends import composite
+from backbench.backends.interface import AttentionSpec, Backend, Device, Scheme, Selection
+from backbench.errors import BackendError
 
 BUILT_IN = ("torch", "triton", "sdpa", "flash", "rocm")
 ENTRY_POINTS = "backbench.backends"
@@ -31,7 +32,7 @@ def names() -> list[str]:
     Raises:
         BackendError: two backends have the same name.
     """
-    found = [name for name in BUILT_IN if find_spec(f"backends.{name}") is not None]
+    found = [name for name in BUILT_IN if find_spec(f"backbench.backends.{name}") is not None]
     for point in _entry_points():
         if point.name in found:
             raise BackendError(f"Two backends are named {point.name!r}; uninstall or rename {point.value}.")
@@ -59,7 +60,7 @@ def load(name: str) -> Backend:
         raise BackendError(f"Unknown backend {name!r}; did you mean {' or '.join(close)}?")
     try:
         if name in BUILT_IN:
-            backend = getattr(importlib.import_module(f"backends.{name}"), "BACKEND", None)
+            backend = getattr(importlib.import_module(f"backbench.backends.{name}"), "BACKEND", None)
         else:
             backend = next(point for point in _entry_points() if point.name == name).load()
     except ImportError as error:

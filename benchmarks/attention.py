@@ -25,12 +25,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends.device import gpu
-from backends.interface import AttentionRunner, AttentionSpec
-from backends.triton import attention_problem
-from backends.triton.attention import TritonRunner
-from backends.triton.attention_problem import AttentionProblem
-from backends.triton.attention_problem import Pool as KeyPool
+from backbench.backends.interface import AttentionRunner, AttentionSpec
+from backbench.backends.interface.device import gpu
+from backbench.backends.triton import attention_problem
+from backbench.backends.triton.attention import TritonRunner
+from backbench.backends.triton.attention_problem import AttentionProblem
+from backbench.backends.triton.attention_problem import Pool as KeyPool
 from benchmarks.attention_variants import Variant, variants
 from benchmarks.graph_timing import Row, write_rows
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from backends.conformance.attention_cases import AttentionCase, make_case
-from backends.conformance.attention_run import filled_cache, run_step, set_up
-from backends.conformance.tolerance import Deviation, complaint, deviation, limit
-from backends.device import gpu
-from backends.interface import AttentionSpec, Device
-from backends.sweep import describe
-from backends.torch.attention import TorchAttention
-from backends.triton.attention import TritonAttention, TritonRunner
-from backends.triton.search_space import decode_launches, prefill_launches
+from backbench.backends.conformance.attention_cases import AttentionCase, make_case
+from backbench.backends.conformance.attention_run import filled_cache, run_step, set_up
+from backbench.backends.conformance.tolerance import Deviation, complaint, deviation, limit
+from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.interface.device import gpu
+from backbench.backends.torch.attention import TorchAttention
+from backbench.backends.triton.attention import TritonAttention, TritonRunner
+from backbench.backends.triton.search_space import decode_launches, prefill_launches
+from backbench.backends.tuning.search import describe
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends.conformance import ConformanceMatrix, check
-from backends.device import detect
+from backbench.backends.conformance import ConformanceMatrix, check
+from backbench.backends.interface.device import detect
 
 
 def check_share(name: str, level: str, workers: int, worker: int) -> ConformanceMatrix:

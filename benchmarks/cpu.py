@@ -16,13 +16,13 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from backends.device import detect
-from engine.checkpoint import find_model
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.request import SamplingParams
-from workloads.catalogue import WorkloadOptions, make
-from workloads.request import Workload
+from backbench.backends.interface.device import detect
+from backbench.engine.config import EngineConfig
+from backbench.engine.engine import Engine
+from backbench.engine.models.checkpoint import find_model
+from backbench.engine.request import SamplingParams
+from backbench.workloads.catalogue import WorkloadOptions, make
+from backbench.workloads.request import Workload
 
 
 def engine_tokens_per_s(workload: Workload, backend: str) -> float:

@@ -30,14 +30,14 @@ from typing import Any
 import torch
 import triton
 
-from backends.device import detect
-from engine.checkpoint import find_model
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.request import SamplingParams, StepStats
-from workloads.catalogue import make
-from workloads.options import WorkloadOptions
-from workloads.request import Request
+from backbench.backends.interface.device import detect
+from backbench.engine.config import EngineConfig
+from backbench.engine.engine import Engine
+from backbench.engine.models.checkpoint import find_model
+from backbench.engine.request import SamplingParams, StepStats
+from backbench.workloads.catalogue import make
+from backbench.workloads.options import WorkloadOptions
+from backbench.workloads.request import Request
 
 ROWS = (
     "tpot_bs1_in128",

@@ -19,11 +19,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends import registry
-from backends.conformance import ConformanceMatrix, check_backend
-from backends.device import gpu
-from backends.interface import Attention, Backend
-from backends.torch.attention import TorchCache
+from backbench.backends import registry
+from backbench.backends.conformance import ConformanceMatrix, check_backend
+from backbench.backends.interface import Attention, Backend
+from backbench.backends.interface.device import gpu
+from backbench.backends.torch.attention import TorchCache
 from benchmarks.attention import (
     DECODE_ROWS,
     HEAD_DIM,

@@ -18,10 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends.device import gpu
-from backends.sweep import describe
-from backends.triton.gemm_choice import BUCKETS, Launch, choose
-from backends.triton.gemm_problem import GemmProblem
+from backbench.backends.interface.device import gpu
+from backbench.backends.triton.gemm_choice import BUCKETS, Launch, choose
+from backbench.backends.triton.gemm_problem import GemmProblem
+from backbench.backends.tuning.search import describe
 from benchmarks.graph_timing import Row, write_rows
 
 SHAPES = {

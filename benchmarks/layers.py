@@ -19,13 +19,13 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends.graph_timing import graph_time_us
-from backends.interface import AttentionSpec, Rotary, Rotation
-from backends.triton import launch
-from backends.triton.cache import PagedCache, new_cache
-from backends.triton.fused_write import rotate_and_write
-from backends.triton.linear import TritonLinear
-from backends.triton.operations import TritonOperations
+from backbench.backends.interface import AttentionSpec, Rotary, Rotation
+from backbench.backends.triton import launch
+from backbench.backends.triton.cache import PagedCache, new_cache
+from backbench.backends.triton.fused_write import rotate_and_write
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.triton.operations import TritonOperations
+from backbench.backends.tuning.timing import graph_time_us
 from benchmarks.graph_timing import Row, write_rows
 
 EPS = 1e-6

@@ -18,13 +18,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backends.graph_timing import graph_time_us
-from backends.interface import AttentionSpec, Rotary, Rotation, SamplingBatch
-from backends.noise import noise_key
-from backends.torch.operations import TorchOperations
-from backends.triton.cache import new_cache
-from backends.triton.fused_write import rotate_and_write
-from backends.triton.operations import TritonOperations
+from backbench.backends.interface import AttentionSpec, Rotary, Rotation, SamplingBatch
+from backbench.backends.noise import noise_key
+from backbench.backends.torch.operations import TorchOperations
+from backbench.backends.triton.cache import new_cache
+from backbench.backends.triton.fused_write import rotate_and_write
+from backbench.backends.triton.operations import TritonOperations
+from backbench.backends.tuning.timing import graph_time_us
 from benchmarks.graph_timing import Row, write_rows
 
 VOCABULARY = 151936

@@ -13,7 +13,7 @@ import torch
 from engine_rows import Bench
 from torch.profiler import ProfilerActivity, profile
 
-from engine.request import SamplingParams
+from backbench.engine.request import SamplingParams
 
 
 def profile_decode(bench: Bench, sequences: int, steps: int = 3) -> None:

@@ -16,12 +16,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from engine.batch import StepBuffers
-from engine.blocks import BlockPool
-from engine.config import EngineConfig
-from engine.request import SamplingParams
-from engine.scheduler import Scheduler, StepPlan
-from engine.sequence import Sequence
+from backbench.engine.config import EngineConfig
+from backbench.engine.execution.step_buffers import StepBuffers
+from backbench.engine.request import SamplingParams
+from backbench.engine.scheduling.blocks import BlockPool
+from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
+from backbench.engine.scheduling.sequence import Sequence
 
 BLOCK_SIZE = 16
 MAX_BLOCKS = 64

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from backends.device import detect
-from backends.registry import availability, load
-from engine.checkpoint import find_model
-from harness.kernels.attention import Geometry, attention_problem
-from harness.kernels.linear import linear_problems
-from harness.kernels.operations import operation_problems
-from harness.kernels.problem import Prepared, Problem
-from harness.kernels.shapes import parse_shape
+from backbench.backends.interface.device import detect
+from backbench.backends.registry import availability, load
+from backbench.engine.models.checkpoint import find_model
+from backbench.harness.kernels.attention import Geometry, attention_problem
+from backbench.harness.kernels.linear import linear_problems
+from backbench.harness.kernels.operations import operation_problems
+from backbench.harness.kernels.problem import Prepared, Problem
+from backbench.harness.kernels.shapes import parse_shape
 
 DEVICE = detect()
 DTYPE = torch.float32 if DEVICE.vendor == "cpu" else torch.bfloat16

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from engine.engine import Engine
-from engine.request import EngineError, SamplingParams, Token
+from backbench.engine.engine import Engine
+from backbench.engine.request import SamplingParams, Token
+from backbench.errors import EngineError
 
 
 class AsyncEngine:

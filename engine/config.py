@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.request import EngineError
+from backbench.errors import EngineError
 
 
 @dataclass(frozen=True)

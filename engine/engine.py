@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from backends.interface import Device, Selection
-from backends.registry import select
-from engine import sizing
-from engine.blocks import BlockPool
-from engine.config import EngineConfig
-from engine.model import Decoder, attention_specs
-from engine.request import Completion, EngineError, SamplingParams, StepStats, Token
-from engine.runner import Runner, StepInFlight, device_seconds
-from engine.scheduler import Scheduler, StepPlan
-from engine.sequence import Sequence as TokenSequence
-from engine.stopping import StopWatcher
-from engine.weights import Weights
+from backbench.backends.interface import Device, Selection
+from backbench.backends.registry import select
+from backbench.engine import limits as sizing
+from backbench.engine.config import EngineConfig
+from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
+from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.models.weights import Weights
+from backbench.engine.request import Completion, SamplingParams, StepStats, Token
+from backbench.engine.scheduling.blocks import BlockPool
+from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
+from backbench.engine.scheduling.sequence import Sequence as TokenSequence
+from backbench.engine.scheduling.stopping import StopWatcher
+from backbench.errors import EngineError
 
 if TYPE_CHECKING:
-    from engine.checkpoint import ModelSource
+    from backbench.engine.models.checkpoint import ModelSource
 
 
 class Engine:

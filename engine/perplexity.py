@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.model import Decoder, whole_sequences
-from engine.request import EngineError
+from backbench.engine.models.decoder import Decoder, whole_sequences
+from backbench.errors import EngineError
 
 LOGIT_ROWS = 256
 """Rows of logits held at once: bounds memory where the vocabulary is large."""

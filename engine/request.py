@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-
-class EngineError(Exception):
-    """The engine cannot do what was asked. The message is one line: what is wrong and what to do."""
+from backbench.errors import EngineError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-INVALID, WRONG, INTERRUPTED = 4, 5, 130
-"""Exit codes besides 0 and click's 2 for usage."""
+from backbench.errors import INTERRUPTED, BackbenchError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Replay a workload on the engine with one backend, and write a run directory."),
@@ -29,9 +28,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (its module in harness.commands, its one-line help)."""
 
-USER_ERRORS = frozenset({"WorkloadError", "EngineError", "BackendError", "ReportError", "HarnessError"})
-"""By name, because importing their classes here would import torch."""
-
 
 class BenchGroup(click.Group):
     """Imports a command's module when it is needed, and turns user errors into one line."""
@@ -42,7 +38,7 @@ class BenchGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"harness.commands.{COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"backbench.harness.commands.{COMMANDS[cmd_name][0]}")
         command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
@@ -70,20 +66,15 @@ class BenchGroup(click.Group):
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except Exception as fault:
-            from harness.faults import explained
+            from backbench.harness.faults import explained
 
-            error = fault if is_user_error(fault) else explained(fault)
-            if not is_user_error(error):
+            error = fault if isinstance(fault, BackbenchError) else explained(fault)
+            if not isinstance(error, BackbenchError):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            ctx.exit(getattr(error, "exit_code", 2))
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether `error` is of one of the rooms' error classes."""
-    return any(each.__name__ in USER_ERRORS for each in type(error).__mro__)
+            ctx.exit(error.exit_code)
 
 
 @click.group(

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.errors import HarnessError
+from backbench.errors import HarnessError
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.checkpoint import ModelSource
-    from engine.engine import Engine
-    from engine.request import Completion
+    from backbench.engine.engine import Engine
+    from backbench.engine.models.checkpoint import ModelSource
+    from backbench.engine.request import Completion
 
 LENGTHS = (1, 3, 16, 17, 63, 130, 257, 600)
 """Prompt lengths: one token, both sides of a block's edge, several blocks."""
@@ -47,7 +47,7 @@ def tolerance(dtype: torch.dtype, layers: int, reference: np.ndarray) -> Toleran
     show. A sequence may deviate twice as much as the mean, one position four times as much as that bound
     at the largest log-probability seen. Wrong kernels are off by whole nats.
     """
-    from backends.conformance.tolerance import rounding
+    from backbench.backends.conformance.tolerance import rounding
 
     relative = rounding(dtype) * math.sqrt(2 * (2 * layers + 2) / 3)
     mean = relative * max(1.0, float(np.abs(reference).mean()))
@@ -67,8 +67,8 @@ def check(engine: Engine, source: ModelSource) -> dict[str, Any]:
     The torch backend continues each prompt by sampling at temperature 1, which gives text the model finds
     plausible; the engine under test is then forced through the same tokens. The engine must be idle.
     """
-    from engine.engine import Engine as ReferenceEngine
-    from engine.request import SamplingParams
+    from backbench.engine.engine import Engine as ReferenceEngine
+    from backbench.engine.request import SamplingParams
 
     config = engine.config
     assert config.max_len is not None
@@ -107,7 +107,7 @@ def _forced(
     engine: Engine, sample: list[list[int]], expected: list[Completion], free: Any
 ) -> list[Completion]:
     """The engine's log-probabilities of the expected tokens, all sequences in one running batch."""
-    from engine.request import Completion
+    from backbench.engine.request import Completion
 
     found = {}
     for index, (prompt, completion) in enumerate(zip(sample, expected, strict=True)):

@@ -11,24 +11,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import correctness, energy, memory, provenance, roofline, sections, validity
-from harness.engine_target import EngineTarget
-from harness.errors import HarnessError
-from harness.faults import explained
-from harness.frames import request_frame, step_frame, telemetry_frame
-from harness.metrics import Context, compute, windows
-from harness.options import RunOptions
-from harness.replay import Progress, Replay, mode_of, replay, salted_warmup
-from harness.telemetry import NvmlSensor, Telemetry, open_sensors
-from harness.telemetry_amd import AmdSmiSensor
-from harness.verify import sign
-from reports.record import RunDirectory, RunRecord
+from backbench.errors import HarnessError
+from backbench.harness import correctness, memory, provenance, sections, validity
+from backbench.harness.faults import explained
+from backbench.harness.frames import request_frame, step_frame, telemetry_frame
+from backbench.harness.options import RunOptions
+from backbench.harness.peaks import measure_peaks
+from backbench.harness.replay import Progress, Replay, mode_of, replay, salted_warmup
+from backbench.harness.sensors.amd import AmdSmiSensor
+from backbench.harness.sensors.telemetry import NvmlSensor, Telemetry, open_sensors
+from backbench.harness.subjects.engine import EngineTarget, model_shape
+from backbench.reports.metrics import energy
+from backbench.reports.metrics.compute import compute, windows
+from backbench.reports.metrics.requests import Context
+from backbench.reports.metrics.roofline import Peaks
+from backbench.reports.record import RunDirectory, RunRecord
+from backbench.reports.verify import sign
 
 if TYPE_CHECKING:
-    from backends.interface import Device
-    from engine.checkpoint import ModelSource
-    from engine.engine import Engine
-    from workloads.request import Workload
+    from backbench.backends.interface import Device
+    from backbench.engine.engine import Engine
+    from backbench.engine.models.checkpoint import ModelSource
+    from backbench.workloads.request import Workload
 
 CPU_REQUESTS = 48
 """Default number of requests on a CPU, where a run should take about a minute."""
@@ -72,7 +76,7 @@ class _Machine:
     source: ModelSource
     engine: Engine
     idle_bytes: int | None
-    peaks: roofline.Peaks
+    peaks: Peaks
     accelerator: dict[str, Any]
     warm_up_s: float
 
@@ -124,11 +128,11 @@ def default_directory(options: RunOptions) -> Path:
 
 
 def _prepare(options: RunOptions, observer: Observer) -> tuple[_Machine, Workload]:
-    from backends.device import detect
-    from backends.registry import load
-    from engine.checkpoint import find_model
-    from engine.config import EngineConfig
-    from engine.engine import Engine
+    from backbench.backends.interface.device import detect
+    from backbench.backends.registry import load
+    from backbench.engine.config import EngineConfig
+    from backbench.engine.engine import Engine
+    from backbench.engine.models.checkpoint import find_model
 
     if options.interpret:
         _interpret()
@@ -154,13 +158,13 @@ def _prepare(options: RunOptions, observer: Observer) -> tuple[_Machine, Workloa
     require_fit(workload, engine)
     observer.stage("Warming up")
     warm_up_s = warm_up(engine, workload)
-    peaks = roofline.measure_peaks(device, engine.decoder.dtype)
+    peaks = measure_peaks(device, engine.decoder.dtype)
     return _Machine(device, source, engine, idle_bytes, peaks, accelerator, warm_up_s), workload
 
 
 def warm_up(engine: Engine, workload: Workload) -> float:
     """Compile and capture what the workload's kinds of sampling need; returns the seconds it took."""
-    from engine.request import SamplingParams
+    from backbench.engine.request import SamplingParams
 
     kinds = {float(request.temperature > 0) for request in workload.requests}
     return sum(engine.warm_up(SamplingParams(temperature=kind)) for kind in sorted(kinds))
@@ -194,9 +198,9 @@ def _dtype(name: str | None) -> Any:
 
 def make_workload(options: RunOptions, source: ModelSource, device: Device, max_len: int | None) -> Workload:
     """The realised workload, sized for the device where nothing was said."""
-    from workloads.catalogue import make
-    from workloads.catalogue import names as catalogue
-    from workloads.options import WorkloadOptions
+    from backbench.workloads.catalogue import make
+    from backbench.workloads.catalogue import names as catalogue
+    from backbench.workloads.options import WorkloadOptions
 
     load = dict(options.load)
     on_cpu = device.torch_device.type == "cpu"
@@ -352,7 +356,7 @@ def default_warmup(workload: Workload) -> int:
 
 def make_context(options: RunOptions, machine: _Machine, workload: Workload, done: Replay) -> Context:
     """What the metrics need besides the tables."""
-    from workloads.statistics import ideal_prefix_hit_ratio
+    from backbench.workloads.statistics import ideal_prefix_hit_ratio
 
     engine = machine.engine
     return Context(
@@ -366,6 +370,6 @@ def make_context(options: RunOptions, machine: _Machine, workload: Workload, don
         ideal_prefix_hit_ratio=ideal_prefix_hit_ratio(
             (request.prompt for request in workload.requests), engine.pool.block_size
         ),
-        shape=asdict(roofline.ModelShape.of(engine.model_config, engine.decoder.dtype)),
+        shape=asdict(model_shape(engine.model_config, engine.decoder.dtype)),
         peaks=asdict(machine.peaks),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from harness.errors import HarnessError
+from backbench.errors import HarnessError
 
 LONGEST_DETAIL = 200
 """Characters of a compiler's own message that are kept."""
@@ -22,7 +22,7 @@ def explained(error: Exception) -> Exception:
         )
     if not _from_triton(error):
         return error
-    from backends.interface import BackendError
+    from backbench.errors import BackendError
 
     kernel, module = _kernel(error.__traceback__)
     return BackendError(
@@ -73,4 +73,8 @@ def _advice(module: str) -> str:
         return "--attention torch"
     if "gemm" in name:
         return "--linear torch"
-    return "--ops torch" if module.startswith("backends.triton.") else "--attention, --linear or --ops torch"
+    return (
+        "--ops torch"
+        if module.startswith("backbench.backends.triton.")
+        else "--attention, --linear or --ops torch"
+    )

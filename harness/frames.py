@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from harness.replay import Replay, Trace
+from backbench.harness.replay import Replay, Trace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from engine.request import StepStats
+    from backbench.engine.request import StepStats
 
 
 def request_frame(replay: Replay) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def step_frame(stats: Iterable[StepStats], start_ns: int) -> pd.DataFrame:
 
     import pandas as pd
 
-    from reports.record import STEP_COLUMNS
+    from backbench.reports.record import STEP_COLUMNS
 
     frame = pd.DataFrame([dataclasses.asdict(each) for each in stats], columns=list(STEP_COLUMNS))
     frame = frame.astype(STEP_COLUMNS)
@@ -70,7 +70,7 @@ def telemetry_frame(rows: Iterable[dict[str, Any]], start_ns: int) -> pd.DataFra
     import numpy as np
     import pandas as pd
 
-    from reports.record import TELEMETRY_COLUMNS
+    from backbench.reports.record import TELEMETRY_COLUMNS
 
     frame = pd.DataFrame(list(rows), columns=list(TELEMETRY_COLUMNS))
     for column, kind in TELEMETRY_COLUMNS.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from backends.interface import Device
+    from backbench.backends.interface import Device
 
 
 def idle_device_bytes(device: Device) -> int | None:

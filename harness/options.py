@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.metrics import SLO_NAMES
+from backbench.errors import HarnessError
+from backbench.reports.metrics.compute import SLO_NAMES
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from harness.experiment import Observer
-from harness.replay import Progress
+from backbench.harness.experiment import Observer
+from backbench.harness.replay import Progress
 
 if TYPE_CHECKING:
-    from harness.engine_target import EngineTarget
+    from backbench.harness.subjects.engine import EngineTarget
 
 REFRESH_S = 0.2
 RATE_SPAN_S = 5.0

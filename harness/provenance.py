@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backends.interface import Device
+    from backbench.backends.interface import Device
 
 PACKAGES = (
     "backbench",
@@ -58,7 +58,7 @@ def system(device: Device, accelerator: dict[str, Any] | None = None) -> dict[st
     """The record's `system` section. `accelerator` adds what the driver says (`NvmlSensor.describe`)."""
     import psutil
 
-    from backends.device import cpu_name
+    from backbench.backends.interface.device import cpu_name
 
     return {
         "device": {
@@ -87,7 +87,7 @@ def software() -> dict[str, Any]:
     """The record's `software` section: versions, torch's GPU toolkit, and this product's git state."""
     import torch
 
-    from backends.release import installed_version
+    from backbench.backends.dependency import installed_version
 
     sha, dirty = git_state(Path(__file__).parent)
     return {

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Literal
 
-from harness.errors import HarnessError
-from harness.target import Target, TokenEvent
-from workloads.request import Request, Workload
+from backbench.errors import HarnessError
+from backbench.harness.subjects.target import Target, TokenEvent
+from backbench.workloads.request import Request, Workload
 
 Mode = Literal["open", "closed", "all_at_once"]
 Clock = Callable[[], int]

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from harness import provenance
-from harness.faults import explained
-from harness.metrics import Context
-from harness.options import RunOptions
-from harness.replay import Replay
+from backbench.harness import provenance
+from backbench.harness.faults import explained
+from backbench.harness.options import RunOptions
+from backbench.harness.replay import Replay
+from backbench.reports.metrics.requests import Context
 
 if TYPE_CHECKING:
-    from backends.interface import Selection
-    from engine.engine import Engine
-    from workloads.request import Workload
+    from backbench.backends.interface import Selection
+    from backbench.engine.engine import Engine
+    from backbench.workloads.request import Workload
 
 Tuning = Mapping[str, str | None]
 """Shape -> why it runs on a written default; None = on a measured launch."""
@@ -69,7 +69,7 @@ def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
 
 def portability(selection: Selection) -> dict[str, Any] | None:
     """Where the kernels that ran would also compile; None where none of them is ours to compile."""
-    from backends.portability import RATCHET, read_ratchet, summary
+    from backbench.backends.aot.baseline import RATCHET, read_ratchet, summary
 
     if not any("triton" in name for name in selection.used.values()):
         return None
@@ -79,7 +79,7 @@ def portability(selection: Selection) -> dict[str, Any] | None:
 
 def tuned(engine: Engine) -> dict[str, str | None]:
     """Operation -> "tuned", "untuned: ..." or None where the backend has nothing to tune."""
-    from harness.kernels.linear import weight_shapes
+    from backbench.harness.kernels.linear import weight_shapes
 
     selection, dtype, device = engine.selection, engine.decoder.dtype, engine.selection.device
     weights = set(weight_shapes(engine.model_config).values())

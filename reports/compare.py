@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reports.quantities import QUANTITIES, Quantity, Reading, format_ratio, read
-from reports.record import ReportError, RunRecord
+from backbench.errors import ReportError
+from backbench.reports.quantities import QUANTITIES, Quantity, Reading, format_ratio, read
+from backbench.reports.record import RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd

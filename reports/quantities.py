@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from reports.record import RunRecord
+from backbench.reports.record import RunRecord
 
 NOT_MEASURED = "not measured"
 DASH = "—"

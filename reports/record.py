@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backbench.errors import ReportError
+
 if TYPE_CHECKING:  # imported where used: `bench --help` must not pay for them
     import pandas as pd
     import pyarrow as pa
@@ -78,10 +80,6 @@ TELEMETRY_COLUMNS: dict[str, str] = {
     "host_rss_bytes": "int64?",
 }
 """One row a sample and device; device -1 is the host."""
-
-
-class ReportError(Exception):
-    """A record or report cannot be read or written. The message is one line: what is wrong, what to do."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.compare import Difference, Ratio, compared, labels, ratio, show
-from reports.quantities import (
+from backbench.reports.compare import Difference, Ratio, compared, labels, ratio, show
+from backbench.reports.quantities import (
     DASH,
     LATENCIES,
     NOT_MEASURED,
@@ -20,7 +20,7 @@ from reports.quantities import (
     quantity,
     read,
 )
-from reports.record import RunRecord
+from backbench.reports.record import RunRecord
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.record import STEP_COLUMNS
+from backbench.reports.record import STEP_COLUMNS
+
+pytest_plugins = ["scripted"]
 
 # Without a GPU, Triton kernels run in its interpreter. Triton reads the variable when a kernel is
 # decorated, its own library included, so it is set before anything can import Triton.

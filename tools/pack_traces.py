@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads.readers.azure import read_azure
-from workloads.readers.mooncake import read_mooncake
-from workloads.readers.text import read_csv
+from backbench.workloads.readers.azure import read_azure
+from backbench.workloads.readers.mooncake import read_mooncake
+from backbench.workloads.readers.text import read_csv
 
 SHAREGPT_COLUMNS = ("num_prefill_tokens", "num_decode_tokens")
 

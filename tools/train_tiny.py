@@ -1,8 +1,8 @@
 """Train the bundled models `tiny` and `tiny-draft` from a folder of plain texts.
 
-    python tools/train_tiny.py --data TEXTS --out engine/models/tiny --model tiny
-    python tools/train_tiny.py --data TEXTS --out engine/models/tiny-draft --model tiny-draft \
-        --tokenizer engine/models/tiny
+    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/tiny --model tiny
+    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/tiny-draft --model tiny-draft \
+        --tokenizer engine/checkpoints/tiny
 
 TEXTS holds UTF-8 files ending in .txt, .md, .txt.gz or .md.gz. Every text is cut into documents of about
 8 KB that end with a paragraph; every 50th document is held out. The tokenizer (byte-level BPE) is learned
@@ -382,7 +382,8 @@ weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}, seed {recipe.s
 
 To retrain, put the texts above in a folder TEXTS:
 
-    python tools/train_tiny.py --data TEXTS --out engine/models/{name} --model {name} {result["options"]} \\
+    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/{name} --model {name} \\
+        {result["options"]} \\
         --steps {result["steps"]} --seed {recipe.seed} --batch {recipe.batch} --window-tokens \
 {recipe.window_tokens} \\
         --learning-rate {recipe.learning_rate:g} --weight-decay {recipe.weight_decay:g} \

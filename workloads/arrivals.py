@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
 
 RATE_KINDS = ("constant", "poisson", "gamma", "weibull")
 """Processes that take `rate`; the others carry their rates in their spec."""

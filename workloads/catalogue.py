@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workloads import sources
-from workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
-from workloads.readers.detect import detect
-from workloads.realise import Draft, realise
-from workloads.request import Workload, WorkloadError
+from backbench.errors import WorkloadError
+from backbench.workloads import sources
+from backbench.workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
+from backbench.workloads.readers.detect import detect
+from backbench.workloads.realise import Draft, realise
+from backbench.workloads.request import Workload
 
 _OFFERS = frozenset({"num_requests", "rate", "arrival", "cv", "concurrency", "all_at_once"})
 _TRACE = _OFFERS | {"time_scale", "window_s", "sample", "sessions"}

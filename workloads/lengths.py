@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 

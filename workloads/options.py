@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from workloads.arrivals import Arrivals, check_rate
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
+from backbench.workloads.arrivals import Arrivals, check_rate
 
 DEFAULT_CONCURRENCY = 16
 """Closed loop, where neither a rate nor a concurrency nor recorded times decide."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.readers.mooncake import BLOCK_TOKENS
-from workloads.request import WorkloadError
-from workloads.trace import TraceRow
+from backbench.errors import WorkloadError
+from backbench.workloads.readers.mooncake import BLOCK_TOKENS
+from backbench.workloads.trace import TraceRow
 
 DATA = Path(__file__).parent / "data"
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from workloads.options import Offer, WorkloadOptions
-from workloads.request import Request, Workload, WorkloadError
-from workloads.streams import stream
-from workloads.tokens import TokenSource, content_hash
-from workloads.trace import TraceRow
-from workloads.transform import clip_lengths, scale_time
+from backbench.errors import WorkloadError
+from backbench.workloads.options import Offer, WorkloadOptions
+from backbench.workloads.request import Request, Workload
+from backbench.workloads.streams import stream
+from backbench.workloads.tokens import TokenSource, content_hash
+from backbench.workloads.trace import TraceRow
+from backbench.workloads.transform import clip_lengths, scale_time
 
 
 @dataclass(frozen=True)

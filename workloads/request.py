@@ -6,10 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class WorkloadError(Exception):
-    """A workload cannot be made. The message is one line: what is wrong and what to do."""
-
-
 @dataclass(frozen=True)
 class Request:
     """One request of a workload, fully realised: token ids, lengths and intended time."""

@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workloads import transform
-from workloads.lengths import parse_lengths
-from workloads.options import WorkloadOptions, choose_offer
-from workloads.packed import packed_azure, packed_mooncake, packed_sharegpt_lengths
-from workloads.readers.azure import read_azure
-from workloads.readers.burstgpt import read_burstgpt
-from workloads.readers.mooncake import read_mooncake
-from workloads.readers.openai import read_openai
-from workloads.readers.qwen_bailian import read_qwen_bailian
-from workloads.readers.sharegpt import read_sharegpt
-from workloads.readers.tracelab import NOTE as TRACELAB_NOTE
-from workloads.readers.tracelab import read_tracelab
-from workloads.readers.vidur import read_vidur
-from workloads.realise import Draft
-from workloads.request import WorkloadError
-from workloads.streams import stream
-from workloads.trace import Segment, TraceRow
+from backbench.errors import WorkloadError
+from backbench.workloads import transform
+from backbench.workloads.lengths import parse_lengths
+from backbench.workloads.options import WorkloadOptions, choose_offer
+from backbench.workloads.packed import packed_azure, packed_mooncake, packed_sharegpt_lengths
+from backbench.workloads.readers.azure import read_azure
+from backbench.workloads.readers.burstgpt import read_burstgpt
+from backbench.workloads.readers.mooncake import read_mooncake
+from backbench.workloads.readers.openai import read_openai
+from backbench.workloads.readers.qwen_bailian import read_qwen_bailian
+from backbench.workloads.readers.sharegpt import read_sharegpt
+from backbench.workloads.readers.tracelab import NOTE as TRACELAB_NOTE
+from backbench.workloads.readers.tracelab import read_tracelab
+from backbench.workloads.readers.vidur import read_vidur
+from backbench.workloads.realise import Draft
+from backbench.workloads.streams import stream
+from backbench.workloads.trace import Segment, TraceRow
 
 DEFAULT_REQUESTS = 64
 MAXIMUM_FILE_REQUESTS = 100_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workloads.request import WorkloadError
-from workloads.trace import TraceRow
+from backbench.errors import WorkloadError
+from backbench.workloads.trace import TraceRow
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,6 @@ def gap_cv(arrivals_ns: Sequence[int]) -> float | None:
     if len(gaps) < 2 or gaps.sum() == 0:
         return None
     return float(gaps.std() / gaps.mean())
-
-
-def index_of_dispersion(arrivals_ns: Sequence[int], window_ns: int) -> float | None:
-    """Variance over mean of the arrivals counted in whole windows; 1 for Poisson, 0 for constant.
-
-    With m windows of a Poisson process, (m - 1) times this is chi-squared with m - 1 degrees of freedom
-    (Cox and Lewis 1966), so its standard deviation is sqrt(2 / (m - 1)). The last, partial window is left
-    out. None with fewer than two whole windows.
-    """
-    if window_ns < 1:
-        raise WorkloadError(f"the window must be at least 1 ns, not {window_ns}.")
-    arrivals = np.asarray(arrivals_ns, dtype=np.int64)
-    windows = int((arrivals.max() - arrivals.min()) // window_ns) if len(arrivals) else 0
-    if windows < 2:
-        return None
-    places = (arrivals - arrivals.min()) // window_ns
-    counts = np.bincount(places[places < windows], minlength=windows)
-    return float(counts.var(ddof=1) / counts.mean()) if counts.any() else None
 
 
 def ideal_prefix_hit_ratio(prompts: Iterable[Sequence[int]], block_size: int) -> float:

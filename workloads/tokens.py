@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from workloads.request import Request
-from workloads.streams import stream
-from workloads.trace import TraceRow
+from backbench.workloads.request import Request
+from backbench.workloads.streams import stream
+from backbench.workloads.trace import TraceRow
 
 
 class TokenSource:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from workloads.streams import stream
-from workloads.trace import TraceRow
+from backbench.workloads.streams import stream
+from backbench.workloads.trace import TraceRow
 
 Record = dict[str, Any]
 MOONCAKE_TICK_NS = 3_000_000_000

@@ -4,7 +4,7 @@ Attention, linear and elementwise operations are compared with oracles in fp64 t
 any backend, over head sizes, GQA ratios, windows, block sizes, dtypes, padding, poison and forks.
 """
 
-from backends.conformance.check import check, check_backend
-from backends.conformance.matrix import CheckRow, ConformanceMatrix, Status
+from backbench.backends.conformance.check import check, check_backend
+from backbench.backends.conformance.matrix import CheckRow, ConformanceMatrix, Status
 
 __all__ = ["CheckRow", "ConformanceMatrix", "Status", "check", "check_backend"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from backends.conformance.scenario import Row
-from backends.interface import AttentionSpec
+from backbench.backends.conformance.scenario import Row
+from backbench.backends.interface import AttentionSpec
 
 HEAD_DIMS = (32, 64, 80, 96, 128, 256)
 GROUPS = (1, 4, 7, 8, 16)

@@ -8,16 +8,16 @@ from itertools import accumulate
 
 import torch
 
-from backends.conformance import attention_run as runs
-from backends.conformance.attention_cases import AttentionCase
-from backends.conformance.attention_run import Setup
-from backends.conformance.finding import Finding, same_bits
-from backends.conformance.fused_write import check_fused_write
-from backends.conformance.graph import check_graph
-from backends.conformance.matrix import CheckRow, Status
-from backends.conformance.scenario import Row, Sequences, permuted_layout, random_sequences
-from backends.conformance.tolerance import Deviation, deviation, limit
-from backends.interface import Attention, AttentionRunner, Device, Operations
+from backbench.backends.conformance import attention_run as runs
+from backbench.backends.conformance.attention_cases import AttentionCase
+from backbench.backends.conformance.attention_run import Setup
+from backbench.backends.conformance.finding import Finding, same_bits
+from backbench.backends.conformance.fused_write import check_fused_write
+from backbench.backends.conformance.graph import check_graph
+from backbench.backends.conformance.matrix import CheckRow, Status
+from backbench.backends.conformance.scenario import Row, Sequences, permuted_layout, random_sequences
+from backbench.backends.conformance.tolerance import Deviation, deviation, limit
+from backbench.backends.interface import Attention, AttentionRunner, Device, Operations
 
 
 class AttentionChecker:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.conformance import oracle
-from backends.conformance.attention_cases import AttentionCase
-from backends.conformance.scenario import (
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.attention_cases import AttentionCase
+from backbench.backends.conformance.scenario import (
     Layout,
     Row,
     Sequences,
@@ -19,7 +19,7 @@ from backends.conformance.scenario import (
     random_sequences,
     write_batch,
 )
-from backends.interface import AttentionRunner, AttentionSpec, Batch
+from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch
 
 SEED = 20261121
 

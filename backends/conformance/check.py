@@ -8,14 +8,15 @@ from itertools import islice
 
 import torch
 
-from backends import registry
-from backends.conformance.attention_cases import full_cases, quick_cases
-from backends.conformance.attention_check import AttentionChecker
-from backends.conformance.linear_check import FULL, QUICK, LinearChecker
-from backends.conformance.matrix import CheckRow, ConformanceMatrix, Status
-from backends.conformance.operation_check import OperationChecker, operation_cases
-from backends.conformance.sampling_check import sampling_cases
-from backends.interface import Attention, Backend, BackendError, Device, Linear, Operations
+from backbench.backends import registry
+from backbench.backends.conformance.attention_cases import full_cases, quick_cases
+from backbench.backends.conformance.attention_check import AttentionChecker
+from backbench.backends.conformance.linear_check import FULL, QUICK, LinearChecker
+from backbench.backends.conformance.matrix import CheckRow, ConformanceMatrix, Status
+from backbench.backends.conformance.operation_check import OperationChecker, operation_cases
+from backbench.backends.conformance.sampling_check import sampling_cases
+from backbench.backends.interface import Attention, Backend, Device, Linear, Operations
+from backbench.errors import BackendError
 
 LEVELS = ("quick", "full")
 Job = Callable[[], CheckRow]

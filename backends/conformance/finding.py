@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from backends.conformance.matrix import CheckRow, Status
-from backends.conformance.tolerance import Deviation, complaint, deviation
+from backbench.backends.conformance.matrix import CheckRow, Status
+from backbench.backends.conformance.tolerance import Deviation, complaint, deviation
 
 
 @dataclass(frozen=True)

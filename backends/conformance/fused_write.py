@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.conformance import attention_run as runs
-from backends.conformance import oracle
-from backends.conformance.attention_cases import AttentionCase
-from backends.conformance.finding import Finding
-from backends.conformance.operation_check import rotary_table
-from backends.conformance.scenario import make_batch
-from backends.conformance.tolerance import deviation, limit
-from backends.interface import AttentionRunner, Device, Operations, Rotary, Rotation
+from backbench.backends.conformance import attention_run as runs
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.attention_cases import AttentionCase
+from backbench.backends.conformance.finding import Finding
+from backbench.backends.conformance.operation_check import rotary_table
+from backbench.backends.conformance.scenario import make_batch
+from backbench.backends.conformance.tolerance import deviation, limit
+from backbench.backends.interface import AttentionRunner, Device, Operations, Rotary, Rotation
 
 EPS = 1e-6
 

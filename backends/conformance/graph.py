@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from backends.conformance import attention_run as runs
-from backends.conformance.attention_cases import AttentionCase
-from backends.conformance.attention_run import Setup
-from backends.conformance.finding import Finding
-from backends.conformance.tolerance import Deviation
-from backends.interface import AttentionRunner, Device, GraphSupport
+from backbench.backends.conformance import attention_run as runs
+from backbench.backends.conformance.attention_cases import AttentionCase
+from backbench.backends.conformance.attention_run import Setup
+from backbench.backends.conformance.finding import Finding
+from backbench.backends.conformance.tolerance import Deviation
+from backbench.backends.interface import AttentionRunner, Device, GraphSupport
 
 
 def check_graph(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from backends.conformance import oracle
-from backends.conformance.finding import Finding
-from backends.conformance.matrix import CheckRow, Status
-from backends.conformance.tolerance import deviation, limit
-from backends.interface import Device, Linear, Scheme, Weight
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.finding import Finding
+from backbench.backends.conformance.matrix import CheckRow, Status
+from backbench.backends.conformance.tolerance import deviation, limit
+from backbench.backends.interface import Device, Linear, Scheme, Weight
 
 SEED = 20261122
 

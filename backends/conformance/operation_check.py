@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.conformance import oracle
-from backends.conformance.finding import Finding
-from backends.conformance.matrix import CheckRow, Status
-from backends.conformance.sampling_check import SamplingCase, check_sampling
-from backends.conformance.tolerance import deviation, limit
-from backends.interface import AttentionSpec, Device, Operations, Rotary, Rotation
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.finding import Finding
+from backbench.backends.conformance.matrix import CheckRow, Status
+from backbench.backends.conformance.sampling_check import SamplingCase, check_sampling
+from backbench.backends.conformance.tolerance import deviation, limit
+from backbench.backends.interface import AttentionSpec, Device, Operations, Rotary, Rotation
 
 SEED = 20261123
 EPS = 1e-6

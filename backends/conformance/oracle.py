@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from backends.interface import AttentionSpec
+from backbench.backends.interface import AttentionSpec
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:

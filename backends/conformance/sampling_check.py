@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from backends.conformance import oracle
-from backends.conformance.finding import Finding
-from backends.interface import Device, Operations, SamplingBatch
-from backends.noise import gumbel_noise, noise_key
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.finding import Finding
+from backbench.backends.interface import Device, Operations, SamplingBatch
+from backbench.backends.noise import gumbel_noise, noise_key
 
 SEED = 20261124
 SLACK = 1e-3

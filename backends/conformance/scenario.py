@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.interface import AttentionSpec, Batch
+from backbench.backends.interface import AttentionSpec, Batch
 
 
 @dataclass(frozen=True)

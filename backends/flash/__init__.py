@@ -1,7 +1,7 @@
 """The FlashAttention family behind one name: FA4, FA3, FA2 and AMD's builds, whichever fits."""
 
-from backends.flash.attention import LIBRARIES, FlashAttention
-from backends.interface import Backend
+from backbench.backends.flash.attention import LIBRARIES, FlashAttention
+from backbench.backends.interface import Backend
 
 BACKEND = Backend(
     name="flash",

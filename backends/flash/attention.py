@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backends.flash.fa2 import FlashAttention2, FlashAttentionCk, FlashAttentionTritonAmd
-from backends.flash.fa3 import FlashAttention3
-from backends.flash.fa4 import FlashAttention4
-from backends.flash.library import Library
-from backends.interface import Attention, AttentionRunner, AttentionSpec, BackendError, Device
+from backbench.backends.flash.fa2 import FlashAttention2, FlashAttentionCk, FlashAttentionTritonAmd
+from backbench.backends.flash.fa3 import FlashAttention3
+from backbench.backends.flash.fa4 import FlashAttention4
+from backbench.backends.flash.library import Library
+from backbench.backends.interface import Attention, AttentionRunner, AttentionSpec, Device
+from backbench.errors import BackendError
 
 LIBRARIES: tuple[Library, ...] = (
     FlashAttention4(),

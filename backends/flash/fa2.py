@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from backends.flash import gathered
-from backends.flash.library import FlashRunner, Library, rest_starts
-from backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
-from backends.release import Release
-from backends.torch.attention import TorchCache
+from backbench.backends.dependency import Release
+from backbench.backends.flash import gathered
+from backbench.backends.flash.library import FlashRunner, Library, rest_starts
+from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
+from backbench.backends.torch.attention import TorchCache
 
 RELEASE = Release("flash-attn", "2.8.3.post2")
 MODULE = "flash_attn"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from backends.flash.gathered import KEYWORDS, GatheredRunner
-from backends.flash.library import Library
-from backends.interface import AttentionRunner, AttentionSpec, Device
-from backends.release import Release
+from backbench.backends.dependency import Release
+from backbench.backends.flash.gathered import KEYWORDS, GatheredRunner
+from backbench.backends.flash.library import Library
+from backbench.backends.interface import AttentionRunner, AttentionSpec, Device
 
 MODULE = "fa3_fwd_interface"
 FUNCTION = "flash_attn_varlen_func"

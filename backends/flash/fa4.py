@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from backends.flash.library import FlashRunner, Library, rest_starts
-from backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
-from backends.release import Release
-from backends.torch.attention import TorchCache
+from backbench.backends.dependency import Release
+from backbench.backends.flash.library import FlashRunner, Library, rest_starts
+from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch, Device, GraphSupport
+from backbench.backends.torch.attention import TorchCache
 
 MODULE = "flash_attn.cute.interface"
 FUNCTION = "_flash_attn_fwd"

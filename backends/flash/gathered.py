@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from backends.flash.library import FlashRunner
-from backends.interface import AttentionSpec, Batch, Device
-from backends.torch.attention import TorchCache
+from backbench.backends.flash.library import FlashRunner
+from backbench.backends.interface import AttentionSpec, Batch, Device
+from backbench.backends.torch.attention import TorchCache
 
 KEYWORDS = (
     "q",

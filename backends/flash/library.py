@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from backends.interface import AttentionRunner, AttentionSpec, Batch, Device
-from backends.release import Release
-from backends.torch.attention import TorchRunner
+from backbench.backends.dependency import Release
+from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch, Device
+from backbench.backends.torch.attention import TorchRunner
 
 
 class Library(ABC):

@@ -3,10 +3,10 @@
 Compiled for, and checked against the released signatures of, machines that were not at hand; not run.
 """
 
-from backends.interface import Backend
-from backends.rocm.attention import AiterAttention, RocmAttention
-from backends.rocm.linear import RocmLinear
-from backends.triton.attention import TritonAttention
+from backbench.backends.interface import Backend
+from backbench.backends.rocm.attention import AiterAttention, RocmAttention
+from backbench.backends.rocm.linear import RocmLinear
+from backbench.backends.triton.attention import TritonAttention
 
 BACKEND = Backend(
     name="rocm",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backends.interface import Device
-from backends.release import Release
+from backbench.backends.dependency import Release
+from backbench.backends.interface import Device
 
 AITER = Release("amd-aiter", "0.1.7.post2.dev18")
 ARCHES = ("gfx942", "gfx950")

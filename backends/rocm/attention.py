@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from backends.interface import (
+from backbench.backends.interface import (
     Attention,
     AttentionRunner,
     AttentionSpec,
-    BackendError,
     Batch,
     Device,
     GraphSupport,
 )
-from backends.rocm import aiter
-from backends.rocm.cache import PreshuffledCache, new_cache
-from backends.triton.attention import TritonAttention
+from backbench.backends.rocm import aiter
+from backbench.backends.rocm.cache import PreshuffledCache, new_cache
+from backbench.backends.triton.attention import TritonAttention
+from backbench.errors import BackendError
 
 DECODE_KEYWORDS = ("Q", "K", "V", "block_tables", "context_lens", "block_tables_stride0", "max_qlen", "out_")
 PREFILL_KEYWORDS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backends.interface import BackendError
+from backbench.errors import BackendError
 
 
 def to_fnuz(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.interface import BackendError, Device, Linear, Scheme, Weight
-from backends.rocm import aiter
-from backends.triton.linear import TritonLinear
+from backbench.backends.interface import Device, Linear, Scheme, Weight
+from backbench.backends.rocm import aiter
+from backbench.backends.triton.linear import TritonLinear
+from backbench.errors import BackendError
 
 KEYWORDS = ("A", "B", "bias")
 

@@ -1,7 +1,7 @@
 """Torch's fused attention on gathered cache blocks: fast wherever torch runs, without Triton."""
 
-from backends.interface import Backend
-from backends.sdpa.attention import SdpaAttention
+from backbench.backends.interface import Backend
+from backbench.backends.sdpa.attention import SdpaAttention
 
 BACKEND = Backend(
     name="sdpa",

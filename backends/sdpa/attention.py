@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from backends.interface import AttentionRunner, AttentionSpec, BackendError, Batch, Device
-from backends.torch.attention import TorchAttention, TorchCache, TorchRunner
+from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch, Device
+from backbench.backends.torch.attention import TorchAttention, TorchCache, TorchRunner
+from backbench.errors import BackendError
 
 QUERY_TILE = 512
 """Query tokens per call where a mask has to be held in memory."""

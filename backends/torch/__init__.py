@@ -1,9 +1,9 @@
 """The plain torch backend: readable, runs everywhere, and the specification for every other one."""
 
-from backends.interface import Backend
-from backends.torch.attention import TorchAttention
-from backends.torch.linear import TorchLinear
-from backends.torch.operations import TorchOperations
+from backbench.backends.interface import Backend
+from backbench.backends.torch.attention import TorchAttention
+from backbench.backends.torch.linear import TorchLinear
+from backbench.backends.torch.operations import TorchOperations
 
 BACKEND = Backend(
     name="torch",

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backends.interface import (
+from backbench.backends.interface import (
     Attention,
     AttentionRunner,
     AttentionSpec,
-    BackendError,
     Batch,
     Device,
     GraphSupport,
 )
+from backbench.errors import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 QUERY_TILE = 512

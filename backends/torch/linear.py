@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backends.interface import BackendError, Device, Linear, Scheme, Weight
+from backbench.backends.interface import Device, Linear, Scheme, Weight
+from backbench.errors import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

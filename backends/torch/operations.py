@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
-from backends.noise import gumbel_noise
+from backbench.backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
+from backbench.backends.noise import gumbel_noise
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

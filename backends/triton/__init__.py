@@ -1,10 +1,10 @@
 """The Triton backend: one portable source for NVIDIA and AMD GPUs. Kernels are imported at first use."""
 
-from backends.interface import Backend
-from backends.triton.attention import TritonAttention
-from backends.triton.linear import TritonLinear
-from backends.triton.operations import TritonOperations
-from backends.triton.tune import TritonTuner
+from backbench.backends.interface import Backend
+from backbench.backends.triton.attention import TritonAttention
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.triton.operations import TritonOperations
+from backbench.backends.triton.tune import TritonTuner
 
 BACKEND = Backend(
     name="triton",

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from backends.device import kernels_refused
-from backends.interface import (
+from backbench.backends.interface import (
     Attention,
     AttentionRunner,
     AttentionSpec,
-    BackendError,
     Batch,
     Device,
     GraphSupport,
     Rotation,
 )
-from backends.triton import attention_tuning
-from backends.triton.attention_tuning import attention_config, small_batch
-from backends.triton.cache import PagedCache, new_cache
+from backbench.backends.interface.device import kernels_refused
+from backbench.backends.triton import attention_tuning
+from backbench.backends.triton.attention_tuning import attention_config, small_batch
+from backbench.backends.triton.cache import PagedCache, new_cache
+from backbench.errors import BackendError
 
 if TYPE_CHECKING:
-    from backends.triton.bound_launch import BoundKernel
+    from backbench.backends.triton.bound_launch import BoundKernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
@@ -115,14 +115,14 @@ class TritonRunner(AttentionRunner):
         return (batch.num_seqs, batch.num_decodes, self._query_tiles(batch))
 
     def write(self, cache: PagedCache, k: Tensor, v: Tensor, batch: Batch) -> None:
-        from backends.triton.kv_write import kv_write
+        from backbench.backends.triton.kv_write import kv_write
 
         kv_write(cache, k, v, batch.slots)
 
     def rotate_and_write(
         self, qkv: Tensor, positions: Tensor, rotation: Rotation, cache: PagedCache, batch: Batch
     ) -> Tensor:
-        from backends.triton.fused_write import rotate_and_write
+        from backbench.backends.triton.fused_write import rotate_and_write
 
         return rotate_and_write(qkv, positions, rotation, cache, batch.slots, self.spec)
 
@@ -166,10 +166,10 @@ class TritonRunner(AttentionRunner):
         return self._kernels[key]
 
     def _bind(self, bucket: str, q: Tensor, wide: bool) -> BoundKernel:
-        from backends.triton.bound_launch import BoundKernel
-        from backends.triton.decode_attention import decode_kernel
-        from backends.triton.launch import overlap
-        from backends.triton.prefill_attention import prefill_kernel
+        from backbench.backends.triton.bound_launch import BoundKernel
+        from backbench.backends.triton.decode_attention import decode_kernel
+        from backbench.backends.triton.launch import overlap
+        from backbench.backends.triton.prefill_attention import prefill_kernel
 
         spec = self.spec
         rows = min(spec.max_seqs, self.small_batch) if bucket == "decode_small" else spec.max_seqs

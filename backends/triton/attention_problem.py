@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.graph_timing import graph_time_us
-from backends.interface import AttentionSpec, Batch, Device
-from backends.sweep import Problem
-from backends.triton import tuned
-from backends.triton.attention import TritonRunner
-from backends.triton.attention_tuning import RULED, attention_config, default, entry_key, small_batch
-from backends.triton.cache import PagedCache
-from backends.triton.search_space import decode_launches, prefill_launches
-from backends.tuning import Config
+from backbench.backends.interface import AttentionSpec, Batch, Config, Device, Problem
+from backbench.backends.triton import tuned
+from backbench.backends.triton.attention import TritonRunner
+from backbench.backends.triton.attention_tuning import (
+    RULED,
+    attention_config,
+    default,
+    entry_key,
+    small_batch,
+)
+from backbench.backends.triton.cache import PagedCache
+from backbench.backends.triton.search_space import decode_launches, prefill_launches
+from backbench.backends.tuning.timing import graph_time_us
 
 MAX_CALLS = 32
 COLD_BYTES = 400 * 2**20

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from backends.interface import AttentionSpec, Device
-from backends.triton import tuned
+from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.triton import tuned
 
 BUCKETS = ("decode_small", "decode", "prefill")
 RULED = ("CHUNK", "LEAD_IN")

@@ -13,7 +13,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from backends.interface import BackendError
+from backbench.errors import BackendError
 
 INT32_MAX = 2**31 - 1
 

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.interface import AttentionSpec, Rotation
-from backends.triton.cache import PagedCache
-from backends.triton.launch import overlap, release_successor, wait_for_predecessor
-from backends.triton.rotary import heads_per_program, rotated_heads, warps_per_program
+from backbench.backends.interface import AttentionSpec, Rotation
+from backbench.backends.triton.cache import PagedCache
+from backbench.backends.triton.launch import overlap, release_successor, wait_for_predecessor
+from backbench.backends.triton.rotary import heads_per_program, rotated_heads, warps_per_program
 
 
 @triton.jit

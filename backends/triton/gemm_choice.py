@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import torch
 
-from backends.triton import tuned
-from backends.tuning import Config
+from backbench.backends.triton import tuned
+from backbench.backends.tuning.table import Config
 
 KERNEL_BUCKETS = (1, 16, 32, 64)
 """Row counts up to which a kernel of ours may be the faster one."""

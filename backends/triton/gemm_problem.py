@@ -9,14 +9,12 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from backends.graph_timing import graph_time_us
-from backends.interface import Device
-from backends.sweep import Problem
-from backends.triton import tuned
-from backends.triton.gemm_choice import KERNEL_BUCKETS, ZeroBias, bucket_name, launch
-from backends.triton.linear import TritonLinear
-from backends.triton.search_space import gemm_launches
-from backends.tuning import Config
+from backbench.backends.interface import Config, Device, Problem
+from backbench.backends.triton import tuned
+from backbench.backends.triton.gemm_choice import KERNEL_BUCKETS, ZeroBias, bucket_name, launch
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.triton.search_space import gemm_launches
+from backbench.backends.tuning.timing import graph_time_us
 
 COLD_BYTES = 2**30
 """Weights of one graph together: many times any cache."""
@@ -97,7 +95,7 @@ class GemmProblem(Problem):
         return graph_time_us(calls, self.replays)
 
     def compile(self, config: Config) -> None:
-        from backends.triton.skinny_launch import multiply
+        from backbench.backends.triton.skinny_launch import multiply
 
         kernel, at = launch(config), self.device.torch_device
         if isinstance(kernel, ZeroBias):

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from backends.aot import SHARED_LIMIT_BYTES, Resources, compile_kernel
-from backends.interface import AttentionSpec, Device
-from backends.portability import KernelCase
+from backbench.backends.aot.baseline import KernelCase
+from backbench.backends.aot.compile import SHARED_LIMIT_BYTES, Resources, compile_kernel
+from backbench.backends.interface import AttentionSpec, Device
 
 TYPES = {
     torch.bfloat16: "bf16",
@@ -65,7 +65,7 @@ def layer(dtype: torch.dtype, kv_dtype: torch.dtype) -> AttentionSpec:
 
 def refusals(dtype: torch.dtype, kv_dtype: torch.dtype, target: str) -> list[str]:
     """What the backend would say to this layer on that target."""
-    from backends.triton.attention import TritonAttention
+    from backbench.backends.triton.attention import TritonAttention
 
     return TritonAttention().supports(layer(dtype, kv_dtype), imagined(target))
 
@@ -86,10 +86,10 @@ def build(
 
 def attention(bucket: str, dtype: torch.dtype, kv_dtype: torch.dtype, target: str) -> Resources:
     """The attention kernel of a bucket, or the cache write."""
-    from backends.triton.attention_tuning import attention_config
-    from backends.triton.decode_attention import decode_kernel
-    from backends.triton.kv_write import kv_write_kernel
-    from backends.triton.prefill_attention import prefill_kernel
+    from backbench.backends.triton.attention_tuning import attention_config
+    from backbench.backends.triton.decode_attention import decode_kernel
+    from backbench.backends.triton.kv_write import kv_write_kernel
+    from backbench.backends.triton.prefill_attention import prefill_kernel
 
     spec = layer(dtype, kv_dtype)
     kernel = {"write": kv_write_kernel, "prefill": prefill_kernel}.get(bucket, decode_kernel)
@@ -165,9 +165,9 @@ Launch = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]
 
 def _launch(name: str, dtype: str, target: str) -> Launch:
     """(kernel, signature, constants, options) of one operation."""
-    from backends.triton.embedding import embed_kernel
-    from backends.triton.gate import gate_kernel
-    from backends.triton.norm import rms_norm_kernel
+    from backbench.backends.triton.embedding import embed_kernel
+    from backbench.backends.triton.gate import gate_kernel
+    from backbench.backends.triton.norm import rms_norm_kernel
 
     if name == "norm":
         kinds = pointers(dtype, "x", "residual", "weight", "out") | integers("x_stride", "width")
@@ -186,8 +186,8 @@ def _launch(name: str, dtype: str, target: str) -> Launch:
 
 
 def _rotation(name: str, dtype: str) -> Launch:
-    from backends.triton.fused_write import rotate_and_write_kernel
-    from backends.triton.rotary import rotate_kernel
+    from backbench.backends.triton.fused_write import rotate_and_write_kernel
+    from backbench.backends.triton.rotary import rotate_kernel
 
     shared = pointers(dtype, "qkv", "q_weight", "k_weight", "q_out")
     shared |= {"positions": "*i64", "cos_sin": "*fp32", "eps": "fp32"}
@@ -201,7 +201,11 @@ def _rotation(name: str, dtype: str) -> Launch:
 
 
 def _sampling(name: str, dtype: str, target: str) -> Launch:
-    from backends.triton.sampling import best_of_row_kernel, greedy_chunk_kernel, random_chunk_kernel
+    from backbench.backends.triton.sampling import (
+        best_of_row_kernel,
+        greedy_chunk_kernel,
+        random_chunk_kernel,
+    )
 
     chosen = pointers("fp32", "best_score") | {"best_token": "*i32"}
     if name == "best of row":
@@ -216,7 +220,7 @@ def _sampling(name: str, dtype: str, target: str) -> Launch:
 
 
 def _threshold(name: str, dtype: str, target: str) -> Launch:
-    from backends.triton import thresholds
+    from backbench.backends.triton import thresholds
 
     shared = {"logits": f"*{dtype}"} | integers("row_stride", "vocab_size")
     groups = pointers("fp32", "temperature", "maxima", "chunk_top", "chunk_mass") | integers("group_count")
@@ -239,7 +243,7 @@ def _threshold(name: str, dtype: str, target: str) -> Launch:
 
 def vector(dtype: str, target: str) -> Resources:
     """The matrix-vector product."""
-    from backends.triton.skinny_gemm import matrix_vector_kernel
+    from backbench.backends.triton.skinny_gemm import matrix_vector_kernel
 
     constants = _shared_constants(target) | {"BLOCK_N": 4, "BLOCK_K": 512, "STAGES": 1}
     return build(matrix_vector_kernel, _product_arguments(dtype), constants, target, num_stages=1)
@@ -247,7 +251,7 @@ def vector(dtype: str, target: str) -> Resources:
 
 def skinny(dtype: str, target: str) -> Resources:
     """The product of up to 16 rows."""
-    from backends.triton.skinny_gemm import skinny_gemm_kernel
+    from backbench.backends.triton.skinny_gemm import skinny_gemm_kernel
 
     depth = 64 if target.startswith("gfx1") else 128
     tiles = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": depth, "STAGES": 2, "SWAP": False, "WIDEN": False}

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.triton.cache import PagedCache
-from backends.triton.launch import interpreted, overlap, release_successor, wait_for_predecessor
+from backbench.backends.triton.cache import PagedCache
+from backbench.backends.triton.launch import interpreted, overlap, release_successor, wait_for_predecessor
 
 
 @triton.jit

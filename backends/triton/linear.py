@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backends.device import kernels_refused
-from backends.interface import Device, Scheme
-from backends.torch.linear import TorchLinear
-from backends.triton import gemm_choice
-from backends.triton.gemm_choice import GemmConfig, Launch, ZeroBias
+from backbench.backends.interface import Device, Scheme
+from backbench.backends.interface.device import kernels_refused
+from backbench.backends.torch.linear import TorchLinear
+from backbench.backends.triton import gemm_choice
+from backbench.backends.triton.gemm_choice import GemmConfig, Launch, ZeroBias
 
 
 class TritonLinear(TorchLinear):
@@ -29,7 +29,7 @@ class TritonLinear(TorchLinear):
         return kernels_refused(device) + super().supports(scheme, n, k, dtype, device)
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        from backends.triton.launch import architecture, compute_units
+        from backbench.backends.triton.launch import architecture, compute_units
 
         n, k = packed.shape
         launch = gemm_choice.choose(
@@ -40,7 +40,7 @@ class TritonLinear(TorchLinear):
     def product(self, x: Tensor, weight: Tensor, launch: Launch | None, bias: Tensor | None = None) -> Tensor:
         """x [M, K] by weight [N, K] transposed, the way `launch` says; None = the library, plainly."""
         if isinstance(launch, GemmConfig) and x.shape[0] > 0:
-            from backends.triton.skinny_launch import multiply
+            from backbench.backends.triton.skinny_launch import multiply
 
             return multiply(x, weight, launch, bias)
         if isinstance(launch, ZeroBias) and bias is None:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.triton.launch import overlap, release_successor, wait_for_predecessor
+from backbench.backends.triton.launch import overlap, release_successor, wait_for_predecessor
 
 
 @triton.jit

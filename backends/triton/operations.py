@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backends.device import kernels_refused
-from backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
+from backbench.backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
+from backbench.backends.interface.device import kernels_refused
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -27,33 +27,33 @@ class TritonOperations(Operations):
         return reasons
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
-        from backends.triton.embedding import embed
+        from backbench.backends.triton.embedding import embed
 
         return embed(ids, table)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        from backends.triton.norm import rms_norm
+        from backbench.backends.triton.norm import rms_norm
 
         return rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        from backends.triton.norm import rms_norm
+        from backbench.backends.triton.norm import rms_norm
 
         return rms_norm(x, weight, eps, residual), residual
 
     def rotate(
         self, qkv: Tensor, positions: Tensor, rotation: Rotation, spec: AttentionSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from backends.triton.rotary import rotate
+        from backbench.backends.triton.rotary import rotate
 
         return rotate(qkv, positions, rotation, spec)
 
     def gate(self, gate_up: Tensor) -> Tensor:
-        from backends.triton.gate import gate
+        from backbench.backends.triton.gate import gate
 
         return gate(gate_up)
 
     def sample(self, logits: Tensor, sampling: SamplingBatch) -> Tensor:
-        from backends.triton.sampling import sample
+        from backbench.backends.triton.sampling import sample
 
         return sample(logits, sampling)

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.interface import AttentionSpec, Rotation
-from backends.triton.launch import overlap, release_successor, wait_for_predecessor
+from backbench.backends.interface import AttentionSpec, Rotation
+from backbench.backends.triton.launch import overlap, release_successor, wait_for_predecessor
 
 
 @triton.jit

@@ -12,9 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.interface import SamplingBatch
-from backends.triton.launch import compute_units, overlap, release_successor, speaks_ptx, wait_for_predecessor
-from backends.triton.thresholds import filter_thresholds
+from backbench.backends.interface import SamplingBatch
+from backbench.backends.triton.launch import (
+    compute_units,
+    overlap,
+    release_successor,
+    speaks_ptx,
+    wait_for_predecessor,
+)
+from backbench.backends.triton.thresholds import filter_thresholds
 
 NEAR = tl.constexpr(2e-5)
 """Bound of the approximate score's error, relative to 1 + its size."""

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from backends.interface import AttentionSpec, Device
-from backends.triton.gemm_choice import GemmConfig
+from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.triton.gemm_choice import GemmConfig
 
 VECTOR_LAUNCHES = """16/256/4/3 8/1024/8/3 8/512/4/3 4/1024/4/3 16/256/4/1 8/512/4/1 4/1024/4/1 2/2048/4/1
 4/2048/8/1 2/1024/2/1 4/512/2/1 8/1024/8/1 8/256/2/1 1/2048/2/1 4/4096/8/1 16/512/8/1 2/1024/4/1 4/512/4/1

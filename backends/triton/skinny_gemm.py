@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from backends.triton.launch import release_successor, wait_for_predecessor
+from backbench.backends.triton.launch import release_successor, wait_for_predecessor
 
 LINE = tl.constexpr(64)
 """16-bit elements in a cache line of 128 bytes."""

@@ -6,9 +6,9 @@ import torch
 import triton
 from torch import Tensor
 
-from backends.triton.gemm_choice import GemmConfig
-from backends.triton.launch import compute_units, interpreted, overlap
-from backends.triton.skinny_gemm import matrix_vector_kernel, skinny_gemm_kernel
+from backbench.backends.triton.gemm_choice import GemmConfig
+from backbench.backends.triton.launch import compute_units, interpreted, overlap
+from backbench.backends.triton.skinny_gemm import matrix_vector_kernel, skinny_gemm_kernel
 
 
 def multiply(x: Tensor, weight: Tensor, config: GemmConfig, bias: Tensor | None = None) -> Tensor:

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backends.interface import SamplingBatch
-from backends.triton.launch import architecture, overlap, release_successor, wait_for_predecessor
+from backbench.backends.interface import SamplingBatch
+from backbench.backends.triton.launch import architecture, overlap, release_successor, wait_for_predecessor
 
 GROUPS = 128
 """Groups one program of the first launch reads."""

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from backends.interface import AttentionSpec, Device
-from backends.sweep import Problem, Tuner
-from backends.triton import tuned
-from backends.triton.attention_tuning import BUCKETS as KINDS
-from backends.triton.attention_tuning import entry_key
-from backends.triton.gemm_choice import BUCKETS
+from backbench.backends.interface import AttentionSpec, Device, Problem, Tuner
+from backbench.backends.triton import tuned
+from backbench.backends.triton.attention_tuning import BUCKETS as KINDS
+from backbench.backends.triton.attention_tuning import entry_key
+from backbench.backends.triton.gemm_choice import BUCKETS
 
 
 class TritonTuner(Tuner):
@@ -24,14 +23,14 @@ class TritonTuner(Tuner):
     def products(
         self, weights: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
     ) -> Iterator[Problem]:
-        from backends.triton.gemm_problem import GemmProblem
+        from backbench.backends.triton.gemm_problem import GemmProblem
 
         for n, k in dict.fromkeys(weights):
             for rows in BUCKETS:
                 yield GemmProblem(rows, n, k, dtype, device)
 
     def attention(self, specs: Sequence[AttentionSpec], device: Device) -> Iterator[Problem]:
-        from backends.triton.attention_problem import AttentionProblem
+        from backbench.backends.triton.attention_problem import AttentionProblem
 
         layers = {entry_key(spec, kind): (spec, kind) for spec in specs for kind in KINDS}
         for spec, kind in layers.values():

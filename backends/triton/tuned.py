@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from backends import tuning
-from backends.interface import AttentionSpec
-from backends.tuning import Entry, Table
+from backbench.backends.interface import AttentionSpec
+from backbench.backends.tuning import table as tuning
+from backbench.backends.tuning.table import Entry, Table
 
 FOLDER = Path(__file__).parent / "tuning"
 SOURCES = {

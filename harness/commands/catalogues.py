@@ -13,9 +13,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the list as 
 @_JSON
 def workloads(as_json: bool) -> None:
     """List the workloads; a data set's file is one too."""
-    from harness.commands.output import print_json, print_table
-    from workloads.catalogue import names
-    from workloads.options import flag
+    from backbench.harness.commands.output import print_json, print_table
+    from backbench.workloads.catalogue import names
+    from backbench.workloads.options import flag
 
     entries = names()
     if as_json:
@@ -38,8 +38,8 @@ def workloads(as_json: bool) -> None:
 @_JSON
 def models(as_json: bool) -> None:
     """List the models that need no path; a checkpoint directory or a hub id is one too."""
-    from engine.checkpoint import find_model, model_names
-    from harness.commands.output import print_json, print_table
+    from backbench.engine.models.checkpoint import find_model, model_names
+    from backbench.harness.commands.output import print_json, print_table
 
     found: list[dict[str, Any]] = []
     for name in model_names():
@@ -79,14 +79,14 @@ def models(as_json: bool) -> None:
 def backends(interpret: bool, check: str | None, full: bool, as_json: bool) -> None:
     """List the backends, and why one is unavailable here; or check one."""
     if check is not None:
-        from harness.commands.conformance import check_backend
+        from backbench.harness.commands.conformance import check_backend
 
         check_backend(check, interpret, full, as_json)
         return
-    from backends.device import detect
-    from backends.interface import BackendError
-    from backends.registry import availability, load
-    from harness.commands.output import print_json, print_table
+    from backbench.backends.interface.device import detect
+    from backbench.backends.registry import availability, load
+    from backbench.errors import BackendError
+    from backbench.harness.commands.output import print_json, print_table
 
     device = detect(interpret=interpret)
     found: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli import INVALID
+from backbench.errors import INVALID
 
 
 @click.command()
@@ -20,11 +20,11 @@ def compare(runs: tuple[Path, ...], anyway: bool, as_json: bool) -> None:
     """
     import json
 
-    from harness.commands.output import print_json, print_report_table
-    from harness.errors import HarnessError
-    from reports.compare import differences, incomparable, labels, ratio_table
-    from reports.record import RunDirectory
-    from reports.tables import comparison_table, difference_table
+    from backbench.errors import HarnessError
+    from backbench.harness.commands.output import print_json, print_report_table
+    from backbench.reports.compare import differences, incomparable, labels, ratio_table
+    from backbench.reports.record import RunDirectory
+    from backbench.reports.tables import comparison_table, difference_table
 
     if len(runs) < 2:
         raise HarnessError("A comparison needs at least two runs.")

@@ -14,9 +14,9 @@ def check_backend(name: str, interpret: bool, full: bool, as_json: bool) -> None
     """Print the matrix; end with exit code 5 where any case is wrong."""
     if interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are decorated, before their import
-    from backends.conformance import check
-    from backends.device import detect
-    from harness.commands.output import print_json
+    from backbench.backends.conformance import check
+    from backbench.backends.interface.device import detect
+    from backbench.harness.commands.output import print_json
 
     matrix = check(name, detect(interpret=interpret), level="full" if full else "quick")
     if as_json:

@@ -9,11 +9,11 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the record's system and software sections.")
 def env(as_json: bool) -> None:
     """Describe this machine and the software on it, without names that identify anyone."""
-    from backends.device import detect
-    from harness import provenance
-    from harness.commands.output import print_json, print_table
-    from harness.experiment import describe_accelerator
-    from reports.compare import flatten, show
+    from backbench.backends.interface.device import detect
+    from backbench.harness import provenance
+    from backbench.harness.commands.output import print_json, print_table
+    from backbench.harness.experiment import describe_accelerator
+    from backbench.reports.compare import flatten, show
 
     device = detect()
     found = {

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from engine.model_config import ModelConfig
-    from harness.kernels.problem import Problem
+    from backbench.engine.models.config import ModelConfig
+    from backbench.harness.kernels.problem import Problem
 
 GPU_SHAPES = "1q1s4k,64q1s4k,8q2k,2q1k_32q1s1k"
 CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
@@ -57,12 +57,12 @@ def kernels(
 
     On a GPU every cell is timed eagerly and in a graph. Exit code 5 when a result is wrong.
     """
-    from backends.device import detect
-    from backends.registry import load
-    from harness.commands.output import print_json, print_table
-    from harness.kernels import page
-    from harness.kernels.measure import measure
-    from harness.kernels.peaks import device_peaks
+    from backbench.backends.interface.device import detect
+    from backbench.backends.registry import load
+    from backbench.harness.commands.output import print_json, print_table
+    from backbench.harness.kernels import page
+    from backbench.harness.kernels.measure import measure
+    from backbench.harness.peaks import device_peaks
 
     device = detect(prefer=prefer)
     on_cpu = device.torch_device.type == "cpu"
@@ -108,8 +108,8 @@ def kernels(
 
 
 def _dtype(name: str) -> torch.dtype:
-    from engine.model_config import DTYPES
-    from harness.errors import HarnessError
+    from backbench.engine.models.config import DTYPES
+    from backbench.errors import HarnessError
 
     if name not in DTYPES:
         raise HarnessError(f"Unknown data type {name!r}; use {', '.join(DTYPES)}.")
@@ -120,10 +120,10 @@ def _problems(
     kinds: str, shapes: str, model: str, tokens: str, dtype: torch.dtype, block_size: int
 ) -> Iterator[Problem]:
     """The problems of every kind asked for."""
-    from engine.checkpoint import find_model
-    from harness.errors import HarnessError
-    from harness.kernels.linear import linear_problems
-    from harness.kernels.operations import operation_problems
+    from backbench.engine.models.checkpoint import find_model
+    from backbench.errors import HarnessError
+    from backbench.harness.kernels.linear import linear_problems
+    from backbench.harness.kernels.operations import operation_problems
 
     asked = [kind.strip() for kind in kinds.split(",")]
     known = ("attention", "linear", "operations")
@@ -143,8 +143,8 @@ def _problems(
 def _attention_problems(
     shapes: str, config: ModelConfig, dtype: torch.dtype, block_size: int
 ) -> Iterator[Problem]:
-    from harness.kernels.attention import Geometry, attention_problem
-    from harness.kernels.shapes import parse_shape
+    from backbench.harness.kernels.attention import Geometry, attention_problem
+    from backbench.harness.kernels.shapes import parse_shape
 
     geometry = Geometry(config.q_heads, config.kv_heads, config.head_dim, block_size, dtype)
     for text in shapes.split(","):
@@ -152,7 +152,7 @@ def _attention_problems(
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    from harness.errors import HarnessError
+    from backbench.errors import HarnessError
 
     if not all(part.strip().isdigit() and int(part) for part in text.split(",")):
         raise HarnessError(f"Token counts are whole numbers above 0 like 1,16,64, not {text!r}.")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from reports.record import RunRecord
-    from reports.tables import Cell, Table
+    from backbench.reports.record import RunRecord
+    from backbench.reports.tables import Cell, Table
 
 
 def print_json(value: Any) -> None:
     """One indented JSON document on stdout; infinities and NaN become null."""
-    from reports.record import finite
+    from backbench.reports.record import finite
 
     click.echo(json.dumps(finite(value), indent=2, ensure_ascii=False))
 
@@ -41,7 +41,7 @@ def print_table(
 
 def print_report_table(table: Table) -> None:
     """A table of `reports.tables`; every column but the first is right-aligned."""
-    from reports.quantities import DASH
+    from backbench.reports.quantities import DASH
 
     def text(cell: Cell) -> str:
         full = cell.note if cell.note and cell.value == DASH else str(cell)

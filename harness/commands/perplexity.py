@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from engine.checkpoint import ModelSource
-    from engine.engine import Engine
+    from backbench.engine.engine import Engine
+    from backbench.engine.models.checkpoint import ModelSource
 
 SAMPLE_SEED = 20240229
 SAMPLE_PROMPT = 8
@@ -33,12 +33,12 @@ SAMPLE_PROMPT = 8
 @click.option("--json", "as_json", is_flag=True)
 def perplexity(model: str, backend: str, text: str, length: int, limit: int, as_json: bool) -> None:
     """Measure the perplexity of a model on text that does not ship with this product."""
-    from backends.device import detect
-    from engine.checkpoint import find_model
-    from engine.config import EngineConfig
-    from engine.engine import Engine
-    from engine.perplexity import perplexity as measure
-    from harness.commands.output import print_json, print_table
+    from backbench.backends.interface.device import detect
+    from backbench.engine.config import EngineConfig
+    from backbench.engine.engine import Engine
+    from backbench.engine.models.checkpoint import find_model
+    from backbench.engine.perplexity import perplexity as measure
+    from backbench.harness.commands.output import print_json, print_table
 
     source = find_model(model)
     device = detect()
@@ -71,7 +71,7 @@ def _sequences(
     engine: Engine, source: ModelSource, text: str, length: int, limit: int
 ) -> tuple[list[list[int]], str, str]:
     """Token sequences, where they come from, and their hash."""
-    from engine.perplexity import file_corpus, split_corpus, topics_corpus
+    from backbench.engine.perplexity import file_corpus, split_corpus, topics_corpus
 
     if text == "sampled":
         sequences = sampled_sequences(source, engine.selection.device, engine.weights, length, limit)
@@ -88,9 +88,9 @@ def sampled_sequences(
     """`limit` sequences of `length` tokens drawn at temperature 1 from the model under the torch backend."""
     import numpy as np
 
-    from engine.config import EngineConfig
-    from engine.engine import Engine
-    from engine.request import SamplingParams
+    from backbench.engine.config import EngineConfig
+    from backbench.engine.engine import Engine
+    from backbench.engine.request import SamplingParams
 
     config = EngineConfig(max_seqs=limit, max_len=length, graphs=False, prefix_cache=False)
     reference = Engine.open(source, backend="torch", device=device, config=config, weights=weights)

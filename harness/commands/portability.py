@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backends.portability import PortabilityRow
+    from backbench.backends.aot.baseline import PortabilityRow
 
 REGRESSED = 1
 """Exit code when a row cannot run, spills more or takes more shared memory than before."""
@@ -47,9 +47,9 @@ def portability(
     """
     import triton
 
-    from backends.aot import TARGETS
-    from backends.portability import RATCHET, compile_all, ratchet, read_ratchet, regressions
-    from harness.commands.output import print_json
+    from backbench.backends.aot.baseline import RATCHET, compile_all, ratchet, read_ratchet, regressions
+    from backbench.backends.aot.compile import TARGETS
+    from backbench.harness.commands.output import print_json
 
     chosen = [name.strip() for name in targets.split(",")] if targets else list(TARGETS)
     rows = compile_all(chosen, matching=only, processes=processes)
@@ -103,7 +103,7 @@ def _grid(rows: Sequence[PortabilityRow]) -> tuple[list[str], list[list[str]]]:
 
 def print_matrix(rows: Sequence[PortabilityRow]) -> None:
     """The matrix as tables of five targets, narrow enough to read."""
-    from harness.commands.output import print_table
+    from backbench.harness.commands.output import print_table
 
     columns, lines = _grid(rows)
     for first in range(1, len(columns), 5):
@@ -125,6 +125,6 @@ def to_markdown(rows: Sequence[PortabilityRow], version: str) -> str:
 
 
 if __name__ == "__main__":
-    from harness.cli import run_command
+    from backbench.harness.cli import run_command
 
     sys.exit(run_command(["portability", *sys.argv[1:]]))

@@ -15,9 +15,9 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print {report, bytes} as JSON.")
 def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Write one self-contained HTML report of RUNS; it needs no network."""
-    from harness.commands.output import print_json
-    from reports.html import write_report
-    from reports.record import RunDirectory
+    from backbench.harness.commands.output import print_json
+    from backbench.reports.page.html import write_report
+    from backbench.reports.record import RunDirectory
 
     write_report([RunDirectory.open(run).path for run in runs], out)
     if as_json:

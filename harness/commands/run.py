@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli import INTERRUPTED, INVALID, WRONG
+from backbench.errors import INTERRUPTED, INVALID, WRONG
 
 if TYPE_CHECKING:
-    from harness.experiment import Outcome
+    from backbench.harness.experiment import Outcome
 
 LOAD: tuple[str, ...] = (
     *("rate", "arrival", "concurrency", "time_scale", "num_requests", "dataset", "temperature"),
@@ -130,8 +130,8 @@ def run(as_json: bool, **given: Any) -> None:
     # slower. OpenMP reads this when torch is imported; the record keeps it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from harness.experiment import run as run_experiment
-    from harness.progress import open_observer
+    from backbench.harness.experiment import run as run_experiment
+    from backbench.harness.progress import open_observer
 
     options = _options(given)
     with open_observer() as observer:
@@ -148,8 +148,8 @@ def run(as_json: bool, **given: Any) -> None:
 
 
 def _options(given: dict[str, Any]) -> Any:
-    from harness.options import RunOptions, parse_slo
-    from harness.provenance import command_line
+    from backbench.harness.options import RunOptions, parse_slo
+    from backbench.harness.provenance import command_line
 
     engine = {name: given[name] for name in ENGINE if given[name] is not None}
     engine |= {setting: False for switch, setting in SWITCHES.items() if given[switch]}
@@ -176,7 +176,7 @@ def _options(given: dict[str, Any]) -> Any:
 
 
 def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
-    from reports.html import write_report
+    from backbench.reports.page.html import write_report
 
     stage("Writing the report")
     path = outcome.directory.report_path
@@ -186,7 +186,7 @@ def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
 
 def exit_code(outcome: Outcome) -> int:
     """What one run makes the command end with."""
-    from harness.validity import INTERPRETED
+    from backbench.harness.validity import INTERPRETED
 
     record = outcome.record
     if record.run["status"] == "interrupted":
@@ -199,15 +199,15 @@ def exit_code(outcome: Outcome) -> int:
 def _print_json(outcomes: list[Outcome]) -> None:
     from dataclasses import asdict
 
-    from harness.commands.output import print_json
+    from backbench.harness.commands.output import print_json
 
     found = [asdict(outcome.record) | {"directory": str(outcome.directory.path)} for outcome in outcomes]
     print_json(found[0] if len(found) == 1 else found)
 
 
 def _print(outcome: Outcome, report: Path) -> None:
-    from harness.commands.output import headline, print_report_table, print_tuning, print_validity
-    from reports.tables import summary_table
+    from backbench.harness.commands.output import headline, print_report_table, print_tuning, print_validity
+    from backbench.reports.tables import summary_table
 
     click.echo(headline(outcome.record))
     print_tuning(outcome.record)

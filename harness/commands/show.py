@@ -14,9 +14,15 @@ def show(run: Path, as_json: bool) -> None:
     """Print the summary of the run directory RUN."""
     from dataclasses import asdict
 
-    from harness.commands.output import headline, print_json, print_report_table, print_tuning, print_validity
-    from reports.record import RunDirectory
-    from reports.tables import latency_table, summary_table
+    from backbench.harness.commands.output import (
+        headline,
+        print_json,
+        print_report_table,
+        print_tuning,
+        print_validity,
+    )
+    from backbench.reports.record import RunDirectory
+    from backbench.reports.tables import latency_table, summary_table
 
     record = RunDirectory.open(run).read_record()
     if as_json:

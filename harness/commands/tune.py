@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from backends.interface import AttentionSpec, Device
-    from backends.sweep import Finding, Problem, Tuner
-    from engine.model_config import ModelConfig
+    from backbench.backends.interface import AttentionSpec, Device, Problem, Tuner
+    from backbench.backends.tuning.search import Finding
+    from backbench.engine.models.config import ModelConfig
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "bfloat16": "bfloat16", "float16": "float16"}
 OPERATIONS = ("gemm", "attention")
@@ -59,7 +59,7 @@ def tune(
     """
     from dataclasses import asdict
 
-    from harness.commands.output import print_json, print_table
+    from backbench.harness.commands.output import print_json, print_table
 
     chosen = _operations(operations)
     tuner = _tuner(backend_name)
@@ -81,8 +81,8 @@ def tune(
 
 def measured(problems: Sequence[Problem], file: Path, device: Device) -> Iterator[Finding]:
     """Sweep each problem; its entry is in `file` when its finding comes, so that Ctrl-C loses none."""
-    from backends import tuning
-    from backends.sweep import parallel_compiler, sweep
+    from backbench.backends.tuning import table as tuning
+    from backbench.backends.tuning.search import parallel_compiler, sweep
 
     table = tuning.read(file, tuning.place(device.arch, device.units))
     tuning.write(file, table)  # better now than after an hour
@@ -96,7 +96,7 @@ def measured(problems: Sequence[Problem], file: Path, device: Device) -> Iterato
 
 def row(finding: Finding) -> tuple[str, ...]:
     """One line of the printed table; times are in microseconds."""
-    from backends.sweep import describe
+    from backbench.backends.tuning.search import describe
 
     entry = finding.entry
     return (
@@ -112,7 +112,7 @@ def row(finding: Finding) -> tuple[str, ...]:
 
 
 def _operations(text: str) -> set[str]:
-    from harness.errors import HarnessError
+    from backbench.errors import HarnessError
 
     asked = {part.strip() for part in text.split(",")}
     if unknown := asked - set(OPERATIONS):
@@ -121,8 +121,8 @@ def _operations(text: str) -> set[str]:
 
 
 def _tuner(name: str) -> Tuner:
-    from backends.registry import load, names
-    from harness.errors import HarnessError
+    from backbench.backends.registry import load, names
+    from backbench.errors import HarnessError
 
     tuner = load(name).tuner
     if tuner is None:
@@ -132,8 +132,8 @@ def _tuner(name: str) -> Tuner:
 
 
 def _gpu() -> Device:
-    from backends.device import detect
-    from harness.errors import HarnessError
+    from backbench.backends.interface.device import detect
+    from backbench.errors import HarnessError
 
     device = detect()
     if device.vendor == "cpu":
@@ -154,9 +154,9 @@ def _problems(
 ) -> Iterator[Problem]:
     import torch
 
-    from engine.checkpoint import find_model
-    from engine.sizing import GPU_BLOCK_SIZE
-    from harness.kernels.linear import weight_shapes
+    from backbench.engine.limits import GPU_BLOCK_SIZE
+    from backbench.engine.models.checkpoint import find_model
+    from backbench.harness.kernels.linear import weight_shapes
 
     config, dtype = find_model(model).config, getattr(torch, dtype_name)
     if "gemm" in operations:
@@ -168,8 +168,8 @@ def _problems(
 
 
 def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int) -> list[AttentionSpec]:
-    from engine.config import EngineConfig
-    from engine.model import attention_specs
+    from backbench.engine.config import EngineConfig
+    from backbench.engine.models.decoder import attention_specs
 
     limits = EngineConfig()
     found = attention_specs(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli import INVALID
+from backbench.errors import INVALID
 
 
 @click.command()
@@ -14,9 +14,9 @@ from harness.cli import INVALID
 @click.option("--json", "as_json", is_flag=True, help="Print {run, verified, problems} as JSON.")
 def verify(run: Path, as_json: bool) -> None:
     """Recompute every summary number of RUN from its tables; exit 4 names what does not hold."""
-    from harness.commands.output import print_json
-    from harness.verify import verify as verify_run
-    from reports.record import RunDirectory
+    from backbench.harness.commands.output import print_json
+    from backbench.reports.record import RunDirectory
+    from backbench.reports.verify import verify as verify_run
 
     problems = verify_run(RunDirectory.open(run))
     if as_json:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.conformance import oracle
-from backends.conformance.scenario import Layout, Row, make_batch, permuted_layout, write_batch
-from backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
-from backends.interface import (
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.scenario import Layout, Row, make_batch, permuted_layout, write_batch
+from backbench.backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
+from backbench.backends.interface import (
     Attention,
     AttentionRunner,
     AttentionSpec,
@@ -22,8 +22,8 @@ from backends.interface import (
     Device,
     GraphSupport,
 )
-from harness.kernels.problem import Check, Prepared, Problem, rotations
-from harness.kernels.shapes import format_shape
+from backbench.harness.kernels.problem import Check, Prepared, Problem, rotations
+from backbench.harness.kernels.shapes import format_shape
 
 SEED = 20261125
 CHUNK_TOKENS = 4096

@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 
-from backends.conformance import oracle
-from backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
-from backends.interface import Backend, Device, Scheme, Weight
-from engine.model_config import ModelConfig
-from harness.kernels.problem import Check, Prepared, Problem, rotations
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
+from backbench.backends.interface import Backend, Device, Scheme, Weight
+from backbench.engine.models.config import ModelConfig
+from backbench.harness.kernels.problem import Check, Prepared, Problem, rotations
 
 SEED = 20261126
 CHECKED_OUTPUTS = 256

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from backends.interface import Backend, BackendError, Device
-from harness.kernels.problem import Prepared, Problem
-from harness.kernels.timing import Timing, time_eager, time_graph
-from harness.roofline import Peaks
+from backbench.backends.interface import Backend, Device
+from backbench.errors import BackendError
+from backbench.harness.kernels.problem import Prepared, Problem
+from backbench.harness.kernels.timing import Timing, time_eager, time_graph
+from backbench.reports.metrics.roofline import Peaks
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.conformance import oracle
-from backends.conformance.operation_check import rotary_table
-from backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
-from backends.interface import AttentionSpec, Backend, Device, Operations, Rotary, Rotation, SamplingBatch
-from backends.noise import gumbel_noise, noise_key
-from engine.model_config import ModelConfig
-from harness.kernels.problem import Check, Prepared, Problem, rotations
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.operation_check import rotary_table
+from backbench.backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
+from backbench.backends.interface import (
+    AttentionSpec,
+    Backend,
+    Device,
+    Operations,
+    Rotary,
+    Rotation,
+    SamplingBatch,
+)
+from backbench.backends.noise import gumbel_noise, noise_key
+from backbench.engine.models.config import ModelConfig
+from backbench.harness.kernels.problem import Check, Prepared, Problem, rotations
 
 SEED = 20261127
 Inputs = dict[str, Any]

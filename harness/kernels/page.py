@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from harness.kernels.measure import KernelResult
-from reports.quantities import DASH, digits, format_value, scale
+from backbench.harness.kernels.measure import KernelResult
+from backbench.reports.quantities import DASH, digits, format_value, scale
 
 LONGEST_BAR = 4
 """Times the shortest: what takes longer is drawn cut off, or nobody could tell the short ones apart."""
@@ -70,8 +70,8 @@ def to_html(results: Sequence[KernelResult], facts: dict[str, str]) -> str:
     """One page: per problem a bar for each backend, the shortest time first."""
     from jinja2 import Environment
 
-    template = resources.files("harness.kernels").joinpath("kernels.html").read_text()
-    style = resources.files("reports").joinpath("templates/report.css").read_text()
+    template = resources.files("backbench.harness.kernels").joinpath("kernels.html").read_text()
+    style = resources.files("backbench.reports.page").joinpath("templates/report.css").read_text()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page: str = environment.from_string(template).render(groups=_groups(results), facts=facts, style=style)
     return page

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.interface import Backend, Device
+from backbench.backends.interface import Backend, Device
 
 COLD_BYTES = {"cpu": 128 * 2**20, "gpu": 400 * 2**20}
 """What the rotating calls read together: several times the last cache, so that every call reads memory."""

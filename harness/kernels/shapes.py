@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from backends.conformance.scenario import Row
-from harness.errors import HarnessError
+from backbench.backends.conformance.scenario import Row
+from backbench.errors import HarnessError
 
 _GROUP = re.compile(r"(\d+)q(\d+)(k?)(?:s(\d+)(k?))?")
 

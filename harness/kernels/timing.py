@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.interface import Device
-from harness.statistics import interval_ranks
+from backbench.backends.interface import Device
+from backbench.reports.metrics.statistics import interval_ranks
 
 MIN_ROUNDS, MAX_ROUNDS = 7, 60
 

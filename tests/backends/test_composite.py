@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends import device, registry
-from backends.composite import CompositeRunner, split_batch
-from backends.conformance import check_backend
-from backends.conformance.scenario import Row, make_batch, permuted_layout
-from backends.interface import AttentionSpec, BackendError
+from backbench.backends import registry
+from backbench.backends.composite import CompositeRunner, split_batch
+from backbench.backends.conformance import check_backend
+from backbench.backends.conformance.scenario import Row, make_batch, permuted_layout
+from backbench.backends.interface import AttentionSpec, device
+from backbench.errors import BackendError
 
 SPEC = AttentionSpec(8, 2, 64, torch.float32, torch.float32, 16, 0.125)
 

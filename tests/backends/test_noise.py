@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.noise import TOKEN_STRIDE, gumbel_noise, mix, noise_key
+from backbench.backends.noise import TOKEN_STRIDE, gumbel_noise, mix, noise_key
 
 MASK = 0xFFFFFFFF
 

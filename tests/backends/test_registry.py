@@ -7,11 +7,12 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 
-from backends import registry
-from backends.device import cpu
-from backends.interface import AttentionSpec, Backend, BackendError
-from backends.torch import BACKEND as TORCH
-from backends.torch.attention import TorchAttention
+from backbench.backends import registry
+from backbench.backends.interface import AttentionSpec, Backend
+from backbench.backends.interface.device import cpu
+from backbench.backends.torch import BACKEND as TORCH
+from backbench.backends.torch.attention import TorchAttention
+from backbench.errors import BackendError
 
 SPEC = AttentionSpec(4, 2, 32, torch.float32, torch.float32, 16, 0.2)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from backends.device import detect
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.model_config import ModelConfig, RopeConfig
-from engine.weights import Weights, random_weights
+from backbench.backends.interface.device import detect
+from backbench.engine.config import EngineConfig
+from backbench.engine.engine import Engine
+from backbench.engine.models.config import ModelConfig, RopeConfig
+from backbench.engine.models.weights import Weights, random_weights
 
 VOCAB = 97
 CONTEXT = 128

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from engine_fixtures import open_small
 
-from engine.async_engine import AsyncEngine
-from engine.request import EngineError, SamplingParams
+from backbench.engine.async_engine import AsyncEngine
+from backbench.engine.request import SamplingParams
+from backbench.errors import EngineError
 
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from engine_fixtures import VOCAB, WordTokenizer, open_small
 
-from engine.engine import Engine
-from engine.model import Decoder
-from engine.request import EngineError, SamplingParams
+from backbench.engine.engine import Engine
+from backbench.engine.models.decoder import Decoder
+from backbench.engine.request import SamplingParams
+from backbench.errors import EngineError
 
 OUTPUTS = 24
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from backends.device import detect
-from engine.checkpoint import find_model
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.request import SamplingParams
+from backbench.backends.interface.device import detect
+from backbench.engine.config import EngineConfig
+from backbench.engine.engine import Engine
+from backbench.engine.models.checkpoint import find_model
+from backbench.engine.request import SamplingParams
 
 TEXTS = (
     "It was a bright morning, and the captain walked up and down the deck.",

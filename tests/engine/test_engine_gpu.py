@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 
-from backends.device import detect
-from engine.checkpoint import find_model
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.request import SamplingParams
+from backbench.backends.interface.device import detect
+from backbench.engine.config import EngineConfig
+from backbench.engine.engine import Engine
+from backbench.engine.models.checkpoint import find_model
+from backbench.engine.request import SamplingParams
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from engine_fixtures import open_small
 
-from engine.config import EngineConfig
-from engine.request import EngineError, SamplingParams
+from backbench.engine.config import EngineConfig
+from backbench.engine.request import SamplingParams
+from backbench.errors import EngineError
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from backends.device import cpu
-from backends.registry import select
-from engine import perplexity as perplexity_module
-from engine.checkpoint import find_model
-from engine.model import Decoder, attention_specs
-from engine.perplexity import file_corpus, perplexity, split_corpus, teacher_forced, topics_corpus
-from engine.request import EngineError
+from backbench.backends.interface.device import cpu
+from backbench.backends.registry import select
+from backbench.engine import perplexity as perplexity_module
+from backbench.engine.models.checkpoint import find_model
+from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.perplexity import file_corpus, perplexity, split_corpus, teacher_forced, topics_corpus
+from backbench.errors import EngineError
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import COMMANDS, run_command
+from backbench.harness.cli import COMMANDS, run_command
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -60,13 +60,13 @@ def test_help_is_quick() -> None:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         return time.perf_counter() - start
 
-    code = "from harness.cli import run_command; run_command(['--help'])"
+    code = "from backbench.harness.cli import run_command; run_command(['--help'])"
     assert min(seconds(code) - seconds("pass") for _ in range(3)) < 0.5
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from harness.cli import run_command\n"
+        "import sys; from backbench.harness.cli import run_command\n"
         "run_command(['--help']); run_command(['run', '--help'])\n"
         "heavy = {'torch', 'pandas', 'numpy', 'transformers', 'plotly'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -130,7 +130,7 @@ def test_malformed_data_set_names_file_and_place(bench: Run, tmp_path: Path) -> 
 def test_a_broken_checkpoint_is_one_line(bench: Run, tmp_path: Path, change: str, word: str) -> None:
     from safetensors.torch import load_file, save_file
 
-    from engine.checkpoint import BUNDLED
+    from backbench.engine.models.checkpoint import BUNDLED
 
     model = tmp_path / "model"
     shutil.copytree(BUNDLED / "tiny-draft", model)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from engine_fixtures import SmallSource, loud_weights, open_small
 
-from backends.device import cpu, detect
-from engine.checkpoint import find_model
-from engine.config import EngineConfig
-from engine.engine import Engine
-from harness import correctness
-from harness.commands.run import exit_code
-from harness.experiment import Outcome
-from reports.record import RunDirectory, RunRecord
+from backbench.backends.interface.device import cpu, detect
+from backbench.engine.config import EngineConfig
+from backbench.engine.engine import Engine
+from backbench.engine.models.checkpoint import find_model
+from backbench.harness import correctness
+from backbench.harness.commands.run import exit_code
+from backbench.harness.experiment import Outcome
+from backbench.reports.record import RunDirectory, RunRecord
 
 
 def checked(engine: Any) -> dict[str, Any]:

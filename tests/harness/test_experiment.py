@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import experiment
-from harness.errors import HarnessError
-from harness.experiment import Observer, default_directory, default_warmup
-from harness.options import RunOptions
+from backbench.errors import HarnessError
+from backbench.harness import experiment
+from backbench.harness.experiment import Observer, default_directory, default_warmup
+from backbench.harness.options import RunOptions
 
 
 def test_the_default_directory_says_what_ran_and_never_collides(

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from backends.interface import BackendError
-from harness.cli import run_command
-from harness.engine_target import EngineTarget
-from harness.errors import HarnessError
-from harness.faults import explained
-from harness.verify import verify
-from reports.record import RunDirectory
+from backbench.errors import BackendError, HarnessError
+from backbench.harness.cli import run_command
+from backbench.harness.faults import explained
+from backbench.harness.subjects.engine import EngineTarget
+from backbench.reports.record import RunDirectory
+from backbench.reports.verify import verify
 
 
 def raised(call: Callable[[], Any]) -> Exception:
@@ -28,7 +27,9 @@ def raised(call: Callable[[], Any]) -> Exception:
     raise AssertionError("nothing was raised")
 
 
-def launch(error: Exception, kernel_module: str = "backends.triton.decode_attention") -> Callable[[], Any]:
+def launch(
+    error: Exception, kernel_module: str = "backbench.backends.triton.decode_attention"
+) -> Callable[[], Any]:
     """A launch that fails as Triton's does: `run` of the kernel object raises, deep in triton.runtime."""
     module = ModuleType("triton.runtime.jit")
     code = (
@@ -71,10 +72,10 @@ def test_tritons_errors_name_the_kernel_and_the_way_out(
 @pytest.mark.parametrize(
     ("module", "option"),
     [
-        ("backends.triton.prefill_attention", "--attention torch"),
-        ("backends.triton.fused_write", "--attention torch"),
-        ("backends.triton.skinny_gemm", "--linear torch"),
-        ("backends.triton.sampling", "--ops torch"),
+        ("backbench.backends.triton.prefill_attention", "--attention torch"),
+        ("backbench.backends.triton.fused_write", "--attention torch"),
+        ("backbench.backends.triton.skinny_gemm", "--linear torch"),
+        ("backbench.backends.triton.sampling", "--ops torch"),
         ("someone.elses", "--attention, --linear or --ops torch"),
     ],
 )
@@ -104,7 +105,7 @@ def test_a_real_kernel_that_does_not_compile(tmp_path: Path) -> None:
         "from triton.backends.compiler import GPUTarget\n"
         "from triton.compiler import ASTSource\n"
         "import triton, broken_kernel\n"
-        "from harness.faults import explained\n"
+        "from backbench.harness.faults import explained\n"
         "source = ASTSource(broken_kernel.broken_kernel, {'x': '*fp32'})\n"
         "try:\n"
         "    triton.compile(source, target=GPUTarget('cuda', 90, 32))\n"
@@ -223,7 +224,7 @@ def test_a_kernel_that_fails_while_warming_up_ends_in_one_line_and_leaves_nothin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = error_of("triton.compiler.errors", "CompilationError", "at 1:1: no")
-    monkeypatch.setattr("harness.experiment.warm_up", lambda *_: launch(error)())
+    monkeypatch.setattr("backbench.harness.experiment.warm_up", lambda *_: launch(error)())
     assert run_and_fail(tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: The Triton kernel decode_kernel")
@@ -234,7 +235,7 @@ def test_a_fault_in_the_check_of_results_keeps_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = error_of("triton.runtime.errors", "OutOfResources", "out of resource: shared memory")
-    monkeypatch.setattr("harness.correctness.check", lambda *_: launch(error)())
+    monkeypatch.setattr("backbench.harness.correctness.check", lambda *_: launch(error)())
     assert run_and_fail(tmp_path / "run") == 2
     directory = RunDirectory.open(tmp_path / "run")
     record = directory.read_record()
@@ -247,7 +248,7 @@ def test_every_command_explains_a_fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = error_of("triton.runtime.errors", "PTXASError", "PTXAS error: registers")
-    monkeypatch.setattr("harness.kernels.measure.measure", lambda *_, **__: launch(error)())
+    monkeypatch.setattr("backbench.harness.kernels.measure.measure", lambda *_, **__: launch(error)())
     with pytest.raises(SystemExit) as stop:
         raise SystemExit(run_command(["kernels", "--shapes", "1q1s64", "--model", "tiny"]))
     assert stop.value.code == 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from backends.device import detect
-from harness import memory
+from backbench.backends.interface.device import detect
+from backbench.harness import memory
 
 ENGINE = {"weights_bytes": 100, "kv_pool_bytes": 300, "kv_used_peak_bytes": 50}
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import harness.replay
-from harness import schedule
-from harness.frames import request_frame
-from harness.metrics import inter_chunk, inter_token, metrics_section, read_requests
-from harness.replay import replay, salted_warmup
+from backbench.harness.frames import request_frame
+from backbench.harness.replay import replay, salted_warmup
+from backbench.reports.metrics import schedule
+from backbench.reports.metrics.compute import inter_chunk, inter_token, metrics_section
+from backbench.reports.metrics.requests import read_requests
 
 MS = 1_000_000
 
@@ -159,7 +159,7 @@ def test_mistake_07_a_slow_taker_does_not_shift_the_schedule(
 def test_mistake_08_no_wall_clock_in_intervals() -> None:
     """time.time and datetime appear only where a run is anchored to civil time or named."""
     pattern = re.compile(r"time\.time(_ns)?\(\)")
-    root = Path(inspect.getfile(harness.replay)).parent
+    root = Path(inspect.getfile(replay)).parent
     found = [
         (path.name, line.strip())
         for path in root.rglob("*.py")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.options import RunOptions, parse_slo
+from backbench.errors import HarnessError
+from backbench.harness.options import RunOptions, parse_slo
 
 
 def test_slo() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import run_command
+from backbench.harness.cli import run_command
 
 
 def measured(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.progress import Display, eta
-from harness.replay import Progress
+from backbench.harness.progress import Display, eta
+from backbench.harness.replay import Progress
 
 TARGET: Any = SimpleNamespace(running=16, waiting=3)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.device import cpu
-from harness import provenance
+from backbench.backends.interface.device import cpu
+from backbench.harness import provenance
 
 
 def test_redaction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_no_git_outside_a_checkout(tmp_path: Path) -> None:
 
 
 def test_source_hash_follows_the_backend() -> None:
-    from backends.registry import load
+    from backbench.backends.registry import load
 
     torch, sdpa = load("torch"), load("sdpa")
     assert provenance.source_hash(torch.attention) == provenance.source_hash(torch.linear)
@@ -47,7 +47,7 @@ def test_source_hash_follows_the_backend() -> None:
 
 
 def test_the_hash_of_a_mix_follows_both_sides() -> None:
-    from backends.registry import load
+    from backbench.backends.registry import load
 
     names = ("prefill=torch,decode=torch", "prefill=sdpa,decode=torch", "prefill=torch,decode=sdpa")
     hashes = {provenance.source_hash(load(name).attention) for name in names}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.replay import Progress, Replay, replay, salted_warmup
-from harness.target import TokenEvent
-from workloads.request import Request, Workload
+from backbench.errors import HarnessError
+from backbench.harness.replay import Progress, Replay, replay, salted_warmup
+from backbench.harness.subjects.target import TokenEvent
+from backbench.workloads.request import Request, Workload
 
 MS = 1_000_000
 

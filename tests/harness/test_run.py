@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.verify import verify
-from reports.record import RunDirectory
+from backbench.reports.record import RunDirectory
+from backbench.reports.verify import verify
 
-BENCH = "import sys; from harness.cli import main; main(sys.argv[1:])"
+BENCH = "import sys; from backbench.harness.cli import main; main(sys.argv[1:])"
 
 ANNOUNCED = (
-    "import harness.experiment as experiment\n"
+    "import backbench.harness.experiment as experiment\n"
     "replay = experiment.replay\n"
     "def announced(*arguments, **options):\n"
     "    print('replaying', flush=True)\n"
@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
 def test_ctrl_c_while_loading_exits_130_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = (
-        "import sys, harness.experiment as experiment\n"
+        "import sys, backbench.harness.experiment as experiment\n"
         "def stop(*_): raise KeyboardInterrupt\n"
         "experiment.make_workload = stop\n" + BENCH
     )

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.validity import INTERPRETED
-from harness.verify import verify
-from reports.record import RunDirectory
+from backbench.harness.validity import INTERPRETED
+from backbench.reports.record import RunDirectory
+from backbench.reports.verify import verify
 
-BENCH = "from harness.cli import main; main()"
+BENCH = "from backbench.harness.cli import main; main()"
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 32, 4, 2, 16, 48, 64
 
 

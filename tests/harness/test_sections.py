@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from backends.interface import Device
-from backends.triton.attention import TritonAttention
-from backends.triton.linear import TritonLinear
-from backends.triton.operations import TritonOperations
-from engine.checkpoint import find_model
-from engine.model import attention_specs
-from harness.sections import tuned, tuning_text
+from backbench.backends.interface import Device
+from backbench.backends.triton.attention import TritonAttention
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.triton.operations import TritonOperations
+from backbench.engine.models.checkpoint import find_model
+from backbench.engine.models.decoder import attention_specs
+from backbench.harness.sections import tuned, tuning_text
 
 
 def engine(model: str, arch: str = "sm90", block_size: int = 64) -> Any:

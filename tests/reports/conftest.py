@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from reports.record import RunDirectory
+from backbench.reports.record import RunDirectory
 
 
 def _load_fixtures() -> ModuleType:

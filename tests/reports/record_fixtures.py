@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.record import (
+from backbench.reports.record import (
     REQUEST_COLUMNS,
     STEP_COLUMNS,
     TELEMETRY_COLUMNS,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.compare import (
+from backbench.errors import ReportError
+from backbench.reports.compare import (
     HARD_FIELDS,
     differences,
     incomparable,
@@ -18,8 +19,8 @@ from reports.compare import (
     ratio_table,
     require_comparable,
 )
-from reports.quantities import Reading
-from reports.record import ReportError, RunDirectory, RunRecord
+from backbench.reports.quantities import Reading
+from backbench.reports.record import RunDirectory, RunRecord
 
 Runs = list[RunDirectory]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.quantities import (
+from backbench.reports.quantities import (
     QUANTITIES,
     Reading,
     digits,
@@ -19,7 +19,7 @@ from reports.quantities import (
     quantity,
     read,
 )
-from reports.record import RunRecord
+from backbench.reports.record import RunRecord
 
 
 def record_with(**metrics: object) -> RunRecord:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.record import (
+from backbench.errors import ReportError
+from backbench.reports.record import (
     REQUEST_COLUMNS,
     STEP_COLUMNS,
     TELEMETRY_COLUMNS,
-    ReportError,
     RunDirectory,
     RunRecord,
     finite,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 
-from reports.compare import differences
-from reports.quantities import QUANTITIES
-from reports.record import RunDirectory
-from reports.tables import (
+from backbench.reports.compare import differences
+from backbench.reports.quantities import QUANTITIES
+from backbench.reports.record import RunDirectory
+from backbench.reports.tables import (
     Cell,
     Table,
     comparison_table,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from workloads import packed
-from workloads.readers.azure import read_azure
-from workloads.readers.mooncake import read_mooncake
+from backbench.workloads import packed
+from backbench.workloads.readers.azure import read_azure
+from backbench.workloads.readers.mooncake import read_mooncake
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "pack_traces.py"
 

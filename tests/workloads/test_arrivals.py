@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.arrivals import Arrivals
-from workloads.request import WorkloadError
-from workloads.statistics import gap_cv, index_of_dispersion
+from backbench.errors import WorkloadError
+from backbench.reports.metrics.schedule import index_of_dispersion
+from backbench.workloads.arrivals import Arrivals
+from backbench.workloads.statistics import gap_cv
 
 PROCESSES = [
     Arrivals("constant", 7.0),

@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from workloads.catalogue import make, names
-from workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
-from workloads.packed import packed_mooncake
-from workloads.request import WorkloadError
-from workloads.statistics import gap_cv, ideal_prefix_hit_ratio
+from backbench.errors import WorkloadError
+from backbench.workloads.catalogue import make, names
+from backbench.workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
+from backbench.workloads.packed import packed_mooncake
+from backbench.workloads.statistics import gap_cv, ideal_prefix_hit_ratio
 
 CONTEXT = 4096
 
@@ -310,7 +310,7 @@ def test_64_sharegpt_requests_take_under_200_ms():
 
 def test_no_heavy_import():
     program = (
-        "import sys, workloads.catalogue; print(sorted({'torch', 'pandas', 'transformers'} & {*sys.modules}))"
+        "import sys, backbench.workloads.catalogue; print(sorted({'torch', 'pandas', 'transformers'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.lengths import parse_lengths
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
+from backbench.workloads.lengths import parse_lengths
 
 SPECS = [
     "fixed:7",

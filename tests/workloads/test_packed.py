@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from workloads.packed import DATA, packed_azure, packed_mooncake, packed_sharegpt_lengths
-from workloads.statistics import gap_cv, summarise_lengths
+from backbench.workloads.packed import DATA, packed_azure, packed_mooncake, packed_sharegpt_lengths
+from backbench.workloads.statistics import gap_cv, summarise_lengths
 
 
 # The published figures of the traces, as far as they are given (rounded there).

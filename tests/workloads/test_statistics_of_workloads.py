@@ -2,13 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.packed import packed_mooncake
-from workloads.request import WorkloadError
-from workloads.statistics import (
+from backbench.errors import WorkloadError
+from backbench.reports.metrics.schedule import index_of_dispersion
+from backbench.workloads.packed import packed_mooncake
+from backbench.workloads.statistics import (
     block_reuse_ratio,
     gap_cv,
     ideal_prefix_hit_ratio,
-    index_of_dispersion,
     ks_distance,
     summarise_lengths,
 )

@@ -2,9 +2,9 @@ import multiprocessing
 
 import numpy as np
 
-from workloads.streams import stream
-from workloads.tokens import TokenSource
-from workloads.trace import TraceRow
+from backbench.workloads.streams import stream
+from backbench.workloads.tokens import TokenSource
+from backbench.workloads.trace import TraceRow
 
 
 def test_a_stream_depends_on_seed_name_and_index_only():

@@ -8,9 +8,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.request import Request
-from workloads.tokens import TokenSource, content_hash
-from workloads.trace import Segment, TraceRow
+from backbench.workloads.request import Request
+from backbench.workloads.tokens import TokenSource, content_hash
+from backbench.workloads.trace import Segment, TraceRow
 
 
 @given(
@@ -78,8 +78,8 @@ def test_the_hash_is_fixed_for_good():
 
 def test_another_process_with_another_hash_seed_makes_the_same_workload():
     program = (
-        "from workloads.catalogue import make\n"
-        "from workloads.options import WorkloadOptions\n"
+        "from backbench.workloads.catalogue import make\n"
+        "from backbench.workloads.options import WorkloadOptions\n"
         "options = WorkloadOptions(num_requests=20, rate=5, shared_prefix='4x32', turns=2, seed=3)\n"
         "print(make('synthetic', options).content_hash)"
     )

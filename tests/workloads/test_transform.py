@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads import transform
-from workloads.packed import packed_mooncake
-from workloads.statistics import gap_cv
-from workloads.trace import TraceRow
+from backbench.workloads import transform
+from backbench.workloads.packed import packed_mooncake
+from backbench.workloads.statistics import gap_cv
+from backbench.workloads.trace import TraceRow
 
 SECOND_NS = 1_000_000_000
 

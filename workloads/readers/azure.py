@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
-from workloads.readers.text import Clock, Place, read_csv
-from workloads.trace import TraceRow
+from backbench.workloads.readers.text import Clock, Place, read_csv
+from backbench.workloads.trace import TraceRow
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIMESTAMP = re.compile(

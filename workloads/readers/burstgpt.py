@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from workloads.readers.text import Clock, read_csv
-from workloads.trace import TraceRow
+from backbench.workloads.readers.text import Clock, read_csv
+from backbench.workloads.trace import TraceRow
 
 COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from workloads.readers import azure, burstgpt, mooncake, qwen_bailian, tracelab, vidur
-from workloads.readers.text import UNREADABLE, open_text
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
+from backbench.workloads.readers import azure, burstgpt, mooncake, qwen_bailian, tracelab, vidur
+from backbench.workloads.readers.text import UNREADABLE, open_text
 
 FORMATS = ("azure", "burstgpt", "mooncake", "openai", "qwen-bailian", "sharegpt", "tracelab", "vidur")
 _CSV = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from workloads.readers.text import Clock, read_jsonl, whole_list
-from workloads.trace import TraceRow
+from backbench.workloads.readers.text import Clock, read_jsonl, whole_list
+from backbench.workloads.trace import TraceRow
 
 BLOCK_TOKENS = 512
 FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workloads.readers.text import Clock, Place, read_jsonl, whole_list
-from workloads.trace import TraceRow
+from backbench.workloads.readers.text import Clock, Place, read_jsonl, whole_list
+from backbench.workloads.trace import TraceRow
 
 
 def read_openai(path: Path, tokenize: Callable[[str], list[int]] | None) -> Iterator[tuple[TraceRow, bool]]:

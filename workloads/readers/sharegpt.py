@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workloads.readers.text import UNREADABLE, Place, open_text
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
+from backbench.workloads.readers.text import UNREADABLE, Place, open_text
 
 CHUNK_CHARACTERS = 1 << 20
 PROMPT_ROLES = frozenset({"human", "user"})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
 
 UNREADABLE = (UnicodeDecodeError, EOFError, OSError, zlib.error)
 """What reading a damaged or binary file raises; a bad gzip header is an OSError."""

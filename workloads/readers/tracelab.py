@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workloads.readers.text import read_csv
-from workloads.trace import Segment, TraceRow
+from backbench.workloads.readers.text import read_csv
+from backbench.workloads.trace import Segment, TraceRow
 
 COLUMNS = ("round_idx", "prefix_len", "input_len", "output_len", "tool_wait_after_ms")
 NOTE = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends import registry
-from backends.conformance import check_backend
-from backends.device import cpu
-from backends.interface import Backend
+from backbench.backends import registry
+from backbench.backends.conformance import check_backend
+from backbench.backends.interface import Backend
+from backbench.backends.interface.device import cpu
 
 
 @pytest.mark.parametrize("shares", [1, 3])

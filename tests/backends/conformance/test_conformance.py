@@ -11,14 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends import device
-from backends.conformance import Status, check, check_backend
-from backends.conformance.attention_cases import BLOCK_SIZES, GROUPS, HEAD_DIMS, full_cases, quick_cases
-from backends.interface import Attention, AttentionSpec, Backend, BackendError, Batch, Device, Rotation
-from backends.torch import BACKEND
-from backends.torch.attention import TorchAttention, TorchRunner
-from backends.torch.linear import TorchLinear
-from backends.torch.operations import TorchOperations
+from backbench.backends.conformance import Status, check, check_backend
+from backbench.backends.conformance.attention_cases import (
+    BLOCK_SIZES,
+    GROUPS,
+    HEAD_DIMS,
+    full_cases,
+    quick_cases,
+)
+from backbench.backends.interface import Attention, AttentionSpec, Backend, Batch, Device, Rotation, device
+from backbench.backends.torch import BACKEND
+from backbench.backends.torch.attention import TorchAttention, TorchRunner
+from backbench.backends.torch.linear import TorchLinear
+from backbench.backends.torch.operations import TorchOperations
+from backbench.errors import BackendError
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,14 @@ import torch
 from released import with_signature
 from torch import Tensor
 
-from backends import device, registry
-from backends.conformance import Status, check_backend, oracle
-from backends.flash import fa2, fa3, fa4
-from backends.flash.attention import LIBRARIES
-from backends.flash.library import Library
-from backends.interface import AttentionSpec, BackendError, Device
-from backends.release import Release
+from backbench.backends import registry
+from backbench.backends.conformance import Status, check_backend, oracle
+from backbench.backends.dependency import Release
+from backbench.backends.flash import fa2, fa3, fa4
+from backbench.backends.flash.attention import LIBRARIES
+from backbench.backends.flash.library import Library
+from backbench.backends.interface import AttentionSpec, Device, device
+from backbench.errors import BackendError
 
 RELEASES: dict[str, Any] = json.loads((Path(__file__).parent / "signatures.json").read_text())
 SPEC = AttentionSpec(8, 2, 64, torch.bfloat16, torch.bfloat16, 16, 0.125)
@@ -205,8 +206,8 @@ def test_the_adapters_pass_conformance_through_the_stand_ins(
 def test_paged_flash_attention_2_agrees_with_the_oracle(
     vendor: str, arch: str, block_size: int, installed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from backends.conformance.attention_cases import make_case
-    from backends.conformance.attention_check import AttentionChecker
+    from backbench.backends.conformance.attention_cases import make_case
+    from backbench.backends.conformance.attention_check import AttentionChecker
 
     monkeypatch.delenv(fa2.AMD_TRITON_SWITCH, raising=False)
     installed("flash-attn")
@@ -294,9 +295,9 @@ def test_prefill_and_decode_mix_over_one_cache(installed: Callable[[str], None])
 
 
 def test_flash_runs_on_tritons_cache_through_its_views(installed: Callable[[str], None]) -> None:
-    from backends.conformance import attention_run as runs
-    from backends.conformance.attention_cases import make_case
-    from backends.triton.cache import new_cache
+    from backbench.backends.conformance import attention_run as runs
+    from backbench.backends.conformance.attention_cases import make_case
+    from backbench.backends.triton.cache import new_cache
 
     installed("flash-attn-4")
     attention = registry.load("flash").attention

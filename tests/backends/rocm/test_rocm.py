@@ -15,16 +15,17 @@ import torch
 from released import with_signature
 from torch import Tensor
 
-from backends import device, registry
-from backends.conformance import Status, oracle
-from backends.conformance.attention_cases import make_case
-from backends.conformance.attention_check import AttentionChecker
-from backends.interface import AttentionSpec, BackendError, Device, Scheme, Weight
-from backends.release import Release
-from backends.rocm import aiter, attention, linear
-from backends.rocm.attention import AiterAttention, RocmAttention
-from backends.rocm.cache import new_cache
-from backends.rocm.fnuz import to_fnuz
+from backbench.backends import registry
+from backbench.backends.conformance import Status, oracle
+from backbench.backends.conformance.attention_cases import make_case
+from backbench.backends.conformance.attention_check import AttentionChecker
+from backbench.backends.dependency import Release
+from backbench.backends.interface import AttentionSpec, Device, Scheme, Weight, device
+from backbench.backends.rocm import aiter, attention, linear
+from backbench.backends.rocm.attention import AiterAttention, RocmAttention
+from backbench.backends.rocm.cache import new_cache
+from backbench.backends.rocm.fnuz import to_fnuz
+from backbench.errors import BackendError
 
 RELEASE: dict[str, Any] = json.loads((Path(__file__).parent / "aiter_signatures.json").read_text())[
     "amd-aiter"

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends import device, registry
-from backends.conformance import Status, check, check_backend
-from backends.interface import Attention, AttentionSpec, Backend, BackendError, Device
-from backends.sdpa import attention
-from backends.sdpa.attention import BUCKET_RATIO, SdpaRunner, buckets
+from backbench.backends import registry
+from backbench.backends.conformance import Status, check, check_backend
+from backbench.backends.interface import Attention, AttentionSpec, Backend, Device, device
+from backbench.backends.sdpa import attention
+from backbench.backends.sdpa.attention import BUCKET_RATIO, SdpaRunner, buckets
+from backbench.errors import BackendError
 
 SPEC = AttentionSpec(8, 2, 64, torch.float32, torch.float32, 16, 0.125)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends.device import cpu
-from backends.interface import AttentionSpec, BackendError, Batch
-from backends.torch import BACKEND
-from backends.torch import attention as attention_module
+from backbench.backends.interface import AttentionSpec, Batch
+from backbench.backends.interface.device import cpu
+from backbench.backends.torch import BACKEND
+from backbench.backends.torch import attention as attention_module
+from backbench.errors import BackendError
 
 SEQUENCES = [(1, 1), (1, 17), (1, 33), (5, 5), (7, 40), (16, 16), (0, 0)]
 """(query tokens, keys) of each row: decodes first, a whole prompt, chunks on a context, an inert row."""

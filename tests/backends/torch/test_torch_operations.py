@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from backends.device import cpu
-from backends.interface import AttentionSpec, BackendError, Rotary, Rotation, SamplingBatch, Scheme, Weight
-from backends.noise import noise_key
-from backends.torch import BACKEND
+from backbench.backends.interface import AttentionSpec, Rotary, Rotation, SamplingBatch, Scheme, Weight
+from backbench.backends.interface.device import cpu
+from backbench.backends.noise import noise_key
+from backbench.backends.torch import BACKEND
+from backbench.errors import BackendError
 
 OPERATIONS = BACKEND.operations
 

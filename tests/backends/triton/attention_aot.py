@@ -16,12 +16,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from backends.aot import SHARED_LIMIT_BYTES, Resources, compile_kernel
-from backends.interface import AttentionSpec, Device
-from backends.triton.attention_tuning import attention_config
-from backends.triton.decode_attention import decode_kernel
-from backends.triton.kv_write import kv_write_kernel
-from backends.triton.prefill_attention import prefill_kernel
+from backbench.backends.aot.compile import SHARED_LIMIT_BYTES, Resources, compile_kernel
+from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.triton.attention_tuning import attention_config
+from backbench.backends.triton.decode_attention import decode_kernel
+from backbench.backends.triton.kv_write import kv_write_kernel
+from backbench.backends.triton.prefill_attention import prefill_kernel
 
 TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float8_e4m3fn: "fp8e4nv"

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from attention_aot import SPECS, make_device
 
-from backends.interface import Batch
-from backends.triton.attention import TritonRunner
+from backbench.backends.interface import Batch
+from backbench.backends.triton.attention import TritonRunner
 
 LAUNCHES: list[tuple[Any, ...]] = []
 

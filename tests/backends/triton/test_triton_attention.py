@@ -11,15 +11,16 @@ import pytest
 import torch
 from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
-from backends import device as devices
-from backends.conformance.attention_cases import AttentionCase, make_case
-from backends.conformance.attention_run import Setup, filled_cache, run_step, set_up, step_inputs
-from backends.conformance.scenario import Row
-from backends.conformance.tolerance import Deviation, complaint, deviation, limit
-from backends.interface import AttentionRunner, AttentionSpec, BackendError, GraphSupport
-from backends.torch.attention import TorchAttention
-from backends.triton.attention import TritonAttention, TritonRunner
-from backends.triton.attention_tuning import BUCKETS, attention_config, small_batch
+from backbench.backends.conformance.attention_cases import AttentionCase, make_case
+from backbench.backends.conformance.attention_run import Setup, filled_cache, run_step, set_up, step_inputs
+from backbench.backends.conformance.scenario import Row
+from backbench.backends.conformance.tolerance import Deviation, complaint, deviation, limit
+from backbench.backends.interface import AttentionRunner, AttentionSpec, GraphSupport
+from backbench.backends.interface import device as devices
+from backbench.backends.torch.attention import TorchAttention
+from backbench.backends.triton.attention import TritonAttention, TritonRunner
+from backbench.backends.triton.attention_tuning import BUCKETS, attention_config, small_batch
+from backbench.errors import BackendError
 
 DEVICE = devices.gpu(0) if torch.cuda.is_available() else devices.cpu(interpret=True)
 PLACE = DEVICE.torch_device

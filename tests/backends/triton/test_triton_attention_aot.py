@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from backends.aot import Resources, compile_kernel, gpu_target
-from backends.interface import BackendError
+from backbench.backends.aot.compile import Resources, compile_kernel, gpu_target
+from backbench.errors import BackendError
 
 SCRIPT = Path(__file__).with_name("attention_aot.py")
 

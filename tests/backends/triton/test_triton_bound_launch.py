@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.triton.bound_launch import argument_kind
+from backbench.backends.triton.bound_launch import argument_kind
 
 SCRIPT = Path(__file__).with_name("launch_recorder.py")
 

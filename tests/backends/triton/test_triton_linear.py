@@ -6,14 +6,22 @@ import pytest
 import torch
 from torch.nn import functional
 
-from backends.conformance import oracle
-from backends.conformance.tolerance import complaint, deviation, limit
-from backends.interface import BackendError, Scheme, Weight
-from backends.triton import gemm_choice, tuned
-from backends.triton.gemm_choice import BUCKETS, KERNEL_BUCKETS, GemmConfig, ZeroBias, bucket, choose
-from backends.triton.linear import TritonLinear
-from backends.triton.skinny_launch import multiply
-from backends.tuning import Entry
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.tolerance import complaint, deviation, limit
+from backbench.backends.interface import Scheme, Weight
+from backbench.backends.triton import gemm_choice, tuned
+from backbench.backends.triton.gemm_choice import (
+    BUCKETS,
+    KERNEL_BUCKETS,
+    GemmConfig,
+    ZeroBias,
+    bucket,
+    choose,
+)
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.triton.skinny_launch import multiply
+from backbench.backends.tuning.table import Entry
+from backbench.errors import BackendError
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VECTOR = GemmConfig(0, 4, 64, 4, 1)
@@ -59,7 +67,7 @@ def test_run_serves_every_row_count() -> None:
 
 
 def test_pack_refuses_quantized_weights() -> None:
-    from backends.device import cpu
+    from backbench.backends.interface.device import cpu
 
     weight = Weight(Scheme("int8"), torch.zeros(8, 8, dtype=torch.int8))
     with pytest.raises(BackendError, match="only dense weights"):
@@ -67,7 +75,7 @@ def test_pack_refuses_quantized_weights() -> None:
 
 
 def test_without_a_gpu_the_reason_names_alternatives() -> None:
-    from backends.device import cpu
+    from backbench.backends.interface.device import cpu
 
     (reason,) = TritonLinear().supports(Scheme(), 64, 64, torch.float32, cpu())
     assert "--backend torch" in reason

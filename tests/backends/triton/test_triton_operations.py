@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends.conformance import oracle
-from backends.conformance.tolerance import complaint, deviation, limit
-from backends.interface import AttentionSpec, Rotary, Rotation
-from backends.torch.operations import TorchOperations
-from backends.triton.cache import new_cache
-from backends.triton.fused_write import rotate_and_write
-from backends.triton.operations import TritonOperations
+from backbench.backends.conformance import oracle
+from backbench.backends.conformance.tolerance import complaint, deviation, limit
+from backbench.backends.interface import AttentionSpec, Rotary, Rotation
+from backbench.backends.torch.operations import TorchOperations
+from backbench.backends.triton.cache import new_cache
+from backbench.backends.triton.fused_write import rotate_and_write
+from backbench.backends.triton.operations import TritonOperations
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

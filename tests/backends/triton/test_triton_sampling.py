@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends.interface import SamplingBatch
-from backends.noise import noise_key
-from backends.torch.operations import TorchOperations, filter_logits
-from backends.triton.sampling import sample
-from backends.triton.thresholds import filter_thresholds
+from backbench.backends.interface import SamplingBatch
+from backbench.backends.noise import noise_key
+from backbench.backends.torch.operations import TorchOperations, filter_logits
+from backbench.backends.triton.sampling import sample
+from backbench.backends.triton.thresholds import filter_thresholds
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from backends import device as devices
-from backends.device import cpu
-from backends.interface import AttentionSpec, Device
-from backends.sweep import Problem, parallel_compiler, sweep
-from backends.triton import attention_problem, gemm_problem
-from backends.triton.attention_problem import AttentionProblem
-from backends.triton.attention_tuning import BUCKETS as KINDS
-from backends.triton.attention_tuning import RULED, default
-from backends.triton.gemm_choice import BUCKETS, KERNEL_BUCKETS, GemmConfig, ZeroBias
-from backends.triton.gemm_problem import GemmProblem
-from backends.triton.search_space import decode_launches, gemm_launches, prefill_launches
-from backends.triton.tune import TritonTuner
+from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.interface import device as devices
+from backbench.backends.interface.device import cpu
+from backbench.backends.triton import attention_problem, gemm_problem
+from backbench.backends.triton.attention_problem import AttentionProblem
+from backbench.backends.triton.attention_tuning import BUCKETS as KINDS
+from backbench.backends.triton.attention_tuning import RULED, default
+from backbench.backends.triton.gemm_choice import BUCKETS, KERNEL_BUCKETS, GemmConfig, ZeroBias
+from backbench.backends.triton.gemm_problem import GemmProblem
+from backbench.backends.triton.search_space import decode_launches, gemm_launches, prefill_launches
+from backbench.backends.triton.tune import TritonTuner
+from backbench.backends.tuning.search import Problem, parallel_compiler, sweep
 
 HERE = devices.gpu(0) if torch.cuda.is_available() else cpu(interpret=True)
 H200 = Device("nvidia", "sm90", "H200", 132, 2**37, 227 * 1024, torch.device("cpu"))
@@ -67,7 +67,7 @@ def test_right_products_pass_and_wrong_ones_do_not(monkeypatch: pytest.MonkeyPat
     assert problem.error(launch) < problem.tolerance
     assert len(problem.weights) > 1
     assert not torch.equal(problem.weights[0], problem.weights[1])
-    from backends.triton import skinny_launch
+    from backbench.backends.triton import skinny_launch
 
     multiply = skinny_launch.multiply
     monkeypatch.setattr(skinny_launch, "multiply", lambda *given, **more: 1.02 * multiply(*given, **more))

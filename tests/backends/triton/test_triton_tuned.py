@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.composite import CompositeAttention
-from backends.device import cpu
-from backends.interface import AttentionSpec, Device
-from backends.torch.attention import TorchAttention
-from backends.triton import tuned
-from backends.triton.attention import TritonAttention
-from backends.triton.attention_tuning import BUCKETS, attention_config, default, entry_key
-from backends.triton.linear import TritonLinear
-from backends.tuning import Entry
+from backbench.backends.composite import CompositeAttention
+from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.interface.device import cpu
+from backbench.backends.torch.attention import TorchAttention
+from backbench.backends.triton import tuned
+from backbench.backends.triton.attention import TritonAttention
+from backbench.backends.triton.attention_tuning import BUCKETS, attention_config, default, entry_key
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.tuning.table import Entry
 
 H200 = Device("nvidia", "sm90", "H200", 132, 2**37, 227 * 1024, torch.device("cpu"))
 SPEC = AttentionSpec(32, 8, 128, torch.bfloat16, torch.bfloat16, 64, 128**-0.5)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from backends import conformance
-from backends.conformance import CheckRow, ConformanceMatrix, Status
-from harness.cli import run_command
+from backbench.backends import conformance
+from backbench.backends.conformance import CheckRow, ConformanceMatrix, Status
+from backbench.harness.cli import run_command
 
 
 def fake_check(status: Status) -> object:

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from backends import tuning
-from backends.interface import AttentionSpec, Backend, Device
-from backends.sweep import Problem, Tuner
-from backends.tuning import Config, Entry, Table
-from harness.cli import run_command
+from backbench.backends.interface import AttentionSpec, Backend, Config, Device, Problem, Tuner
+from backbench.backends.tuning import table as tuning
+from backbench.backends.tuning.table import Entry, Table
+from backbench.harness.cli import run_command
 
 H200 = Device("nvidia", "sm90", "H200", 132, 2**37, 227 * 1024, torch.device("cpu"))
 
@@ -77,14 +76,14 @@ class FakeTuner(Tuner):
 def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTuner:
     """A backend with a fake tuner, on a GPU that is not there."""
     fake = FakeTuner(tmp_path)
-    monkeypatch.setattr("backends.registry.load", lambda name: Backend(name, "", tuner=fake))
-    monkeypatch.setattr("backends.device.detect", lambda: H200)
+    monkeypatch.setattr("backbench.backends.registry.load", lambda name: Backend(name, "", tuner=fake))
+    monkeypatch.setattr("backbench.backends.interface.device.detect", lambda: H200)
 
     @contextmanager
     def nothing(workers: int) -> Iterator[None]:
         yield None
 
-    monkeypatch.setattr("backends.sweep.parallel_compiler", nothing)
+    monkeypatch.setattr("backbench.backends.tuning.search.parallel_compiler", nothing)
     return fake
 
 

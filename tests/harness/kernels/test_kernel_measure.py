@@ -14,20 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends import device, registry
-from backends.conformance.scenario import Row
-from backends.interface import Backend, Batch, Device
-from backends.torch.attention import TorchAttention, TorchRunner
-from engine.checkpoint import find_model
-from harness.cli import run_command
-from harness.kernels import page
-from harness.kernels.attention import Geometry, attention_problem
-from harness.kernels.linear import linear_problems
-from harness.kernels.measure import KernelResult, measure, roofline_s
-from harness.kernels.operations import operation_problems
-from harness.kernels.problem import MAX_CALLS, rotations
-from harness.kernels.timing import Timing, time_eager
-from harness.roofline import Peaks
+from backbench.backends import registry
+from backbench.backends.conformance.scenario import Row
+from backbench.backends.interface import Backend, Batch, Device, device
+from backbench.backends.torch.attention import TorchAttention, TorchRunner
+from backbench.engine.models.checkpoint import find_model
+from backbench.harness.cli import run_command
+from backbench.harness.kernels import page
+from backbench.harness.kernels.attention import Geometry, attention_problem
+from backbench.harness.kernels.linear import linear_problems
+from backbench.harness.kernels.measure import KernelResult, measure, roofline_s
+from backbench.harness.kernels.operations import operation_problems
+from backbench.harness.kernels.problem import MAX_CALLS, rotations
+from backbench.harness.kernels.timing import Timing, time_eager
+from backbench.reports.metrics.roofline import Peaks
 
 GEOMETRY = Geometry(8, 2, 64, 16, torch.float32)
 PEAKS = Peaks(10e9, 1e12)

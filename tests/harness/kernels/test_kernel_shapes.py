@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.conformance.scenario import Row
-from harness.errors import HarnessError
-from harness.kernels.shapes import format_shape, parse_shape
+from backbench.backends.conformance.scenario import Row
+from backbench.errors import HarnessError
+from backbench.harness.kernels.shapes import format_shape, parse_shape
 
 
 @pytest.mark.parametrize(

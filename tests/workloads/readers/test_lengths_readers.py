@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.readers.azure import read_azure, timestamp_ns
-from workloads.readers.burstgpt import read_burstgpt
-from workloads.readers.mooncake import read_mooncake
-from workloads.readers.qwen_bailian import read_qwen_bailian
-from workloads.readers.text import Place
-from workloads.readers.tracelab import read_tracelab
-from workloads.readers.vidur import read_vidur
-from workloads.request import WorkloadError
-from workloads.tokens import TokenSource
-from workloads.trace import TraceRow
+from backbench.errors import WorkloadError
+from backbench.workloads.readers.azure import read_azure, timestamp_ns
+from backbench.workloads.readers.burstgpt import read_burstgpt
+from backbench.workloads.readers.mooncake import read_mooncake
+from backbench.workloads.readers.qwen_bailian import read_qwen_bailian
+from backbench.workloads.readers.text import Place
+from backbench.workloads.readers.tracelab import read_tracelab
+from backbench.workloads.readers.vidur import read_vidur
+from backbench.workloads.tokens import TokenSource
+from backbench.workloads.trace import TraceRow
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workloads.readers import sharegpt
-from workloads.readers.detect import detect
-from workloads.readers.openai import read_openai
-from workloads.readers.sharegpt import Conversation, read_array, read_sharegpt
-from workloads.request import WorkloadError
+from backbench.errors import WorkloadError
+from backbench.workloads.readers import sharegpt
+from backbench.workloads.readers.detect import detect
+from backbench.workloads.readers.openai import read_openai
+from backbench.workloads.readers.sharegpt import Conversation, read_array, read_sharegpt
 
 
 def chat(*turns: tuple[str, str]) -> dict:

@@ -1,0 +1,1 @@
+"""Backbench: compare LLM inference kernels under real traffic."""

@@ -1,0 +1,42 @@
+"""The backend interface: what an attention, linear or elementwise implementation must offer.
+
+The plain torch backend (`backends.torch`) is the specification; every other backend is checked
+against it. Tensors named below live on one device; shapes use S = sequences in the batch,
+T = tokens in the batch, B = blocks per sequence, H = hidden size, V = vocabulary size.
+"""
+
+from backbench.backends.interface.attention import (
+    Attention,
+    AttentionRunner,
+    AttentionSpec,
+    Batch,
+    GraphSupport,
+    Rotary,
+    Rotation,
+)
+from backbench.backends.interface.backend import Backend, Selection
+from backbench.backends.interface.device import Device
+from backbench.backends.interface.linear import Linear, Scheme, Weight
+from backbench.backends.interface.operations import Operations, SamplingBatch
+from backbench.backends.interface.tuner import Config, Problem, Tuner
+
+__all__ = [
+    "Attention",
+    "AttentionRunner",
+    "AttentionSpec",
+    "Backend",
+    "Batch",
+    "Config",
+    "Device",
+    "GraphSupport",
+    "Linear",
+    "Operations",
+    "Problem",
+    "Rotary",
+    "Rotation",
+    "SamplingBatch",
+    "Scheme",
+    "Selection",
+    "Tuner",
+    "Weight",
+]

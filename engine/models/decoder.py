@@ -1,0 +1,258 @@
+"""The Llama family's forward pass over a paged cache, with every operation served by a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbench.backends.interface import (
+    AttentionRunner,
+    AttentionSpec,
+    Batch,
+    GraphSupport,
+    Rotation,
+    Selection,
+    Weight,
+)
+from backbench.engine.models.config import ModelConfig
+from backbench.engine.models.rope import rotary_table
+from backbench.engine.models.weights import LayerWeights, Weights
+from backbench.errors import BackendError
+
+
+def attention_specs(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    block_size: int,
+    max_seqs: int,
+    max_tokens: int,
+    max_len: int,
+) -> list[AttentionSpec]:
+    """Each layer's attention spec; layers that agree have equal ones."""
+    return [
+        AttentionSpec(
+            q_heads=config.q_heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=dtype,
+            kv_dtype=dtype,
+            block_size=block_size,
+            scale=config.head_dim**-0.5,
+            # A window that covers the longest sequence hides nothing.
+            window=window if window is not None and window < max_len else None,
+            max_seqs=max_seqs,
+            max_tokens=max_tokens,
+            max_len=max_len,
+        )
+        for window in config.windows
+    ]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, ready to run: its weights, its packed linears, its attention."""
+
+    weights: LayerWeights
+    spec: AttentionSpec
+    runner: AttentionRunner
+    rotation: Rotation
+    qkv: Any
+    output: Any
+    gate_up: Any
+    down: Any
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The tokens of a step whose hidden states are asked for; the last layer computes no others."""
+
+    tokens: Tensor
+    """Their places in the step, i64[N]."""
+    batch: Batch
+    """The same tokens, each as the decode of its sequence."""
+
+    @classmethod
+    def of(cls, batch: Batch, tokens: Tensor, seqs: Tensor) -> Wanted:
+        """The last tokens of sequences `seqs` i64[N] of `batch`, which lie at `tokens` i64[N] of the step."""
+        count = len(tokens)
+        decodes = Batch(
+            query_start=torch.arange(count + 1, dtype=torch.int32, device=tokens.device),
+            seq_lens=batch.seq_lens[seqs],
+            block_table=batch.block_table[seqs],
+            slots=batch.slots[tokens],
+            num_seqs=count,
+            num_tokens=count,
+            num_decodes=count,
+            max_query=1,
+            max_len=batch.max_len,
+        )
+        return cls(tokens, decodes)
+
+
+class Decoder:
+    """One model behind one backend selection. Holds no request state; caches are passed in.
+
+    T = tokens in the batch, S = rows sampled, H = hidden size, V = vocabulary size. `forward` and
+    `logits` never wait for the device unless the backend does, so they can be captured in a graph
+    where `graph_support` allows it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        selection: Selection,
+        *,
+        dtype: torch.dtype,
+        block_size: int,
+        max_seqs: int,
+        max_tokens: int,
+        max_len: int,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.device = selection.device
+        self.dtype = dtype
+        self.block_size = block_size
+        self.operations = selection.operations
+        self.linear = selection.linear
+        rotary = rotary_table(config, self.device.torch_device, max_len)
+        specs = attention_specs(
+            config,
+            dtype=dtype,
+            block_size=block_size,
+            max_seqs=max_seqs,
+            max_tokens=max_tokens,
+            max_len=max_len,
+        )
+        self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
+        self.layers = [
+            Layer(
+                weights=layer,
+                spec=spec,
+                runner=self.runners[spec],
+                rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
+                qkv=self._pack(layer.qkv),
+                output=self._pack(layer.output),
+                gate_up=self._pack(layer.gate_up),
+                down=self._pack(layer.down),
+            )
+            for layer, spec in zip(weights.layers, specs, strict=True)
+        ]
+        self.lm_head = self._pack(weights.lm_head)
+
+    @property
+    def graph_support(self) -> GraphSupport:
+        """Which batches may be captured: what every layer's attention allows."""
+        return min(runner.graph for runner in self.runners.values())
+
+    def new_caches(self, num_blocks: int) -> list[Any]:
+        """Every layer's KV cache of `num_blocks` blocks."""
+        return [layer.runner.new_cache(num_blocks) for layer in self.layers]
+
+    def cache_bytes_per_block(self) -> int:
+        """Device bytes one block takes over all layers."""
+        return sum(layer.runner.cache_bytes_per_block() for layer in self.layers)
+
+    def plan(self, batch: Batch) -> Hashable:
+        """Every host integer that the launches for `batch` bake in: the key of a captured graph."""
+        return tuple(runner.plan(batch) for runner in self.runners.values())
+
+    def copy_blocks(self, caches: Sequence[Any], src: Tensor, dst: Tensor) -> None:
+        """Copy blocks src[i] -> dst[i] (i64 device tensors) in every layer."""
+        for layer, cache in zip(self.layers, caches, strict=True):
+            layer.runner.copy_blocks(cache, src, dst)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        batch: Batch,
+        caches: Sequence[Any],
+        wanted: Wanted | None = None,
+    ) -> Tensor:
+        """Hidden states [T, H] before the final norm, for ids and positions i64[T]; [N, H] of those `wanted`.
+
+        Writes every token's keys and values into `caches`. Rows of padding hold anything.
+        """
+        operations, eps = self.operations, self.config.rms_norm_eps
+        residual = operations.embed(ids, self.weights.embedding)
+        x = operations.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            if index > 0:
+                x, residual = operations.add_rms_norm(x, residual, layer.weights.attention_norm, eps)
+            q = self._write(layer, x, positions, batch, cache)
+            if wanted is not None and index == len(self.layers) - 1:
+                # No later layer reads what the other tokens would become.
+                q, residual, batch = q[wanted.tokens], residual[wanted.tokens], wanted.batch
+                if batch.num_seqs == 0:
+                    return residual
+            out = torch.empty_like(q)
+            layer.runner.run(q, cache, batch, out)
+            x = self.linear.run(out.flatten(1), layer.output)
+            x, residual = operations.add_rms_norm(x, residual, layer.weights.ffn_norm, eps)
+            gated = operations.gate(self.linear.run(x, layer.gate_up))
+            x = self.linear.run(gated, layer.down)
+        return x + residual
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [S, V], in the model's dtype, of rows [S, H] of what `forward` returned."""
+        normed = self.operations.rms_norm(hidden, self.weights.final_norm, self.config.rms_norm_eps)
+        return self.linear.run(normed, self.lm_head)
+
+    def profile(self, lengths: list[int], num_seqs: int) -> None:
+        """Prefill prompts of `lengths`, and `num_seqs` rows of logits, to see what memory a step needs."""
+        device = self.device.torch_device
+        num_tokens = sum(lengths)
+        batch = whole_sequences(lengths, self.block_size, device)
+        num_blocks = sum(-(-length // self.block_size) for length in lengths)
+        shared = {spec: runner.new_cache(num_blocks) for spec, runner in self.runners.items()}
+        ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+        hidden = self.forward(ids, positions, batch, [shared[layer.spec] for layer in self.layers])
+        rows = torch.arange(num_seqs, device=device) % num_tokens
+        self.logits(hidden[rows]).float()
+
+    def _write(self, layer: Layer, x: Tensor, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
+        """Queries [T, q_heads, head_dim], rotated; the keys and values go into the cache."""
+        runner = layer.runner
+        qkv = self.linear.run(x, layer.qkv, layer.weights.qkv_bias)
+        if runner.fused_write:
+            return runner.rotate_and_write(qkv, positions, layer.rotation, cache, batch)
+        q, k, v = self.operations.rotate(qkv, positions, layer.rotation, layer.spec)
+        runner.write(cache, k, v, batch)
+        return q
+
+    def _pack(self, weight: Weight) -> Any:
+        n, k = weight.q.shape
+        if reasons := self.linear.supports(weight.scheme, n, k, self.dtype, self.device):
+            raise BackendError(f"{self.linear.name} linear cannot serve [{n}, {k}]: {'; '.join(reasons)}.")
+        return self.linear.pack(weight, self.device)
+
+
+def whole_sequences(lengths: list[int], block_size: int, device: torch.device) -> Batch:
+    """The batch of whole sequences in blocks 0, 1, 2, ...: a forward pass without an engine."""
+    tokens = torch.tensor(lengths, dtype=torch.int32)
+    blocks = -(-tokens // block_size)
+    first = blocks.cumsum(0, dtype=torch.int32) - blocks
+    table = first[:, None] + torch.arange(int(blocks.max()), dtype=torch.int32)
+    slots = [start * block_size + torch.arange(length) for start, length in zip(first, lengths, strict=True)]
+    ends = tokens.cumsum(0, dtype=torch.int32)
+    return Batch(
+        query_start=torch.cat((torch.zeros(1, dtype=torch.int32), ends)).to(device),
+        seq_lens=tokens.to(device),
+        block_table=table.to(device),
+        slots=torch.cat(slots).to(device),
+        num_seqs=len(lengths),
+        num_tokens=sum(lengths),
+        num_decodes=len(lengths) if max(lengths) == 1 else 0,
+        max_query=max(lengths),
+        max_len=max(lengths),
+    )

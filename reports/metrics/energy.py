@@ -1,0 +1,132 @@
+"""Energy of a stretch of a run, from telemetry: the counter where it can be trusted, else sampled power."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backbench.reports.metrics.window import Window
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from backbench.reports.metrics.statistics import Floats
+
+AGREEMENT = 0.05
+"""Counter and integrated power must agree this well ..."""
+MIN_COUNTER_S = 10.0
+"""... over at least this long, or the counter (which steps about every 100 ms) is not used."""
+
+
+def tokens_in(metrics: dict[str, Any], whole: Window, steady: Window | None) -> dict[str, float | None]:
+    """Output tokens seen inside each window, from the `metrics` section's rates."""
+    rates = metrics["output_tokens_per_s"]
+    spans = {"whole_run": whole.seconds, "steady_state": steady.seconds if steady is not None else None}
+    return {
+        name: None if rates[name] is None or span is None else rates[name] * span
+        for name, span in spans.items()
+    }
+
+
+def section(
+    telemetry: pd.DataFrame,
+    steady: Window | None,
+    whole: Window,
+    tokens: dict[str, float | None],
+    sensor_reasons: list[str],
+    idle_power_w: float | None = None,
+) -> dict[str, Any]:
+    """The record's `energy` section. Idle power is reported, never subtracted; absent is null, never 0.
+
+    `tokens` comes from `tokens_in`; `sensor_reasons` say why a sensor is missing;
+    `idle_power_w` was read before the engine took the device.
+    """
+    gpu = telemetry[telemetry["device"] >= 0]
+    stretches = {"whole_run": whole} | ({"steady_state": steady} if steady is not None else {})
+    measured = {name: _stretch(gpu, window) for name, window in stretches.items()}
+    best = measured.get("steady_state") or measured["whole_run"]
+    label = "steady_state" if measured.get("steady_state") else "whole_run"
+    count = tokens.get(label)
+    result: dict[str, Any] = {
+        "joules_per_output_token": None,
+        "stretch": None,
+        "idle_power_w": idle_power_w,
+        "scope": "board" if len(gpu) else None,
+        "measured": measured,
+        "sensor_reasons": list(sensor_reasons),
+        "reasons": list(sensor_reasons),
+    }
+    if best is None:
+        result["reasons"] = result["reasons"] or ["no power was sampled"]
+    elif not count:
+        result["reasons"].append("no output tokens were counted in that stretch")
+    else:
+        result |= {"joules_per_output_token": best["energy_j"] / count, "stretch": label}
+    return result
+
+
+def _stretch(gpu: pd.DataFrame, window: Window) -> dict[str, Any] | None:
+    """Energy of all devices inside one window, with its source; None where a device has no samples."""
+    devices = [_device(rows, window) for _, rows in gpu.groupby("device")]
+    if not devices or any(each is None for each in devices):
+        return None
+    known = [each for each in devices if each is not None]
+    return {
+        "energy_j": sum(each["energy_j"] for each in known),
+        "mean_power_w": sum(each["energy_j"] for each in known) / window.seconds,
+        "source": sorted({each["source"] for each in known}),
+        "reasons": sorted({reason for each in known for reason in each["reasons"]}),
+        "sampling_period_s": max(each["period_s"] for each in known),
+        "largest_gap_s": max(each["gap_s"] for each in known),
+        "counter_over_power": [each["ratio"] for each in known],
+    }
+
+
+def _device(rows: pd.DataFrame, window: Window) -> dict[str, Any] | None:
+    power = rows.dropna(subset=["power_w"])
+    times = power["time_ns"].to_numpy(dtype=np.float64)
+    if window.seconds <= 0 or len(times) < 2 or times[0] > window.start_ns or times[-1] < window.end_ns:
+        return None
+    watts = power["power_w"].to_numpy(dtype=np.float64)
+    integrated = integrate(times, watts, window)
+    near = np.diff(times[max(0, np.searchsorted(times, window.start_ns) - 1) :])
+    gaps_s = (near if len(near) else np.diff(times)) / 1e9
+    counter = _counter(rows, window)
+    ratio = counter / integrated if counter is not None and integrated > 0 else None
+    reasons = []
+    if counter is None:
+        reasons.append("no energy counter")
+    elif window.seconds < MIN_COUNTER_S:
+        reasons.append(f"the stretch is shorter than {MIN_COUNTER_S:.0f} s")
+    elif ratio is None or abs(ratio - 1) > AGREEMENT:
+        reasons.append(f"counter and integrated power differ by more than {AGREEMENT:.0%}")
+    trusted = not reasons and counter is not None
+    return {
+        "energy_j": counter if trusted else integrated,
+        "source": "hardware counter" if trusted else "trapezoid of sampled power",
+        "reasons": reasons,
+        "ratio": ratio,
+        "period_s": float(np.median(gaps_s)),
+        "gap_s": float(gaps_s.max()),
+    }
+
+
+def integrate(times_ns: Floats, watts: Floats, window: Window) -> float:
+    """Joules inside the window: trapezoids, with the power at its edges interpolated."""
+    inside = window.holds(times_ns) & (times_ns < window.end_ns)
+    edges = np.interp([window.start_ns, window.end_ns], times_ns, watts)
+    t = np.concatenate(([window.start_ns], times_ns[inside], [window.end_ns])) / 1e9
+    w = np.concatenate((edges[:1], watts[inside], edges[1:]))
+    return float(np.sum(np.diff(t) * (w[1:] + w[:-1]) / 2))
+
+
+def _counter(rows: pd.DataFrame, window: Window) -> float | None:
+    """Joules the hardware counter advanced inside the window, interpolated between samples."""
+    known = rows.dropna(subset=["energy_j"])
+    if len(known) < 2:
+        return None
+    times = known["time_ns"].to_numpy(dtype=np.float64)
+    joules = known["energy_j"].to_numpy(dtype=np.float64)
+    ends = np.interp([window.start_ns, window.end_ns], times, joules)
+    return float(ends[1] - ends[0])

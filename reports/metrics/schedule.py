@@ -1,0 +1,70 @@
+"""Did the load arrive as intended: offered and achieved arrivals, lag, and burstiness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backbench.reports.metrics.statistics import Floats, summarise
+
+if TYPE_CHECKING:
+    from backbench.reports.metrics.requests import Context, Requests
+
+SATURATED = 0.95
+"""The client counts as saturated when it sent slower than this share of the offered rate."""
+
+
+def section(rows: Requests, context: Context) -> dict[str, Any]:
+    """The record's `schedule` section."""
+    sent = ~np.isnan(rows.sent_ns)
+    lag_s = (rows.sent_ns - rows.intended_ns)[sent] / 1e9
+    timed = context.mode == "open"
+    offered = _rate(rows.intended_ns[sent]) if timed else None
+    # Where the target's answers pace the sending, its rate says nothing about the schedule.
+    achieved = _rate(rows.sent_ns[sent]) if timed else None
+    return {
+        "mode": context.mode,
+        "concurrency": context.concurrency,
+        "offered_requests_per_s": offered,
+        "achieved_requests_per_s": achieved,
+        "client_saturated": bool(offered and achieved and achieved < SATURATED * offered),
+        "index_of_dispersion": dispersion(rows.intended_ns) if timed else None,
+        "index_of_dispersion_sent": dispersion(rows.sent_ns[sent]) if timed else None,
+        "lag_s": summarise(lag_s),
+        "never_sent": int((~sent).sum()),
+    }
+
+
+def _rate(times_ns: Floats) -> float | None:
+    """Gaps per second between the first and the last arrival."""
+    span_s = float(times_ns.max() - times_ns.min()) / 1e9 if len(times_ns) > 1 else 0.0
+    return (len(times_ns) - 1) / span_s if span_s > 0 else None
+
+
+def dispersion(times_ns: Floats, per_window: int = 10) -> float | None:
+    """Index of dispersion in windows of about `per_window` arrivals; None with fewer than 5 windows."""
+    if len(times_ns) < 5 * per_window or times_ns.max() <= times_ns.min():
+        return None
+    span_ns = int(times_ns.max() - times_ns.min())
+    arrivals = [int(time_ns) for time_ns in times_ns]
+    return index_of_dispersion(arrivals, max(1, span_ns * per_window // len(arrivals)))
+
+
+def index_of_dispersion(arrivals_ns: Sequence[int], window_ns: int) -> float | None:
+    """Variance over mean of the arrivals counted in whole windows; 1 for Poisson, 0 for constant.
+
+    With m windows of a Poisson process, (m - 1) times this is chi-squared with m - 1 degrees of freedom
+    (Cox and Lewis 1966), so its standard deviation is sqrt(2 / (m - 1)). The last, partial window is left
+    out. None with fewer than two whole windows.
+    """
+    if window_ns < 1:
+        raise ValueError(f"The window must be at least 1 ns, not {window_ns}.")
+    arrivals = np.asarray(arrivals_ns, dtype=np.int64)
+    windows = int((arrivals.max() - arrivals.min()) // window_ns) if len(arrivals) else 0
+    if windows < 2:
+        return None
+    places = (arrivals - arrivals.min()) // window_ns
+    counts = np.bincount(places[places < windows], minlength=windows)
+    return float(counts.var(ddof=1) / counts.mean()) if counts.any() else None

@@ -1,0 +1,247 @@
+"""The report's parts that are neither a figure nor a table of quantities: memory, time, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backbench.reports.compare import flatten, show
+from backbench.reports.metrics.steps import step_times_ns
+from backbench.reports.page.style import vendor
+from backbench.reports.quantities import DASH, digits, format_value
+from backbench.reports.record import RunRecord
+from backbench.reports.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from backbench.reports.page.run_data import RunData
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a memory bar."""
+
+    kind: str
+    """CSS class: "weights", "kv-used", "kv-free", "other", "free"."""
+    label: str
+    text: str
+    percent: float
+    """Of the bar."""
+
+
+@dataclass(frozen=True)
+class MemoryBar:
+    """One run's memory, from the weights up to the device's capacity."""
+
+    run: str
+    segments: tuple[Segment, ...]
+    scale: str
+    """What the whole bar stands for, e.g. "141 GiB, the device's capacity"."""
+
+
+def memory_bars(records: Sequence[RunRecord], names: Sequence[str]) -> list[MemoryBar]:
+    """One bar a run that has memory numbers; every bar has the same scale."""
+    parts = [_memory_parts(record.memory) for record in records]
+    capacities = [_capacity(record) for record in records]
+    totals = [sum(size for _, _, size in each) for each in parts]
+    whole = max([*totals, *(each for each in capacities if each)], default=0)
+    if not whole:
+        return []
+    bars = []
+    for name, each, capacity, total in zip(names, parts, capacities, totals, strict=True):
+        if not total:
+            continue
+        if capacity and capacity > total:
+            each = [*each, ("free", "Not in use", capacity - total)]
+        segments = tuple(
+            Segment(kind, label, format_value(size, "bytes"), round(100 * size / whole, 3))
+            for kind, label, size in each
+        )
+        meaning = "the device's capacity" if capacity else "in total"
+        bars.append(MemoryBar(name, segments, f"{format_value(capacity or total, 'bytes')}, {meaning}"))
+    return bars
+
+
+def _capacity(record: RunRecord) -> float | None:
+    """A card's memory; None on a CPU, whose memory is not the engine's to fill."""
+    return None if vendor(record) == "cpu" else record.memory.get("capacity_bytes")
+
+
+def _memory_parts(memory: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """(kind, label, bytes) in stacking order. What the total holds beyond the known parts is "other"."""
+    weights, pool = memory.get("weights_bytes") or 0, memory.get("kv_pool_bytes") or 0
+    used, total = memory.get("kv_used_peak_bytes"), memory.get("total_bytes") or 0
+    other = memory.get("other_bytes")
+    other = max(total - weights - pool, 0) if other is None else other
+    parts = [("weights", "Weights", weights)]
+    if used is None:
+        parts.append(("kv-free", "KV pool", pool))
+    else:
+        parts += [("kv-used", "KV used, peak", used), ("kv-free", "KV reserved, unused", max(pool - used, 0))]
+    parts.append(("other", "Other", other))
+    return [part for part in parts if part[2]]
+
+
+def time_table(runs: Sequence[RunData]) -> Table:
+    """Where the steps' time went: by what the steps held, and on the host."""
+    rows = []
+    for run in runs:
+        if run.steps.empty:
+            continue
+        seconds = step_times_ns(run.steps) / 1e9
+        busy = seconds.sum()
+        prefill = run.steps["num_prefill_tokens"].to_numpy() > 0
+        decode = run.steps["num_decodes"].to_numpy() > 0
+        host = run.steps["host_ns"].to_numpy(dtype=float).sum() / 1e9
+        graphs = float(run.steps["graph"].mean())
+        shares = (
+            seconds[decode & ~prefill].sum() / busy,
+            seconds[decode & prefill].sum() / busy,
+            seconds[prefill & ~decode].sum() / busy,
+            host / busy,
+            graphs,
+        )
+        preemptions = int(run.steps["preemptions"].sum())
+        head = (Cell(run.style.label), Cell(f"{len(run.steps):,}", sort=len(run.steps)))
+        cells = (Cell(format_value(float(share), "ratio"), sort=float(share)) for share in shares)
+        rows.append((*head, *cells, Cell(f"{preemptions:,}", sort=preemptions)))
+    columns = ("Run", "Steps", "Decode only", "Mixed", "Prefill only", "Host", "From a graph", "Preemptions")
+    return Table("Step time by what the steps held", columns, tuple(rows))
+
+
+def fit_table(records: Sequence[RunRecord], names: Sequence[str]) -> Table:
+    """Decode step time = intercept + slope x context tokens, beside the hardware's floors."""
+    rows = []
+    several = len(records) > 1
+    for label, key, floor_key in (
+        ("Intercept: weights and host", "intercept_s", "intercept_floor_s"),
+        ("Slope: KV read, per context token", "slope_s_per_token", "slope_floor_s_per_token"),
+    ):
+        for name, record in zip(names, records, strict=True):
+            fit = record.roofline.get("decode_fit") or {}
+            value, floor = fit.get(key), fit.get(floor_key)
+            if value is None:
+                continue
+            over = f"{digits(value / floor)}×" if floor else DASH
+            head = (Cell(label), *((Cell(name),) if several else ()))
+            rows.append(
+                (
+                    *head,
+                    Cell(format_value(value, "s"), sort=value),
+                    Cell(format_value(floor, "s")),
+                    Cell(over),
+                )
+            )
+    columns = ("Part of a decode step", *(("Run",) if several else ()), "Measured", "Floor", "Over the floor")
+    return Table("Decode fit", columns, tuple(rows))
+
+
+def operation_table(records: Sequence[RunRecord], names: Sequence[str]) -> Table:
+    """Operation by operation, the backend that really ran, and whether on launches tuned for the device."""
+    used = [record.backend.get("used") or {} for record in records]
+    operations = list(dict.fromkeys(operation for each in used for operation in each))
+    rows = tuple(
+        (Cell(operation), *(Cell(served(record, operation)) for record in records))
+        for operation in operations
+    )
+    return Table("Backend that ran each operation", ("Operation", *names), rows)
+
+
+def served(record: RunRecord, operation: str) -> str:
+    """Like "triton (tuned)"; the name alone where the backend has nothing to tune."""
+    name = show((record.backend.get("used") or {}).get(operation))
+    tuned = record.backend.get("tuned")
+    state = tuned.get(operation) if isinstance(tuned, dict) else None
+    return f"{name} ({state})" if state else name
+
+
+def portability_table(records: Sequence[RunRecord]) -> Table:
+    """Target by target, whether the kernels of these runs compile there, and where they really ran."""
+    found = next((each for each in (record.backend.get("portability") for record in records) if each), None)
+    ran_on = {(record.backend.get("portability") or {}).get("ran_on") for record in records}
+    rows = []
+    for target, counts in (found or {}).get("targets", {}).items():
+        spills = counts["spilling"]
+        spilling = f"{spills}, at most {counts['most_spill_bytes']} B a thread" if spills else "none"
+        rows.append(
+            (
+                Cell(target),
+                Cell("ran here" if target in ran_on else "compiled, not run"),
+                Cell(f"{counts['kernels']:,}", sort=counts["kernels"]),
+                Cell(f"{counts['refused']:,}", sort=counts["refused"]),
+                Cell(f"{counts['problems']:,}", sort=counts["problems"]),
+                Cell(spilling, sort=counts["most_spill_bytes"]),
+            )
+        )
+    columns = ("Target", "State", "Kernels compiled", "Refused", "Cannot run", "Spill registers")
+    return Table("Where else these kernels compile", columns, tuple(rows))
+
+
+def passed_over(record: RunRecord) -> list[tuple[str, str]]:
+    """(what, why) for every backend that was not taken."""
+    return [(name, show(why)) for name, why in sorted((record.backend.get("passed_over") or {}).items())]
+
+
+def correctness_table(records: Sequence[RunRecord], names: Sequence[str]) -> Table:
+    """Accuracy beside what could have cost it: dtype and quantization."""
+    rows = []
+    for name, record in zip(names, records, strict=True):
+        found = record.correctness
+        agreement = found.get("top1_agreement")
+        result = {True: "passed", False: "failed", None: "not checked"}[found.get("passed")]
+        numbers = [found.get(key) for key in ("max_abs_logprob_diff", "mean_abs_logprob_diff", "tolerance")]
+        cells = [Cell(format_value(number, "nat"), sort=number) for number in numbers]
+        tokens = found.get("tokens")
+        rows.append(
+            (
+                Cell(name),
+                Cell(result),
+                *cells[:2],
+                Cell(format_value(agreement, "ratio"), sort=agreement),
+                cells[2],
+                Cell(DASH if tokens is None else f"{tokens:,}", sort=tokens),
+                Cell(show(record.model.get("dtype"))),
+                Cell(show(record.model.get("quantization"))),
+            )
+        )
+    columns = ("Run", "Check", "Max |Δ log p|", "Mean |Δ log p|", "Top-1 agreement", "Tolerance")
+    return Table("Correctness", (*columns, "Tokens", "Weights", "Quantization"), tuple(rows))
+
+
+def provenance(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(section, [(field, value)]) for everything that says how the run came to be."""
+    sections = ("run", "workload", "model", "engine", "backend", "system", "software", "energy", "warmup")
+    found = []
+    for section in sections:
+        fields = [
+            (name.removeprefix(f"{section}."), show(value))
+            for name, value in flatten(getattr(record, section), section)
+            if name != section
+        ]
+        if fields:
+            found.append((section.capitalize(), fields))
+    return found
+
+
+def schedule_notes(record: RunRecord) -> list[str]:
+    """What the offered load did, in sentences."""
+    schedule, counts = record.schedule, record.metrics.get("counts") or {}
+    notes = []
+    if schedule.get("offered_requests_per_s") is not None:
+        offered = format_value(schedule["offered_requests_per_s"], "req/s")
+        achieved = format_value(schedule.get("achieved_requests_per_s"), "req/s")
+        notes.append(f"Offered {offered}, achieved {achieved}.")
+    lag = schedule.get("lag_s") or {}
+    worst = lag.get("max")
+    if isinstance(worst, int | float):
+        notes.append(f"Requests were sent at most {format_value(worst, 's')} after their intended time.")
+    if schedule.get("index_of_dispersion") is not None:
+        dispersion = digits(schedule["index_of_dispersion"])
+        notes.append(f"Index of dispersion of the arrivals: {dispersion} (Poisson has 1).")
+    if schedule.get("client_saturated"):
+        notes.append("The client was saturated: the load is lower than intended.")
+    missing = [
+        (counts.get(key), words) for key, words in (("failed", "failed"), ("never_sent", "never sent"))
+    ]
+    notes += [f"{count:,} requests {words}." for count, words in missing if count]
+    return notes

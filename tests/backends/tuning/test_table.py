@@ -1,0 +1,115 @@
+"""The store of measured launches: what is found, what counts as a miss, and what a file must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbench.backends.tuning import table as tuning
+from backbench.backends.tuning.table import Entry, Table
+from backbench.errors import BackendError
+
+NOW = "0123456789abcdef"
+ONE = Entry("gemm", "m1 n64 k32", "bfloat16", NOW, {"block_n": 4})
+LIBRARY = Entry("gemm", "m16 n64 k32", "bfloat16", NOW, None)
+
+
+def table(*entries: Entry) -> Table:
+    return Table("sm90-132", {}).merged(entries)
+
+
+def test_an_entry_is_found_by_operation_bucket_dtype_and_sources() -> None:
+    found = table(ONE, LIBRARY)
+    assert found.lookup("gemm", "m1 n64 k32", "bfloat16", NOW) == ONE
+    assert found.lookup("gemm", "m16 n64 k32", "bfloat16", NOW) == LIBRARY
+    for other in (("other", "m1 n64 k32", "bfloat16"), ("gemm", "m1 n64 k64", "bfloat16")):
+        assert found.lookup(*other, NOW) is None
+        assert found.complaint(*other, NOW) == "no entry for sm90-132"
+    assert found.complaint("gemm", "m1 n64 k32", "bfloat16", NOW) is None
+
+
+def test_other_kernel_sources_are_a_miss_and_said() -> None:
+    found = table(ONE)
+    assert found.lookup("gemm", "m1 n64 k32", "bfloat16", "fedcba9876543210") is None
+    why = found.complaint("gemm", "m1 n64 k32", "bfloat16", "fedcba9876543210")
+    assert why is not None
+    assert "other kernel sources" in why
+
+
+def test_merging_replaces_and_keeps() -> None:
+    newer = Entry("gemm", "m1 n64 k32", "bfloat16", "fedcba9876543210", {"block_n": 8})
+    before = table(ONE, LIBRARY)
+    after = before.merged([newer])
+    assert len(after.entries) == 2
+    assert after.entries[newer.key] == newer
+    assert after.entries[LIBRARY.key] == LIBRARY
+    assert before.entries[ONE.key] == ONE
+
+
+@given(
+    st.lists(
+        st.builds(
+            Entry,
+            operation=st.sampled_from(["gemm", "decode_attention"]),
+            bucket=st.text(max_size=12),
+            dtype=st.sampled_from(["bfloat16", "float16"]),
+            sources=st.just(NOW),
+            config=st.none() | st.dictionaries(st.text(max_size=5), st.integers() | st.booleans()),
+        ),
+        max_size=8,
+    )
+)
+def test_a_written_table_is_read_back(tmp_path_factory: pytest.TempPathFactory, entries: list[Entry]) -> None:
+    file = tmp_path_factory.mktemp("tables") / "deep" / "sm90-132.json"
+    tuning.write(file, table(*entries))
+    assert tuning.read(file, "sm90-132") == table(*entries)
+
+
+def test_no_file_is_an_empty_table(tmp_path: Path) -> None:
+    assert not tuning.read(tmp_path / "none.json", "gfx942-304").entries
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"place": "sm90-132", "entries": [{"operation": "gemm"}]}',
+        '{"place": "sm90-132", "entries": [{"operation": "gemm", "bucket": "b", "dtype": "d", '
+        '"sources": "s", "config": 7}]}',
+        '{"entries": []}',
+    ],
+)
+def test_a_broken_file_is_named_in_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "sm90-132.json"
+    file.write_text(text)
+    with pytest.raises(BackendError, match=r"is no tuning table .*tune again") as caught:
+        tuning.read(file, "sm90-132")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_devices_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    tuning.write(file, table(ONE))
+    with pytest.raises(BackendError, match="tuned on sm90-132, not on gfx942-304"):
+        tuning.read(file, "gfx942-304")
+
+
+def test_where_nothing_can_be_written_the_error_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackendError, match="give another --out"):
+        tuning.write(tmp_path / "file" / "table.json", table(ONE))
+
+
+def test_the_hash_follows_the_text_and_not_the_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "kernel.py"
+    file.write_bytes(b"a = 1\nb = 2\n")
+    first = tuning.source_hash([file])
+    file.write_bytes(b"a = 1\r\nb = 2\r\n")
+    assert tuning.source_hash([file]) == first
+    file.write_bytes(b"a = 1\nb = 3\n")
+    assert tuning.source_hash([file]) != first

@@ -1,0 +1,237 @@
+"""The scheduler under random traffic: references add up, nobody starves, no shared block is written."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from backbench.engine.request import SamplingParams
+from backbench.engine.scheduling.blocks import BlockPool
+from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
+from backbench.engine.scheduling.sequence import Sequence
+
+
+def make(prompt: list[int], max_tokens: int = 4, order: int = 0, name: str = "r") -> Sequence:
+    return Sequence(f"{name}{order}", 0, prompt, SamplingParams(max_tokens=max_tokens), order)
+
+
+def scheduler(num_blocks: int = 32, size: int = 4, **limits: int) -> Scheduler:
+    settings_ = {"max_seqs": 4, "max_step_tokens": 16} | limits
+    return Scheduler(BlockPool(num_blocks, size), **settings_)  # type: ignore[arg-type]
+
+
+def land(engine: Scheduler, plan: StepPlan, token: int = 7) -> None:
+    """Land a plan whose every sample is `token`, finishing by length as the engine does."""
+    for part in plan.slices:
+        sequence = part.sequence
+        counts = engine.land(part, token if part.samples else None)
+        if counts and len(sequence.token_ids) >= sequence.end_len:
+            engine.finish(sequence, "length")
+
+
+def shape(plan: StepPlan) -> list[tuple[str, int, int]]:
+    return [(part.sequence.request_id, part.start, part.num_tokens) for part in plan.slices]
+
+
+def test_prompts_are_chunked_by_the_budget_and_decodes_come_first() -> None:
+    s = scheduler()
+    s.add(make(list(range(20)), order=0))
+    s.add(make([1, 2], order=1))
+    plan = s.schedule()
+    assert shape(plan) == [("r0", 0, 16)]
+    land(s, plan)
+    plan = s.schedule()
+    assert shape(plan) == [("r0", 16, 4), ("r1", 0, 2)]
+    land(s, plan)
+    plan = s.schedule()
+    assert plan.num_decodes == 2 and plan.num_tokens == 2
+
+
+def test_a_small_budget_keeps_no_decode_waiting() -> None:
+    s = scheduler(max_step_tokens=2)
+    for order in range(4):
+        s.add(make([1], max_tokens=9, order=order))
+    land(s, s.schedule())
+    land(s, s.schedule())
+    plan = s.schedule()
+    assert shape(plan) == [(f"r{order}", plan.slices[order].start, 1) for order in range(4)]
+    assert plan.num_decodes == 4
+
+
+def test_decodes_leave_the_prompts_their_budget() -> None:
+    s = scheduler()
+    s.add(make([1, 2], order=0))
+    land(s, s.schedule())
+    s.add(make(list(range(16)), order=1))
+    assert shape(s.schedule()) == [("r0", 2, 1), ("r1", 0, 16)]
+
+
+def test_prefill_chunk_limits_one_request() -> None:
+    s = scheduler(prefill_chunk=3)
+    s.add(make(list(range(7))))
+    starts = []
+    for _ in range(3):
+        plan = s.schedule()
+        starts.append(shape(plan)[0][1:])
+        land(s, plan)
+    assert starts == [(0, 3), (3, 3), (6, 1)]
+
+
+def test_a_prefix_hit_is_not_recomputed() -> None:
+    s = scheduler()
+    s.add(make(list(range(9)), max_tokens=1, order=0))
+    land(s, s.schedule())
+    s.add(make(list(range(9)), max_tokens=1, order=1))
+    plan = s.schedule()
+    assert shape(plan) == [("r1", 8, 1)]
+    assert plan.prefix_hit_tokens == 8
+
+
+def test_the_latest_arrival_is_preempted_and_loses_nothing() -> None:
+    s = scheduler(num_blocks=4, size=2, max_step_tokens=8)
+    first, second = make([1, 2, 3], 5, 0), make([4, 5, 6], 5, 1)
+    s.add(first)
+    s.add(second)
+    for _ in range(40):
+        land(s, s.schedule())
+        if first.finish_reason and second.finish_reason:
+            break
+    assert s.preemptions > 0
+    assert first.token_ids == [1, 2, 3] + [7] * 5
+    assert second.token_ids == [4, 5, 6] + [7] * 5
+    assert s.pool.num_used == 0
+
+
+def test_blocks_of_a_step_in_flight_are_not_reused_before_it_lands() -> None:
+    s = scheduler(num_blocks=4, size=2, max_step_tokens=8)
+    sequence = make([1, 2, 3], 8, 0)
+    s.add(sequence)
+    plan = s.schedule()
+    blocks = set(sequence.blocks)
+    s.finish(sequence, "abort")
+    other = make([9, 9, 9], 1, 1)
+    s.add(other)
+    s.schedule()
+    assert blocks.isdisjoint(other.blocks)
+    land(s, plan)
+    assert s.pool.num_used == len(other.blocks)
+
+
+def test_a_fork_shares_blocks_and_copies_on_write() -> None:
+    s = scheduler()
+    parent = make(list(range(6)), 4, 0)
+    s.add(parent)
+    land(s, s.schedule())
+    child = make(list(range(6)), 4, 0, name="child")
+    s.fork(parent, child)
+    assert child.blocks == parent.blocks
+    plan = s.schedule()
+    assert [start for _, start, _ in shape(plan)] == [6, 5]
+    assert len(plan.copies) == 1
+    assert parent.blocks[0] == child.blocks[0]
+    assert parent.blocks[1] != child.blocks[1]
+
+
+class TrafficMachine(RuleBasedStateMachine):
+    """Random add, step, land, abort and fork with up to two steps in flight and a tight pool."""
+
+    @initialize(blocks=st.integers(8, 20), chunk=st.sampled_from([None, 1, 3]), budget=st.integers(3, 12))
+    def begin(self, blocks: int, chunk: int | None, budget: int) -> None:
+        self.size = 2
+        self.s = Scheduler(
+            BlockPool(blocks, self.size), max_seqs=3, max_step_tokens=budget, prefill_chunk=chunk
+        )
+        self.flying: deque[StepPlan] = deque()
+        self.all: list[Sequence] = []
+        self.orders = 0
+
+    @rule(prompt=st.lists(st.integers(0, 2), min_size=1, max_size=8), outputs=st.integers(1, 6))
+    def add(self, prompt: list[int], outputs: int) -> None:
+        sequence = make(prompt, outputs, self.orders)
+        self.orders += 1
+        self.all.append(sequence)
+        self.s.add(sequence)
+
+    @rule()
+    def step(self) -> None:
+        if len(self.flying) == 2:
+            self.land_oldest()
+        plan = self.s.schedule()
+        if not plan.slices:
+            return
+        assert plan.num_tokens - plan.num_decodes <= self.s.max_step_tokens
+        assert plan.num_decodes <= self.s.max_seqs
+        assert len(plan.slices) == len({id(part.sequence) for part in plan.slices})
+        targets = [target for _, target in plan.copies]
+        assert len(targets) == len(set(targets))
+        for part in plan.slices:
+            sequence = part.sequence
+            if not sequence.running:
+                continue
+            first, last = part.start // self.size, (part.start + part.num_tokens - 1) // self.size
+            for block in sequence.blocks[first : last + 1]:
+                assert self.s.pool.readers(block) == 1, "a write reaches a block with two readers"
+                assert not self.s.pool.is_published(block), "a write changes a block that can be found"
+        self.flying.append(plan)
+
+    @rule()
+    def land_oldest(self) -> None:
+        if self.flying:
+            land(self.s, self.flying.popleft())
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        open_ = [sequence for sequence in self.all if sequence.finish_reason is None]
+        if open_:
+            self.s.finish(data.draw(st.sampled_from(open_)), "abort")
+
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        parents = [q for q in self.s.running if q.num_landed >= q.prompt_len]
+        if parents:
+            parent = data.draw(st.sampled_from(parents))
+            prompt = parent.token_ids[: parent.prompt_len]
+            child = make(prompt, parent.params.max_tokens, parent.order, name="fork")
+            self.all.append(child)
+            self.s.fork(parent, child)
+
+    @invariant()
+    def books_balance(self) -> None:
+        if not hasattr(self, "s"):
+            return
+        self.s.pool.check()
+        holders = [sequence for sequence in self.all if sequence.row >= 0]
+        for block in range(self.s.pool.num_blocks):
+            held = sum(sequence.blocks.count(block) for sequence in holders)
+            assert self.s.pool.readers(block) == held
+        rows = [sequence.row for sequence in holders]
+        assert len(rows) == len(set(rows))
+        for sequence in self.s.running:
+            full = sequence.num_landed // self.size
+            for block in sequence.blocks[full:]:
+                assert sequence.forked or not self.s.pool.is_published(block), "published before computed"
+
+    def teardown(self) -> None:
+        """Everyone left gets served: no starvation, nothing leaked, no token lost."""
+        if not hasattr(self, "s"):
+            return
+        for _ in range(2000):
+            plan = self.s.schedule()
+            if plan.slices:
+                self.flying.append(plan)
+            if len(self.flying) == 2 or not plan.slices:
+                if not self.flying:
+                    break
+                land(self.s, self.flying.popleft())
+        assert all(sequence.finish_reason for sequence in self.all), "a sequence starved"
+        for sequence in self.all:
+            if sequence.finish_reason == "length":
+                assert len(sequence.token_ids) == sequence.prompt_len + sequence.params.max_tokens
+        assert self.s.pool.num_used == 0
+
+
+TrafficMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestTraffic = TrafficMachine.TestCase

@@ -1,0 +1,67 @@
+"""The telemetry thread and its sensors."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from backbench.harness.sensors.telemetry import HostSensor, Telemetry, open_sensors
+
+
+class Counter:
+    """A sensor that counts its samples and breaks at the `breaks_at`-th."""
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        self.samples = 0
+        self.closed = 0
+        self.breaks_at = breaks_at
+        self.enough = threading.Event()
+
+    def sample(self) -> list[dict[str, Any]]:
+        self.samples += 1
+        if self.samples == self.breaks_at:
+            raise OSError("the bus\nis gone")
+        if self.samples >= 3:
+            self.enough.set()
+        return [{"device": 0, "power_w": float(self.samples)}]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_samples_until_the_end() -> None:
+    sensor = Counter()
+    with Telemetry([sensor], period_s=0.001) as telemetry:
+        assert sensor.enough.wait(5)
+    count = sensor.samples
+    assert len(telemetry.rows) == count >= 3
+    assert sensor.closed == 1
+    times = [row["time_ns"] for row in telemetry.rows]
+    assert times == sorted(times)
+    assert threading.active_count() == len([t for t in threading.enumerate() if t.name != "telemetry"])
+
+
+def test_a_broken_sensor_ends_alone_and_is_named() -> None:
+    broken, sound = Counter(breaks_at=2), Counter()
+    with Telemetry([broken, sound], period_s=0.001) as telemetry:
+        assert sound.enough.wait(5)
+    assert telemetry.reasons == ["Counter stopped: the bus is gone"]
+    assert (broken.closed, sound.closed) == (1, 1)
+
+
+def test_nothing_to_sample_is_fine() -> None:
+    with Telemetry([]) as telemetry:
+        pass
+    assert telemetry.rows == []
+
+
+def test_the_host_has_memory() -> None:
+    (row,) = HostSensor().sample()
+    assert row["device"] == -1
+    assert row["host_rss_bytes"] > 2**20
+
+
+def test_a_cpu_has_the_host_and_a_reason_for_the_rest() -> None:
+    sensors, reasons = open_sensors("cpu")
+    assert [type(sensor) for sensor in sensors] == [HostSensor]
+    assert "no accelerator" in reasons[0]

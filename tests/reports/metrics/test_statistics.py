@@ -1,0 +1,80 @@
+"""Quantiles and their distribution-free intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbench.reports.metrics.statistics import estimate, interval_ranks, needed_sample, quantile, summarise
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=50),
+    st.sampled_from([0.1, 0.5, 0.9, 0.95, 0.99]),
+)
+def test_quantile_is_numpy_linear(values: list[float], level: float) -> None:
+    ordered = np.sort(np.array(values))
+    assert quantile(ordered, level) == pytest.approx(np.quantile(ordered, level), rel=1e-12, abs=1e-9)
+
+
+def test_quantile_between_a_number_and_infinity_is_infinity() -> None:
+    ordered = np.array([1.0, 2.0, math.inf])
+    assert quantile(ordered, 0.5) == 2.0
+    assert quantile(ordered, 0.75) == math.inf
+    assert quantile(np.array([math.inf, math.inf]), 0.5) == math.inf
+
+
+@pytest.mark.parametrize(("level", "n"), [(0.5, 6), (0.9, 36), (0.1, 36), (0.95, 72), (0.99, 368)])
+def test_smallest_supported_samples(level: float, n: int) -> None:
+    assert needed_sample(level) == n
+    assert interval_ranks(n - 1, level) is None
+    assert interval_ranks(n, level) is not None
+
+
+@pytest.mark.parametrize(("n", "level"), [(100, 0.5), (400, 0.95), (1000, 0.99), (40, 0.1)])
+def test_interval_covers_as_often_as_it_says(n: int, level: float) -> None:
+    """Uniform samples; the true quantile is `level`. 2000 draws: a coverage of 0.95 has an sd of 0.005."""
+    ranks = interval_ranks(n, level)
+    assert ranks is not None
+    samples = np.sort(np.random.default_rng(0).random((2000, n)), axis=1)
+    covered = (samples[:, ranks[0] - 1] <= level) & (level <= samples[:, ranks[1] - 1])
+    assert 0.94 <= covered.mean() <= 0.99
+
+
+def test_unsupported_percentiles_say_so_and_hold_no_number() -> None:
+    summary = summarise(np.arange(71.0))
+    assert summary["p90"]["value"] is not None
+    assert summary["p95"]["value"] is None
+    assert summary["p95"]["unsupported"] == ("not supported at this sample size: needs 72 requests, has 71")
+    assert summarise(np.arange(72.0))["p95"]["value"] == pytest.approx(np.quantile(np.arange(72.0), 0.95))
+
+
+def test_failures_are_infinite_in_quantiles_and_absent_from_the_mean() -> None:
+    summary = summarise([1.0] * 8, failures=2)
+    assert summary["count"] == 8
+    assert summary["mean"] == 1.0
+    assert summary["p50"]["value"] == 1.0
+    assert summary["p50"]["high"] == math.inf
+    worse = summarise([1.0] * 4, failures=6)
+    assert worse["p50"]["value"] == math.inf
+    assert "failed" in worse["p50"]["unsupported"]
+
+
+def test_pooled_values_are_judged_by_their_requests() -> None:
+    """A thousand gaps of ten requests are ten samples, not a thousand."""
+    gaps = np.arange(1000.0)
+    assert estimate(gaps, 0.95, clusters=10)["value"] is None
+    pooled, independent = estimate(gaps, 0.5, clusters=10), estimate(gaps, 0.5)
+    assert pooled["value"] == independent["value"] == 499.5
+    assert pooled["low"] < independent["low"] < independent["high"] < pooled["high"]
+
+
+def test_empty_sample_is_null() -> None:
+    summary = summarise([])
+    assert summary["count"] == 0
+    assert summary["mean"] is None
+    assert summary["p50"]["value"] is None
