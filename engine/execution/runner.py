@@ -225,12 +225,13 @@ class Runner:
         """
         if not plan.table_updates:
             return
-        updates = np.asarray(plan.table_updates)
-        self._host_table[updates[:, 0], updates[:, 1]] = updates[:, 2]
-        if len(updates) > buffers.max_updates:
-            rows, columns, blocks = torch.tensor(updates, device=self.device).T
-            self._table.index_put_((rows, columns), blocks.to(torch.int32))
-            plan.table_updates = []
+        rows, columns = np.asarray(list(plan.table_updates)).T
+        blocks = np.asarray(list(plan.table_updates.values()), dtype=np.int32)
+        self._host_table[rows, columns] = blocks
+        if len(blocks) > buffers.max_updates:
+            entries = (torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device))
+            self._table.index_put_(entries, torch.tensor(blocks, device=self.device))
+            plan.table_updates = {}
 
 
 def device_seconds() -> float:

@@ -218,10 +218,10 @@ class StepBuffers:
     def _fill_updates(self, plan: StepPlan, host: dict[str, np.ndarray]) -> None:
         count = len(plan.table_updates)
         if count:
-            updates = np.asarray(plan.table_updates)
-            host["update_rows"][:count] = updates[:, 0]
-            host["update_columns"][:count] = updates[:, 1]
-            host["update_blocks"][:count] = updates[:, 2]
+            entries = np.asarray(list(plan.table_updates))
+            host["update_rows"][:count] = entries[:, 0]
+            host["update_columns"][:count] = entries[:, 1]
+            host["update_blocks"][:count] = list(plan.table_updates.values())
         host["update_rows"][count:] = self.dummy_row
         host["update_columns"][count:] = 0
         host["update_blocks"][count:] = 0

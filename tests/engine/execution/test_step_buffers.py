@@ -27,8 +27,8 @@ def setup() -> tuple[Scheduler, StepBuffers, np.ndarray]:
 
 
 def apply(plan: StepPlan, table: np.ndarray) -> None:
-    for row, column, block in plan.table_updates:
-        table[row, column] = block
+    for entry, block in plan.table_updates.items():
+        table[entry] = block
 
 
 def land(scheduler: Scheduler, plan: StepPlan, token: int) -> None:
