@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from backbench.errors import EngineError
+
+TokenIds: TypeAlias = Sequence[int]
+"""Token ids in order: a prompt, say. The scheduler's `Sequence` is something else: one being generated."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class SamplingParams:
     """Return each token's log-probability under the model (before temperature), and the top-1 token."""
     forced_tokens: tuple[int, ...] | None = None
     """Replay these output tokens instead of sampled ones: two backends then see identical batches."""
+
+    @property
+    def filters(self) -> bool:
+        """True when some tokens may not be drawn: a filter needs its own kernels."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def __post_init__(self) -> None:
         checks = (

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from backbench.engine.execution.step_shape import StepShape
+from backbench.engine.limits import EngineLimits
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.sequence import Sequence
 
@@ -53,18 +54,13 @@ class StepPlan:
 class Scheduler:
     """First come, first served under a budget of prompt tokens a step, with recompute preemption."""
 
-    def __init__(
-        self, pool: BlockPool, *, max_seqs: int, max_step_tokens: int, prefill_chunk: int | None = None
-    ) -> None:
+    def __init__(self, pool: BlockPool, limits: EngineLimits) -> None:
         self.pool = pool
-        self.max_seqs = max_seqs
-        self.max_step_tokens = max_step_tokens
-        self.prefill_chunk = prefill_chunk or max_step_tokens
+        self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """In order of arrival."""
-        self._free_rows = list(range(2 * max_seqs - 1, -1, -1))
-        """Twice max_seqs: a finished sequence keeps its row until the steps in flight have landed."""
+        self._free_rows = list(reversed(range(limits.num_rows)))
         self._releasing = 0
         """Sequences that gave up their blocks but are still in flight."""
         self._table_updates: dict[tuple[int, int], int] = {}
@@ -73,11 +69,6 @@ class Scheduler:
         """Preemptions so far."""
         self._untold_preemptions = 0
         """Those of them that no plan has told of."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows the device's request tables need."""
-        return 2 * self.max_seqs
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -143,7 +134,7 @@ class Scheduler:
         The child recomputes the prompt's last token for its logits; that write copies the shared block.
         Without a free place it queues first in line instead, and shares through the prefix cache only.
         """
-        full = len(self.running) >= self.max_seqs or not self._free_rows
+        full = len(self.running) >= self.limits.max_seqs or not self._free_rows
         if full or not parent.running or parent.num_landed < parent.prompt_len:
             self.waiting.appendleft(child)
             return
@@ -157,7 +148,7 @@ class Scheduler:
 
     def _schedule_running(self, plan: StepPlan, decodes: list[Slice], prefills: list[Slice]) -> int:
         """Give running sequences their tokens, decodes first and outside the budget; returns what is left."""
-        budget = self.max_step_tokens
+        budget = self.limits.max_step_tokens
         catching_up: list[Sequence] = []
         for sequence in list(self.running):
             num_tokens = sequence.num_tokens
@@ -168,7 +159,7 @@ class Scheduler:
             elif self._make_room(sequence, 1):
                 decodes.append(self._take(plan, sequence, 1))
         for sequence in catching_up:
-            count = min(sequence.num_tokens - sequence.num_computed, budget, self.prefill_chunk)
+            count = min(sequence.num_tokens - sequence.num_computed, budget, self.limits.prefill_chunk)
             if count and sequence.running and self._make_room(sequence, count):
                 prefills.append(self._take(plan, sequence, count))
                 budget -= count
@@ -177,13 +168,13 @@ class Scheduler:
     def _admit(self, plan: StepPlan, prefills: list[Slice], decodes: list[Slice], budget: int) -> None:
         """Start waiting sequences while budget, places and blocks last."""
         size = self.pool.block_size
-        while self.waiting and budget and len(self.running) < self.max_seqs and self._free_rows:
+        while self.waiting and budget and len(self.running) < self.limits.max_seqs and self._free_rows:
             sequence = self.waiting[0]
             if sequence.in_flight:
                 break
             hits = self.pool.match(sequence.token_ids, sequence.digests)
             computed = len(hits) * size
-            count = min(sequence.num_tokens - computed, budget, self.prefill_chunk)
+            count = min(sequence.num_tokens - computed, budget, self.limits.prefill_chunk)
             self.pool.acquire(hits)
             if -(-(computed + count) // size) - len(hits) > self.pool.num_free:
                 self.pool.release(hits)

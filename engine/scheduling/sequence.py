@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as TokenSequence
-
-from backbench.engine.request import SamplingParams
+from backbench.engine.request import SamplingParams, TokenIds
+from backbench.engine.scheduling.stopping import StopWatcher
 
 
 class Sequence:
@@ -34,10 +33,11 @@ class Sequence:
         "running",
         "seed",
         "token_ids",
+        "watcher",
     )
 
     def __init__(
-        self, request_id: str, index: int, prompt: TokenSequence[int], params: SamplingParams, order: int
+        self, request_id: str, index: int, prompt: TokenIds, params: SamplingParams, order: int
     ) -> None:
         self.request_id = request_id
         self.index = index
@@ -67,3 +67,5 @@ class Sequence:
         self.row = -1
         """Row of the device's request tables; kept until the steps in flight have landed."""
         self.finish_reason: str | None = None
+        self.watcher: StopWatcher | None = None
+        """Watches its text, where it has stop strings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from engine_fixtures import open_small
 
 from backbench.engine.execution.step_buffers import StepBuffers
@@ -24,8 +25,9 @@ def test_padded_steps_change_no_token(temperature: float, chunk: int | None) -> 
         if padded:
             runner._shapes = graph_shapes(20, 128, mixed=True)
             largest = max(shape.num_tokens for shape in runner._shapes)
-            size, device = engine.pool.block_size, runner.device
-            runner._captured = StepBuffers(largest, 20, runner._host_table, size, device)
+            runner._captured = StepBuffers(
+                runner.limits, runner._eager.tables, torch.device("cpu"), runner.queue, largest
+            )
         done = []
         for first in range(0, len(prompts), 3):  # later prompts join running decodes
             for i, prompt in enumerate(prompts[first : first + 3], start=first):

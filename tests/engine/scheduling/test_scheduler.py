@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from engine_fixtures import make_limits
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,8 +20,7 @@ def make(prompt: list[int], max_tokens: int = 4, order: int = 0, name: str = "r"
 
 
 def scheduler(num_blocks: int = 32, size: int = 4, **limits: int) -> Scheduler:
-    settings_ = {"max_seqs": 4, "max_step_tokens": 16} | limits
-    return Scheduler(BlockPool(num_blocks, size), **settings_)  # type: ignore[arg-type]
+    return Scheduler(BlockPool(num_blocks, size), make_limits(**limits))
 
 
 def land(engine: Scheduler, plan: StepPlan, token: int = 7) -> None:
@@ -150,7 +150,7 @@ def test_the_victim_is_the_latest_arrival_whoever_asks() -> None:
 def test_a_step_that_preempted_admits_nobody() -> None:
     """The blocks it won belong to those who run: whoever it admitted would be the next to go."""
     pool = BlockPool(5, 2, prefix_cache=False)
-    s = Scheduler(pool, max_seqs=4, max_step_tokens=16, prefill_chunk=4)
+    s = Scheduler(pool, make_limits(prefill_chunk=4))
     old, victim = make([1] * 4, 5, 0), make([2] * 6, 5, 1)
     s.add(old)
     s.add(victim)
@@ -228,9 +228,8 @@ class TrafficMachine(RuleBasedStateMachine):
     @initialize(blocks=st.integers(8, 20), chunk=st.sampled_from([None, 1, 3]), budget=st.integers(3, 12))
     def begin(self, blocks: int, chunk: int | None, budget: int) -> None:
         self.size = 2
-        self.s = Scheduler(
-            BlockPool(blocks, self.size), max_seqs=3, max_step_tokens=budget, prefill_chunk=chunk
-        )
+        limits = make_limits(max_seqs=3, max_step_tokens=budget, prefill_chunk=chunk or budget)
+        self.s = Scheduler(BlockPool(blocks, self.size), limits)
         self.flying: deque[StepPlan] = deque()
         self.all: list[Sequence] = []
         self.orders = 0
@@ -252,8 +251,8 @@ class TrafficMachine(RuleBasedStateMachine):
         plan = self.schedule()
         if not plan.slices:
             return
-        assert plan.num_tokens - plan.num_decodes <= self.s.max_step_tokens
-        assert plan.num_decodes <= self.s.max_seqs
+        assert plan.num_tokens - plan.num_decodes <= self.s.limits.max_step_tokens
+        assert plan.num_decodes <= self.s.limits.max_seqs
         assert len(plan.slices) == len({id(part.sequence) for part in plan.slices})
         targets = [target for _, target in plan.copies]
         assert len(targets) == len(set(targets))
