@@ -17,7 +17,15 @@ from backbench.engine.execution.runner import Runner, StepInFlight, device_secon
 from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
 from backbench.engine.models.decoder import Decoder, attention_specs
 from backbench.engine.models.weights import Weights
-from backbench.engine.request import Completion, SamplingParams, StepStats, Token, TokenIds
+from backbench.engine.request import (
+    Completion,
+    SamplingParams,
+    StepStats,
+    Token,
+    TokenIds,
+    as_token_ids,
+    shown,
+)
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
 from backbench.engine.scheduling.sequence import Sequence
@@ -65,8 +73,12 @@ class Engine:
         self._requests: dict[str, list[Sequence]] = {}
         self._unforked: dict[str, Sequence] = {}
         """Requests with n > 1 whose prompt is not computed yet."""
+        self._watchers: dict[tuple[str, int], StopWatcher] = {}
+        """By request and index, for as long as the sequence lives."""
         self._in_flight: deque[tuple[StepInFlight, int, int, int]] = deque()
         """Launched steps with (start ns, host ns so far, waiting requests after scheduling)."""
+        self._undelivered: list[Token] = []
+        """Tokens of other requests that became visible while `generate` served its own."""
         self._stats: list[StepStats] = []
         self._arrivals = 0
         self._steps = 0
@@ -113,13 +125,13 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """True while any request is unfinished or any step in flight."""
-        return bool(self._requests or self._in_flight)
+        """True while any request is unfinished, any step in flight or any token to be returned."""
+        return bool(self._requests or self._in_flight or self._undelivered)
 
     def add_request(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> None:
         """Queue a request of token ids. Raises EngineError where it can never be served."""
-        self._check(request_id, prompt, params)
-        sequence = self._new_sequence(request_id, 0, prompt, params, self._arrivals)
+        token_ids = self._check(request_id, prompt, params)
+        sequence = self._new_sequence(request_id, 0, token_ids, params, self._arrivals)
         self._arrivals += 1
         self._requests[request_id] = [sequence]
         if params.n > 1:
@@ -131,10 +143,16 @@ class Engine:
         for sequence in self._requests.pop(request_id, []):
             if sequence.finish_reason is None:
                 self.scheduler.finish(sequence, "abort")
+            self._watchers.pop((request_id, sequence.index), None)
         self._unforked.pop(request_id, None)
+        self._undelivered = [token for token in self._undelivered if token.request_id != request_id]
+        self._land_the_last()
 
     def step(self) -> list[Token]:
         """Advance by one step; returns the tokens that became visible, at least one step's worth in order."""
+        if self._undelivered:
+            visible, self._undelivered = self._undelivered, []
+            return visible
         while len(self._in_flight) < self.max_steps_in_flight:
             if not self._launch():
                 break
@@ -145,30 +163,33 @@ class Engine:
                 )
             return []
         visible = self._land()
-        while self._in_flight and not self._requests:
-            self._land()
+        self._land_the_last()
         return visible
 
     def generate(self, prompts: Iterable[TokenIds], params: SamplingParams) -> list[Completion]:
-        """Serve token-id prompts together and block until all are done; n completions a prompt, in order."""
+        """Serve token-id prompts together and block until all are done; n completions a prompt, in order.
+
+        Other requests are served meanwhile; their tokens are what `step` returns next.
+        """
         asked = {f"generate-{self._arrivals}-{i}": prompt for i, prompt in enumerate(prompts)}
         for request_id, prompt in asked.items():
             self._check(request_id, prompt, params)
-        for request_id, prompt in asked.items():
-            self.add_request(request_id, prompt, params)
+        others: list[Token] = []
         completions: dict[tuple[str, int], Completion] = {}
-        wanted = set(asked)
-        while not wanted.isdisjoint(self._requests):
-            for token in self.step():
-                if token.request_id not in wanted:
-                    continue
-                key = (token.request_id, token.sequence)
-                done = completions.setdefault(key, Completion(*key))
-                done.token_ids.append(token.token_id)
-                if token.logprob is not None and token.top_token is not None:
-                    done.logprobs.append(token.logprob)
-                    done.top_tokens.append(token.top_token)
-                done.finish_reason = token.finish_reason
+        try:
+            for request_id, prompt in asked.items():
+                self.add_request(request_id, prompt, params)
+            while not asked.keys().isdisjoint(self._requests):
+                for token in self.step():
+                    if token.request_id not in asked:
+                        others.append(token)
+                        continue
+                    key = (token.request_id, token.sequence)
+                    completions.setdefault(key, Completion(*key)).append(token)
+        finally:
+            for request_id in asked:
+                self.abort(request_id)
+            self._undelivered = others + self._undelivered
         for done in completions.values():
             if self.tokenizer is not None:
                 done.text = self.tokenizer.decode(done.token_ids)
@@ -246,32 +267,41 @@ class Engine:
             "kv_used_peak_bytes": per_block * self.peak_blocks_used,
         }
 
-    def _check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> None:
+    def _check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
+        """The prompt's token ids; EngineError where the request can never be served."""
         max_len, vocab = self.limits.max_len, self.model_config.vocab_size
+        if not isinstance(request_id, str):
+            raise EngineError(f"A request's id must be a string, not {shown(request_id)}.")
+        named = f"Request {shown(request_id)}"
         if request_id in self._requests:
-            raise EngineError(
-                f"Request {request_id!r} is already being served; give each request its own id."
-            )
-        if not prompt:
-            raise EngineError(f"Request {request_id!r} has an empty prompt; give at least one token.")
-        if not all(0 <= token < vocab for token in prompt):
-            raise EngineError(f"Request {request_id!r} has token ids outside the vocabulary of {vocab}.")
-        total = len(prompt) + params.max_tokens
+            raise EngineError(f"{named} is already being served; give each request its own id.")
+        token_ids = as_token_ids(prompt, f"{named}, prompt", vocab)
+        if not token_ids:
+            raise EngineError(f"{named} has an empty prompt; give at least one token.")
+        if params.forced_tokens is not None:
+            as_token_ids(params.forced_tokens, f"{named}, forced_tokens", vocab)
+        total = len(token_ids) + params.max_tokens
         if total > max_len:
             raise EngineError(
-                f"Request {request_id!r} needs {len(prompt)} + {params.max_tokens} tokens, more than the "
+                f"{named} needs {len(token_ids)} + {params.max_tokens} tokens, more than the "
                 f"context of {max_len}; shorten the prompt or max_tokens."
             )
         blocks = -(-(total - 1) // self.pool.block_size) + (params.n > 1)
         if blocks > self.pool.num_blocks:
             raise EngineError(
-                f"Request {request_id!r} needs {blocks} KV blocks, more than the whole pool of "
+                f"{named} needs {blocks} KV blocks, more than the whole pool of "
                 f"{self.pool.num_blocks}; raise --num-blocks or shorten the request."
             )
         if params.stop and self.tokenizer is None:
             raise EngineError(
                 "Stop strings need a tokenizer; open the engine with one, or use stop_token_ids."
             )
+        return token_ids
+
+    def _land_the_last(self) -> None:
+        """With no request left, land what is in flight: an engine without requests is idle."""
+        while self._in_flight and not self._requests:
+            self._land()
 
     def _launch(self) -> bool:
         start = time.perf_counter_ns()
@@ -320,7 +350,7 @@ class Engine:
     ) -> Sequence:
         sequence = Sequence(request_id, index, prompt, params, order)
         if params.stop:
-            sequence.watcher = StopWatcher(self.tokenizer, params.stop)
+            self._watchers[request_id, index] = StopWatcher(self.tokenizer, params.stop)
         return sequence
 
     def _fork_if_ready(self, parent: Sequence) -> None:
@@ -338,7 +368,7 @@ class Engine:
         params = sequence.params
         if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
             return "stop"
-        if sequence.watcher is not None and sequence.watcher.push(token):
+        if params.stop and self._watchers[sequence.request_id, sequence.index].push(token):
             return "stop"
         if len(sequence.token_ids) - sequence.prompt_len >= params.max_tokens:
             return "length"
@@ -346,6 +376,7 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
         self.scheduler.finish(sequence, reason)
+        self._watchers.pop((sequence.request_id, sequence.index), None)
         family = self._requests[sequence.request_id]
         if len(family) == sequence.params.n and all(member.finish_reason for member in family):
             del self._requests[sequence.request_id]

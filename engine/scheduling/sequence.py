@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from backbench.engine.request import SamplingParams, TokenIds
-from backbench.engine.scheduling.stopping import StopWatcher
 
 
 class Sequence:
@@ -33,7 +32,6 @@ class Sequence:
         "running",
         "seed",
         "token_ids",
-        "watcher",
     )
 
     def __init__(
@@ -67,5 +65,3 @@ class Sequence:
         self.row = -1
         """Row of the device's request tables; kept until the steps in flight have landed."""
         self.finish_reason: str | None = None
-        self.watcher: StopWatcher | None = None
-        """Watches its text, where it has stop strings."""

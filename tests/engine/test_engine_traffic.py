@@ -135,7 +135,7 @@ def test_every_sequence_equals_the_same_served_alone(device: str, monkeypatch: p
         for asked in serve(engine, data):
             asked.check()
         assert engine.pool.num_used == 0
-        assert not engine._requests and not engine._unforked
+        assert not engine._requests and not engine._unforked and not engine._watchers
         told = sum(step.preemptions for step in engine.take_step_stats())
         assert told <= engine.scheduler.preemptions
 
