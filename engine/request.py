@@ -62,13 +62,13 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, low, high in WHOLE_NUMBERS:
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool):
+            if not is_number(value, Integral):
                 raise EngineError(f"{name} must be a whole number, not {shown(value)}.")
             if not low <= value <= high:
                 raise EngineError(f"{name} must lie in {low} to {high}, not {shown(value)}.")
         for name in ("temperature", "top_p", "min_p"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool):
+            if not is_number(value, Real):
                 raise EngineError(f"{name} must be a number, not {shown(value)}.")
         coldest, hottest = TEMPERATURES
         checks = (
@@ -105,6 +105,11 @@ def as_token_ids(values: Any, what: str, vocab_size: int | None = None) -> list[
         wrong = next(token for token in ids if not 0 <= token < vocab_size)
         raise EngineError(f"{what}: token id {wrong} is outside the vocabulary of {vocab_size}.")
     return ids
+
+
+def is_number(value: Any, kind: type) -> bool:
+    """True for a number of this kind, `numbers.Real` say, of any library; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def shown(value: Any) -> str:

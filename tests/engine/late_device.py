@@ -40,6 +40,10 @@ class LateQueue(DeviceQueue):
         self._pending: deque[Callable[[], None]] = deque()
         self._submitted = 0
 
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
     def submit(self, work: Callable[[], None]) -> None:
         self._pending.append(work)
         self._submitted += 1
