@@ -31,11 +31,6 @@ class EngineConfig:
     overlap: bool = True
     """Schedule and launch step N + 1 before reading step N's tokens."""
 
-    @property
-    def max_batch_tokens(self) -> int:
-        """Tokens of the largest step."""
-        return self.max_step_tokens + self.max_seqs
-
     def __post_init__(self) -> None:
         for name in ("max_seqs", "max_step_tokens"):
             if getattr(self, name) < 1:

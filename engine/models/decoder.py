@@ -18,21 +18,14 @@ from backbench.backends.interface import (
     Selection,
     Weight,
 )
+from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.rope import rotary_table
 from backbench.engine.models.weights import LayerWeights, Weights
 from backbench.errors import BackendError
 
 
-def attention_specs(
-    config: ModelConfig,
-    *,
-    dtype: torch.dtype,
-    block_size: int,
-    max_seqs: int,
-    max_tokens: int,
-    max_len: int,
-) -> list[AttentionSpec]:
+def attention_specs(config: ModelConfig, *, dtype: torch.dtype, limits: StepLimits) -> list[AttentionSpec]:
     """Each layer's attention spec; layers that agree have equal ones."""
     return [
         AttentionSpec(
@@ -41,13 +34,13 @@ def attention_specs(
             head_dim=config.head_dim,
             dtype=dtype,
             kv_dtype=dtype,
-            block_size=block_size,
+            block_size=limits.block_size,
             scale=config.head_dim**-0.5,
             # A window that covers the longest sequence hides nothing.
-            window=window if window is not None and window < max_len else None,
-            max_seqs=max_seqs,
-            max_tokens=max_tokens,
-            max_len=max_len,
+            window=window if window is not None and window < limits.max_len else None,
+            max_seqs=limits.max_seqs,
+            max_tokens=limits.max_batch_tokens,
+            max_len=limits.max_len,
         )
         for window in config.windows
     ]
@@ -109,27 +102,17 @@ class Decoder:
         selection: Selection,
         *,
         dtype: torch.dtype,
-        block_size: int,
-        max_seqs: int,
-        max_tokens: int,
-        max_len: int,
+        limits: StepLimits,
     ) -> None:
         self.config = config
         self.weights = weights
         self.device = selection.device
         self.dtype = dtype
-        self.block_size = block_size
+        self.limits = limits
         self.operations = selection.operations
         self.linear = selection.linear
-        rotary = rotary_table(config, self.device.torch_device, max_len)
-        specs = attention_specs(
-            config,
-            dtype=dtype,
-            block_size=block_size,
-            max_seqs=max_seqs,
-            max_tokens=max_tokens,
-            max_len=max_len,
-        )
+        rotary = rotary_table(config, self.device.torch_device, limits.max_len)
+        specs = attention_specs(config, dtype=dtype, limits=limits)
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
             Layer(
@@ -211,8 +194,8 @@ class Decoder:
         """Prefill prompts of `lengths`, and `num_seqs` rows of logits, to see what memory a step needs."""
         device = self.device.torch_device
         num_tokens = sum(lengths)
-        batch = whole_sequences(lengths, self.block_size, device)
-        num_blocks = sum(-(-length // self.block_size) for length in lengths)
+        batch = whole_sequences(lengths, self.limits.block_size, device)
+        num_blocks = sum(-(-length // self.limits.block_size) for length in lengths)
         shared = {spec: runner.new_cache(num_blocks) for spec, runner in self.runners.items()}
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])

@@ -163,21 +163,15 @@ def _problems(
         yield from tuner.products(list(weight_shapes(config).values()), dtype, device)
     if "attention" in operations:
         sizes = block_sizes or (GPU_BLOCK_SIZE,)
-        specs = [spec for size in sizes for spec in _specs(config, dtype, size)]
+        specs = [spec for size in sizes for spec in _specs(config, dtype, size, device)]
         yield from tuner.attention(specs, device)
 
 
-def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int) -> list[AttentionSpec]:
+def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int, device: Device) -> list[AttentionSpec]:
     from backbench.engine.config import EngineConfig
+    from backbench.engine.limits import realise_limits
     from backbench.engine.models.decoder import attention_specs
 
-    limits = EngineConfig()
-    found = attention_specs(
-        config,
-        dtype=dtype,
-        block_size=block_size,
-        max_seqs=limits.max_seqs,
-        max_tokens=limits.max_batch_tokens,
-        max_len=config.max_len,
-    )
+    limits = realise_limits(EngineConfig(block_size=block_size), config, device)
+    found = attention_specs(config, dtype=dtype, limits=limits)
     return list(dict.fromkeys(found))

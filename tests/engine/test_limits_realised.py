@@ -11,12 +11,12 @@ import torch
 from backbench.backends.interface import Device
 from backbench.backends.interface.device import cpu
 from backbench.engine.config import EngineConfig
-from backbench.engine.limits import realise_pool
+from backbench.engine.limits import StepLimits, realise_pool
 from backbench.errors import EngineError
 
 GIB = 2**30
 GPU = replace(cpu(), vendor="nvidia", arch="sm90", torch_device=torch.device("cuda", 0))
-LIMITS = EngineConfig(block_size=64, max_len=4096, max_seqs=64, max_step_tokens=8192)
+LIMITS = StepLimits(block_size=64, max_len=4096, max_seqs=64, max_step_tokens=8192, prefill_chunk=8192)
 
 
 @dataclass
@@ -62,20 +62,19 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
     return fake
 
 
-def blocks(decoder: Any, config: EngineConfig = LIMITS, device: Device = GPU) -> int | None:
-    return realise_pool(config, decoder, device).num_blocks
+def blocks(decoder: Any, fraction: float = 0.9, limits: StepLimits = LIMITS, device: Device = GPU) -> int:
+    return realise_pool(EngineConfig(kv_memory_fraction=fraction), limits, decoder, device).num_blocks
 
 
 def test_the_pool_takes_what_weights_and_activations_leave(memory: FakeMemory) -> None:
     decoder = FakeDecoder(memory)
-    config = replace(LIMITS, kv_memory_fraction=0.75)
-    assert blocks(decoder, config) == (12 - 10 - 1) * 1024
+    assert blocks(decoder, 0.75) == (12 - 10 - 1) * 1024
     assert decoder.profiled == ([4096, 4096, 64], 64), "8192 prompt tokens and 64 decodes"
 
 
 def test_few_short_sequences_bound_the_largest_step(memory: FakeMemory) -> None:
     decoder = FakeDecoder(memory)
-    blocks(decoder, replace(LIMITS, max_len=100, max_seqs=3))
+    blocks(decoder, limits=replace(LIMITS, max_len=100, max_seqs=3))
     assert decoder.profiled == ([100, 100, 100], 3)
 
 
@@ -92,4 +91,4 @@ def test_a_step_that_does_not_fit_is_refused_in_one_line(memory: FakeMemory) -> 
 def test_no_room_for_one_block_is_refused_in_one_line(memory: FakeMemory) -> None:
     memory.used = 15 * GIB + 512 * 2**20
     with pytest.raises(EngineError, match=r"no room for even one KV block .* --kv-memory-fraction"):
-        blocks(FakeDecoder(memory, activation_bytes=2**20), replace(LIMITS, kv_memory_fraction=0.5))
+        blocks(FakeDecoder(memory, activation_bytes=2**20), 0.5)
