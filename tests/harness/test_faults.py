@@ -224,7 +224,7 @@ def test_a_kernel_that_fails_while_warming_up_ends_in_one_line_and_leaves_nothin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = error_of("triton.compiler.errors", "CompilationError", "at 1:1: no")
-    monkeypatch.setattr("backbench.harness.experiment.warm_up", lambda *_: launch(error)())
+    monkeypatch.setattr("backbench.harness.subjects.engine.warm_up", lambda *_: launch(error)())
     assert run_and_fail(tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: The Triton kernel decode_kernel")
