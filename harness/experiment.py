@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbench.harness import provenance, sections
+from backbench.harness import memory, provenance, sections
 from backbench.harness.faults import explained
 from backbench.harness.options import RunOptions
 from backbench.harness.provenance import redacted
@@ -233,6 +233,7 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
     subject = planned.subject
     log.begin(known_as_json(planned.known), planned.workload, planned.warmup, subject.clock)
     target = subject.start()
+    memory.give_back()
     with collector_at_rest(), Telemetry(*subject.sensors(), clock=subject.clock) as telemetry, log:
         done = replay(
             target,
@@ -246,8 +247,8 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
     known = replace(planned.known, engine=subject.settings())
     if log.failure is not None:
         known = replace(known, run=known.run | {"log": log.failure})
-    memory = subject.memory(reachable=done.failure is None)
-    return Measured(known, done, target.steps, telemetry.rows, telemetry.reasons, memory)
+    readings = subject.memory(reachable=done.failure is None)
+    return Measured(known, done, target.steps, telemetry.rows, telemetry.reasons, readings)
 
 
 @contextmanager

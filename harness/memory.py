@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +62,17 @@ def reset_peaks(device: Device) -> None:
 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device.torch_device)
+
+
+def give_back() -> None:
+    """Return this process's free memory to the system, so that the resident set of a run is its own.
+
+    glibc keeps freed memory of the run before, and of the check of its results, until it is asked.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def with_device(readings: Readings, device: Device, sampled: bool) -> Readings:

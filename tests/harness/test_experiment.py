@@ -13,6 +13,8 @@ from backbench.errors import HarnessError
 from backbench.harness import experiment
 from backbench.harness.experiment import Observer, default_directory, default_warmup
 from backbench.harness.options import RunOptions
+from backbench.harness.sensors.cpu import HostSensor
+from backbench.harness.sensors.telemetry import Sensor
 from backbench.harness.subjects.scripted import ScriptedSubject
 from backbench.harness.subjects.subject import Facts
 from backbench.reports.page.html import render_report
@@ -81,6 +83,27 @@ def test_the_default_directory_says_what_ran_and_never_collides(
     name = default_directory(RunOptions(workload="data/batch:2x3+4", backend="torch"))
     assert name.parts[0] == "runs"
     assert name.name.endswith("Z-batch-2x3+4-torch")
+
+
+def test_the_resident_set_of_a_run_holds_nothing_of_the_check_before_it(tmp_path: Path) -> None:
+    """A check that leaves 256 MiB of small pieces, in a circle, below one that stays in use."""
+    kept: list[bytearray] = []
+
+    class Hungry(ScriptedSubject):
+        def sensors(self) -> tuple[list[Sensor], list[str]]:
+            return [HostSensor()], []
+
+        def check(self) -> dict[str, Any]:
+            circle: list[Any] = [bytearray(b"x" * 2**16) for _ in range(4096)]
+            circle.append(circle)
+            kept.append(bytearray(b"x" * 2**16))
+            return super().check()
+
+    outcomes = experiment.run(
+        replace(SCRIPTED, out=tmp_path / "runs", repeat=2), Observer(), lambda options: Hungry()
+    )
+    first, second = (outcome.record.memory["host_rss_peak_bytes"] for outcome in outcomes)
+    assert second < first + 128 * 2**20
 
 
 def test_a_home_never_reaches_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
