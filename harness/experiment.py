@@ -181,7 +181,6 @@ def plan(options: RunOptions, prepared: _Prepared, index: int) -> Plan:
         context=context,
         memory=asdict(replace(subject.memory(), kv_used_peak_bytes=None)),
         idle_power_w=facts.idle_power_w,
-        foreign_processes=facts.foreign_processes,
     )
     return Plan(subject, workload, warmup, known)
 
@@ -220,7 +219,7 @@ def _run_once(planned: Plan, log: RunLog, observer: Observer) -> Outcome:
     failure = measured.replay.failure
     if measured.replay.interrupted:
         return Outcome(log.directory, record, None if failure is None else explained(failure))
-    observer.stage("Checking results against the torch backend")
+    observer.stage("Checking results")
     try:
         record = replace(record, correctness=planned.subject.check())
     except KeyboardInterrupt:

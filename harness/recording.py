@@ -47,7 +47,6 @@ class Known:
     memory: dict[str, Any]
     """`memory.Readings` as far as they stand before the run."""
     idle_power_w: float | None = None
-    foreign_processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,15 @@ def numbers(tables: Tables) -> RunRecord:
 
 def judged(record: RunRecord, tables: Tables) -> RunRecord:
     """The record with the reasons not to believe it."""
+    device = record.system.get("device", {})
     found = validity.reasons(
         record.metrics,
         record.schedule,
         record.correctness,
         tables.telemetry,
-        tables.known.foreign_processes,
+        device.get("processes"),
         record.run.get("error"),
-        bool(record.system.get("device", {}).get("interpreter")),
+        bool(device.get("interpreter")),
     )
     return replace(record, validity=found)
 

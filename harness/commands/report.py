@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from backbench.errors import ReportError
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -19,8 +21,24 @@ def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     from backbench.reports.page.html import write_report
     from backbench.reports.record import RunDirectory
 
+    require_page(out)
     write_report([RunDirectory.open(run).path for run in runs], out)
     if as_json:
         print_json({"report": str(out), "bytes": out.stat().st_size})
     else:
         click.echo(f"Report: {out}")
+
+
+def require_page(out: Path) -> None:
+    """ReportError unless `out` is new, empty or a page: a report replaces a report, and nothing else."""
+    try:
+        if not out.exists() and not out.is_symlink():
+            return
+        if not out.is_file():
+            raise ReportError(f"{out} is not a regular file; choose a new name such as report.html.")
+        with out.open("rb") as file:
+            begins = file.read(1024).lstrip().lower()
+    except OSError as error:
+        raise ReportError(f"Cannot read {out} before it is replaced: {error.strerror}.") from None
+    if begins and not begins.startswith(b"<!doctype html"):
+        raise ReportError(f"{out} holds something else than a report; choose a new name or remove it.")

@@ -223,7 +223,6 @@ class EngineSubject:
             shape=asdict(model_shape(engine.model_config, dtype)),
             peaks=asdict(self.peaks),
             idle_power_w=self.accelerator.get("idle_power_w"),
-            foreign_processes=self.accelerator.get("processes"),
         )
 
     def settings(self) -> dict[str, Any]:

@@ -55,8 +55,6 @@ class Facts:
     peaks: dict[str, Any] = field(default_factory=dict)
     """`reports.metrics.roofline.Peaks` as a dict."""
     idle_power_w: float | None = None
-    foreign_processes: int | None = None
-    """Other processes on the device."""
 
 
 class ObservedTarget(Target, Protocol):
