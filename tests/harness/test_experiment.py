@@ -104,6 +104,10 @@ def test_the_resident_set_of_a_run_holds_nothing_of_the_check_before_it(tmp_path
     )
     first, second = (outcome.record.memory["host_rss_peak_bytes"] for outcome in outcomes)
     assert second < first + 128 * 2**20
+    for outcome in outcomes:
+        sampled_s = outcome.directory.read_telemetry()["time_ns"] / 1e9
+        ended_s = outcome.record.metrics["whole_run"]["end_s"]
+        assert sampled_s.max() == pytest.approx(ended_s), "telemetry and replay are on the script's clock"
 
 
 def test_a_home_never_reaches_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

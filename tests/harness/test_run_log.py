@@ -80,14 +80,14 @@ def test_what_finished_comes_back_as_it_was(
 ) -> None:
     script = {0: [(5, 1), (9, 2)], 1: [("error", 3)], 2: [(4, None)], 3: [(1000, 1)]}
     target = make_target(script, interrupt_at_ms=30)
-    log = logged(tmp_path / "run", target, make_workload([3, 1, 1, 1], [0, 10, 20, 30]), clock)
+    log = logged(tmp_path / "run", target, make_workload([3, 1, 1, 1], [2, 12, 20, 30]), clock)
     log.release()
     assert (tmp_path / "run" / LOG_FILE).exists(), "no record has these requests"
     with reading(tmp_path / "run") as (known, done):
         assert known == {"run": {}}
         assert done.interrupted and done.mode == "open"
         first, failed, unknown, flying = done.traces
-        assert [ns - done.start_ns for ns in first.chunk_ns] == [5 * MS, 9 * MS]
+        assert [ns - done.start_ns for ns in first.chunk_ns] == [7 * MS, 11 * MS]
         assert first.chunk_tokens == [1, 2] and first.finished
         assert failed.error == "refused"
         assert unknown.chunk_tokens == [None]
