@@ -149,7 +149,7 @@ def make_workload(options: RunOptions, limits: Limits) -> Workload:
         offered = {"rate", "arrival", "concurrency", "time_scale", "all_at_once"} & load.keys()
         if not offered and "concurrency" in defaults.defaults:
             load["concurrency"] = limits.concurrency
-    if "dataset" in load or Path(options.workload).is_file():
+    if limits.tokenize is not None:
         load["tokenize"] = limits.tokenize
     return make(
         options.workload,

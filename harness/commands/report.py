@@ -12,7 +12,13 @@ from backbench.errors import ReportError
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The HTML file."
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=lambda context, parameter, out: require_page(out),
+    metavar="FILE",
+    help="The HTML file: a new one, or a report to replace.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print {report, bytes} as JSON.")
 def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
@@ -21,7 +27,6 @@ def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     from backbench.reports.page.html import write_report
     from backbench.reports.record import RunDirectory
 
-    require_page(out)
     write_report([RunDirectory.open(run).path for run in runs], out)
     if as_json:
         print_json({"report": str(out), "bytes": out.stat().st_size})
@@ -29,11 +34,11 @@ def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
         click.echo(f"Report: {out}")
 
 
-def require_page(out: Path) -> None:
-    """ReportError unless `out` is new, empty or a page: a report replaces a report, and nothing else."""
+def require_page(out: Path) -> Path:
+    """`out`; ReportError unless it is new, empty or a page: a report replaces a report, and nothing else."""
     try:
         if not out.exists() and not out.is_symlink():
-            return
+            return out
         if not out.is_file():
             raise ReportError(f"{out} is not a regular file; choose a new name such as report.html.")
         with out.open("rb") as file:
@@ -42,3 +47,4 @@ def require_page(out: Path) -> None:
         raise ReportError(f"Cannot read {out} before it is replaced: {error.strerror}.") from None
     if begins and not begins.startswith(b"<!doctype html"):
         raise ReportError(f"{out} holds something else than a report; choose a new name or remove it.")
+    return out

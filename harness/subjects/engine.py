@@ -165,7 +165,7 @@ class EngineSubject:
             max_len=model.max_len if asked is None else min(asked, model.max_len),
             num_requests=CPU_REQUESTS if self.on_cpu else GPU_REQUESTS,
             concurrency=CPU_CONCURRENCY if self.on_cpu else GPU_CONCURRENCY,
-            tokenize=self._tokenize,
+            tokenize=self._tokenize if self.source.has_tokenizer else None,
         )
 
     def _tokenize(self, text: str) -> list[int]:

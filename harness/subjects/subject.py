@@ -31,7 +31,7 @@ class Limits:
     """Where nothing was asked for: a run of about a minute."""
     concurrency: int
     tokenize: Callable[[str], list[int]] | None = None
-    """Text to token ids; asked only where a workload holds text."""
+    """Text to token ids, called only where a workload holds text; None = the model has no tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from backbench.errors import ReportError
+from backbench.harness.cli import run_command
 from backbench.harness.commands.report import require_page
 
 
@@ -16,7 +17,7 @@ def test_a_new_name_an_empty_file_and_a_page_may_be_written(tmp_path: Path, held
     out = tmp_path / "page.html"
     if held is not None:
         out.write_text(held)
-    require_page(out)
+    assert require_page(out) == out
 
 
 @pytest.mark.parametrize("held", ["my notes", "{}", "\x00\x01", "PAR1"])
@@ -42,3 +43,9 @@ def test_a_dangling_link_is_no_page(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "nothing")
     with pytest.raises(ReportError):
         require_page(link)
+
+
+def test_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["report", "runs/any", "-o", "/dev/null"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "/dev/null is not a regular file" in line

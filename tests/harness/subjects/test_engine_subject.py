@@ -11,7 +11,6 @@ import pytest
 from engine_fixtures import open_small
 
 from backbench.engine.engine import Engine
-from backbench.errors import EngineError
 from backbench.harness.experiment import make_workload
 from backbench.harness.options import RunOptions
 from backbench.harness.subjects.engine import EngineSubject, EngineTarget
@@ -109,7 +108,7 @@ def test_what_needs_an_untouched_device_comes_before_the_engine(monkeypatch: pyt
 
 
 def test_a_tokenizer_is_built_for_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trace of lengths runs on a model that has none; text is refused there in one line."""
+    """A trace of lengths runs on a model that has none, and builds none where there is one."""
     limits = EngineSubject(options(model="shape:qwen3-0.6b")).limits()
     trace = tmp_path / "trace.csv"
     trace.write_text(
@@ -118,6 +117,13 @@ def test_a_tokenizer_is_built_for_text_alone(tmp_path: Path, monkeypatch: pytest
     )
     workload = make_workload(replace(options(), workload=str(trace)), limits)
     assert [request.output_tokens for request in workload.requests] == [44, 109]
-    assert limits.tokenize is not None
-    with pytest.raises(EngineError, match="no tokenizer"):
-        limits.tokenize("text")
+    assert limits.tokenize is None
+
+    def built(self: Any) -> Any:
+        raise AssertionError("a tokenizer was built")
+
+    limits = EngineSubject(options()).limits()
+    with monkeypatch.context() as patch:
+        patch.setattr("backbench.engine.models.checkpoint.DirectorySource.tokenizer", built)
+        assert make_workload(replace(options(), workload=str(trace)), limits).requests
+    assert limits.tokenize is not None and len(limits.tokenize("two words")) > 0
