@@ -213,11 +213,7 @@ class Engine:
             for batch in self._warm_up_batches(capacity - outputs):
                 self.generate(batch, short)
         self.reset_prefix_cache()
-        self._stats.clear()
-        self._steps = 0
-        self.scheduler.preemptions = 0
-        self.peak_blocks_used = 0
-        self.runner.graph_misses = 0
+        self.reset_counts()
         return device_seconds() - start
 
     def _warm_up_batches(self, longest: int) -> list[list[list[int]]]:
@@ -242,6 +238,14 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, so that a run starts cold."""
         self.pool.reset_prefix_cache()
+
+    def reset_counts(self) -> None:
+        """Forget statistics, counts and peaks of what was served, so that those of a run are its own."""
+        self._stats.clear()
+        self._steps = 0
+        self.scheduler.preemptions = 0
+        self.peak_blocks_used = 0
+        self.runner.graph_misses = 0
 
     def take_step_stats(self) -> list[StepStats]:
         """Statistics of the steps landed since the last call."""

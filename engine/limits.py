@@ -7,13 +7,21 @@ from typing import Protocol
 
 import torch
 
-from backbench.backends.interface import Device
+from backbench.backends.interface import Device, GraphSupport
 from backbench.engine.config import EngineConfig
+from backbench.engine.execution.step_shape import StepShape, graph_shapes
 from backbench.engine.models.config import ModelConfig
 from backbench.errors import EngineError
 
 CPU_POOL_BYTES = 512 * 2**20
 """The KV pool's default size on a CPU: enough for the bundled models' largest batches."""
+
+GRAPH_LAYER_BYTES = 128 * 2**10
+"""Set aside for each layer of each captured graph, whose launches and their arguments the driver keeps on the
+device. A reserve, not a measurement: nothing can be captured before there is a pool."""
+SCRATCH_BYTES = 128 * 2**20
+"""Set aside for what is taken after the pool: step buffers, kernels' code, and the matrix library's workspace
+of the stream that captures (tens of MiB on Hopper)."""
 
 GPU_BLOCK_SIZE = 64
 """A whole number of key tiles: prefill kernels then load a block as one box."""
@@ -44,6 +52,12 @@ class StepLimits:
     def blocks_per_seq(self) -> int:
         """Blocks of the longest sequence: the block table's columns."""
         return -(-self.max_len // self.block_size)
+
+    def captured_shapes(self, support: GraphSupport) -> list[StepShape]:
+        """The steps that graphs are captured for where attention supports that much, fewest tokens first."""
+        if support < GraphSupport.DECODE:
+            return []
+        return graph_shapes(self.max_seqs, self.max_step_tokens, mixed=support >= GraphSupport.MIXED)
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,14 @@ def realise_limits(config: EngineConfig, model: ModelConfig, device: Device) -> 
 class StepCost(Protocol):
     """What sizing a pool asks of a decoder."""
 
+    @property
+    def num_layers(self) -> int:
+        """Layers, each of whose launches a captured graph keeps."""
+
+    @property
+    def graph_support(self) -> GraphSupport:
+        """Which steps may be captured."""
+
     def cache_bytes_per_block(self) -> int:
         """Device bytes one block takes over all layers."""
 
@@ -108,28 +130,43 @@ def realise_pool(config: EngineConfig, limits: StepLimits, decoder: StepCost, de
     return EngineLimits(**asdict(limits), num_blocks=num_blocks)
 
 
-def _largest_step(limits: StepLimits) -> list[int]:
-    """Lengths of prompts that together fill a step, as far as the longest may go."""
+def _prompts_of(limits: StepLimits, num_tokens: int) -> list[int]:
+    """Lengths of prompts that together have `num_tokens`, as far as the longest and their number may go."""
     longest = limits.max_len
-    tokens = min(limits.max_batch_tokens, limits.max_seqs * longest)
+    tokens = min(num_tokens, limits.max_seqs * longest)
     return [longest] * (tokens // longest) + [tokens % longest] * (tokens % longest > 0)
 
 
 def _free_device_bytes(config: EngineConfig, limits: StepLimits, decoder: StepCost, device: Device) -> int:
-    """Bytes the pool may take: the allowed share of the device, less what a full step needs at its peak."""
+    """Bytes the pool may take: the allowed share of the device, less what is taken beside it.
+
+    Beside it are what a full step needs at its peak, what captured steps need (their memory is apart from
+    the other steps'), and what the library and the driver take later.
+    """
     torch_device = device.torch_device
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(torch_device)
-    before = torch.cuda.memory_allocated(torch_device)
     try:
-        decoder.profile(_largest_step(limits), limits.max_seqs)
+        activations = _profiled_bytes(limits, decoder, torch_device, limits.max_batch_tokens)
+        shapes = limits.captured_shapes(decoder.graph_support) if config.graphs else []
+        captured = SCRATCH_BYTES + len(shapes) * decoder.num_layers * GRAPH_LAYER_BYTES
+        if shapes:
+            captured += _profiled_bytes(limits, decoder, torch_device, shapes[-1].num_tokens)
     except torch.cuda.OutOfMemoryError:
         raise EngineError(
             f"A step of {limits.max_step_tokens} tokens does not fit the device's memory beside the weights; "
             "lower --max-step-tokens or use a smaller model."
         ) from None
-    activations = torch.cuda.max_memory_allocated(torch_device) - before
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(torch_device)
     used = total - free
-    return int(total * config.kv_memory_fraction) - used - activations
+    return int(total * config.kv_memory_fraction) - used - activations - captured
+
+
+def _profiled_bytes(
+    limits: StepLimits, decoder: StepCost, torch_device: torch.device, num_tokens: int
+) -> int:
+    """Bytes torch takes from the device for a step of `num_tokens`, whole segments, as they stay taken."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(torch_device)
+    before = torch.cuda.memory_reserved(torch_device)
+    decoder.profile(_prompts_of(limits, num_tokens), limits.max_seqs)
+    return torch.cuda.max_memory_reserved(torch_device) - before

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Batch, GraphSupport, Operations
+from backbench.backends.interface import Batch, Operations
 from backbench.engine.execution.device_queue import DeviceQueue, Mark
 from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
-from backbench.engine.execution.step_shape import StepShape, graph_shapes, max_len_ladder
+from backbench.engine.execution.step_shape import StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.scheduling.scheduler import StepPlan
@@ -82,10 +82,8 @@ class Runner:
                 f"A pool of {limits.num_blocks} KV blocks, {gib:.1f} GiB, does not fit beside the weights; "
                 "lower --num-blocks or --kv-memory-fraction."
             ) from None
-        self._shapes: list[StepShape] = []
-        if graphs and device.type == "cuda" and decoder.graph_support >= GraphSupport.DECODE:
-            mixed = decoder.graph_support >= GraphSupport.MIXED
-            self._shapes = graph_shapes(limits.max_seqs, limits.max_step_tokens, mixed)
+        captured = graphs and device.type == "cuda"
+        self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
         tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
         self._eager = StepBuffers(limits, tables, device, self.queue)

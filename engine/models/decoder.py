@@ -130,6 +130,11 @@ class Decoder:
         self.lm_head = self._pack(weights.lm_head)
 
     @property
+    def num_layers(self) -> int:
+        """Layers."""
+        return len(self.layers)
+
+    @property
     def graph_support(self) -> GraphSupport:
         """Which batches may be captured: what every layer's attention allows."""
         return min(runner.graph for runner in self.runners.values())
