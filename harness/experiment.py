@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 from collections.abc import Iterator
@@ -217,9 +218,10 @@ def make_workload(options: RunOptions, source: ModelSource, device: Device, max_
             load["concurrency"] = CPU_CONCURRENCY if on_cpu else GPU_CONCURRENCY
     config = source.config
     context = config.max_len if max_len is None else min(max_len, config.max_len)
-    if "dataset" in load or Path(options.workload).is_file():
-        tokenizer = source.tokenizer()
-        load["tokenize"] = lambda text: tokenizer.encode(text, add_special_tokens=False)
+    if source.has_tokenizer:
+        # Building one takes seconds, and only text needs it: it is built for the first text.
+        tokenizer = functools.cache(source.tokenizer)
+        load["tokenize"] = lambda text: tokenizer().encode(text, add_special_tokens=False)
     return make(
         options.workload,
         WorkloadOptions(seed=options.seed, vocab_size=config.vocab_size, max_len=context, **load),
