@@ -36,7 +36,7 @@ RUNNER = "engine/execution/runner.py"
 METRICS = "reports/metrics/*.py"
 TRITON = "backends/triton/*.py"
 
-SCHEDULER_TESTS = ("tests/engine/scheduling/test_scheduler.py",)
+SCHEDULER_TESTS = ("tests/engine/scheduling/test_scheduler*.py",)
 BLOCKS_TESTS = ("tests/engine/scheduling/test_blocks.py",)
 STEP_TESTS = ("tests/engine/execution/test_step_buffers.py", "tests/engine/execution/test_step_shape.py")
 ENGINE_TESTS = ("tests/engine/test_engine_equality.py",)
