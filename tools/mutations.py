@@ -38,7 +38,7 @@ TRITON = "backends/triton/*.py"
 
 SCHEDULER_TESTS = ("tests/engine/scheduling/test_scheduler*.py",)
 BLOCKS_TESTS = ("tests/engine/scheduling/test_blocks.py",)
-STEP_TESTS = ("tests/engine/execution/test_step_buffers.py", "tests/engine/execution/test_step_shape.py")
+STEP_TESTS = ("tests/engine/execution/test_step_*.py",)
 ENGINE_TESTS = ("tests/engine/test_engine_equality.py",)
 TORCH_TESTS = ("tests/backends/torch/test_torch_*.py",)
 COMPUTE_TESTS = ("tests/reports/metrics/test_compute.py",)
