@@ -37,7 +37,10 @@ PACKAGES = (
 
 def redact(text: str) -> str:
     """`text` without this machine's name, home directories, user name and UUIDs."""
-    home = str(Path.home())
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # an account without one
+        home = ""
     if len(home) > 1:
         text = text.replace(home, "~")
     text = re.sub(r"/(home|Users)/[^/\s]+", "~", text)
