@@ -136,7 +136,7 @@ def _prepare(options: RunOptions, observer: Observer) -> tuple[_Machine, Workloa
 
     if options.interpret:
         _interpret()
-    device = detect(interpret=options.interpret)
+    device = detect(interpret=options.interpret, prefer=options.device)
     on_cpu = device.torch_device.type == "cpu"
     config = EngineConfig(**({"max_step_tokens": CPU_STEP_TOKENS} if on_cpu else {}) | options.engine)
     for name in {options.backend, *options.overrides.values()} - {"auto"}:

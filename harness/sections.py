@@ -29,6 +29,10 @@ def run_section(options: RunOptions, done: Replay, started: datetime, index: int
         "utc": started.isoformat(timespec="seconds"),
         "start_unix_ns": done.start_unix_ns,
         "command": options.command,
+        "asked": {
+            name: provenance.redact(value) if isinstance(value, str) else value
+            for name, value in options.asked().items()
+        },
         "seed": options.seed,
         "repeat": index,
         "status": "interrupted" if done.interrupted else "complete",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backbench.harness.commands.flags import subject_flag
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,14 +23,14 @@ CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
 
 
 @click.command()
-@click.option("--backend", "backend_names", default="torch", help="Backends, separated by commas.")
+@subject_flag("backend", parameter="backend_names", default="torch", help="Backends, separated by commas.")
 @click.option("--shapes", help="Attention batches like 8q1s32k,2q4k_32q1s1k: count q queries s keys.")
 @click.option("--kinds", default="attention", help="Of attention, linear and operations, by commas.")
-@click.option("--model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
+@subject_flag("model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
-@click.option("--dtype", help="bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
-@click.option("--block-size", default=16, type=click.IntRange(1), help="Keys in a cache block.")
-@click.option("--device", "prefer", help="cpu, cuda or cuda:N.")
+@subject_flag("dtype")
+@subject_flag("block_size", default=16)
+@subject_flag("device", parameter="prefer")
 @click.option(
     "--seconds",
     default=0.02,
@@ -59,6 +61,7 @@ def kernels(
     """
     from backbench.backends.interface.device import detect
     from backbench.backends.registry import load
+    from backbench.engine.models.config import DTYPES
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.kernels import page
     from backbench.harness.kernels.measure import measure
@@ -67,7 +70,7 @@ def kernels(
     device = detect(prefer=prefer)
     on_cpu = device.torch_device.type == "cpu"
     backends = [load(name.strip()) for name in backend_names.split(",")]
-    number_type = _dtype(dtype or ("float32" if on_cpu else "bfloat16"))
+    number_type = DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
     problems = list(
         _problems(
             kinds, shapes or (CPU_SHAPES if on_cpu else GPU_SHAPES), model, tokens, number_type, block_size
@@ -105,15 +108,6 @@ def kernels(
         print_table(title, page.COLUMNS, page.table_rows(results), right=range(4, 8))
     if any(result.correct is False for result in results):
         click.get_current_context().exit(5)
-
-
-def _dtype(name: str) -> torch.dtype:
-    from backbench.engine.models.config import DTYPES
-    from backbench.errors import HarnessError
-
-    if name not in DTYPES:
-        raise HarnessError(f"Unknown data type {name!r}; use {', '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def _problems(

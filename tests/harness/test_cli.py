@@ -102,7 +102,7 @@ def test_every_command_has_help_and_json(bench: Run, command: str) -> None:
         ({"dataset": "/nowhere/sharegpt.json"}, ["/nowhere/sharegpt.json"]),
         ({"workload": "/nowhere/trace.jsonl"}, ["/nowhere/trace.jsonl"]),
         ({"max_len": 10**7}, ["max_len"]),
-        ({"max_seqs": 0}, ["max_seqs"]),
+        ({"max_seqs": 0}, ["--max-seqs"]),
         ({"workload": "batch:2x5000+10"}, ["5000", "context"]),
         ({"workload": "batch:2x100+10", "num_blocks": 3}, ["blocks", "--num-blocks"]),
         ({"dtype": "float8"}, ["--dtype", "float8"]),
