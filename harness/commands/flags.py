@@ -43,19 +43,20 @@ def flag(
     parameter: str | None = None,
     default: Any = None,
     help: str | None = None,
+    unset: str | None = None,
     required: bool = False,
 ) -> Decorator:
     """The click option of a declared one, checked as soon as it is typed; None = not given.
 
-    A boolean has a switch for either side. `parameter` names the command's argument, `default` and `help`
-    are a command's own.
+    A boolean has a switch for either side. `parameter` names the command's argument; `default`,
+    `help` and `unset` are a command's own.
     """
     names = [option.short] if option.short else []
     for name in (option.name, *option.also):
         names.append(f"{typed(name)}/{typed('no_' + name)}" if option.kind is bool else typed(name))
     settings: dict[str, Any] = {"type": _CLICK.get(option.kind, click.STRING)}
     settings |= {"default": default, "required": required}
-    text = replace(option, help=help or option.help, unset=str(default) if default else option.unset)
+    text = replace(option, help=help or option.help, unset=unset or str(default or option.unset))
     settings["help"] = help_of(replace(text, default=None) if required else text)
     if option.kind == (float, float):
         settings["nargs"] = 2
