@@ -42,33 +42,17 @@ def workloads(as_json: bool) -> None:
 @_JSON
 def models(as_json: bool) -> None:
     """List the models that need no path; a checkpoint directory or a hub id is one too."""
-    from backbench.engine.models.checkpoint import find_model, model_names
+    from dataclasses import asdict
+
+    from backbench.engine.models.listing import listed_models
     from backbench.harness.commands.output import print_json, print_table
 
-    found: list[dict[str, Any]] = []
-    for name in model_names():
-        config = find_model(name).config
-        found.append(
-            {
-                "name": name,
-                "architecture": config.architecture,
-                "parameters": config.num_parameters,
-                "layers": config.num_layers,
-                "context": config.max_len,
-                "weights": "random" if name.startswith("shape:") else "bundled",
-            }
-        )
+    found = listed_models()
     if as_json:
-        print_json(found)
+        print_json([asdict(each) for each in found])
         return
     rows = [
-        (
-            str(each["name"]),
-            str(each["architecture"]),
-            f"{each['parameters'] / 1e6:,.1f} M",
-            f"{each['context']:,}",
-            str(each["weights"]),
-        )
+        (each.name, each.architecture, f"{each.parameters / 1e6:,.1f} M", f"{each.context:,}", each.weights)
         for each in found
     ]
     print_table("Models", ("Name", "Architecture", "Parameters", "Context", "Weights"), rows, right=(2, 3))

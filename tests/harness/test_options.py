@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -269,3 +271,16 @@ def test_parts_are_checked_with_the_whole() -> None:
         RunOptions(workload="sharegpt", backend="torch", engine={"max_seqs": 0})
     with pytest.raises(BackbenchError, match="--temperature"):
         RunOptions(workload="sharegpt", backend="torch", load={"temperature": 1e308})
+
+
+def test_the_page_asks_for_one_run_in_three_ways(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    shell, file, python = (
+        page.split(f"```{kind}\n", 1)[1].split("```", 1)[0] for kind in ("sh", "toml", "python")
+    )
+    (tmp_path / "run.toml").write_text(file)
+    typed = from_command_line(*shlex.split(shell)[2:])
+    assert from_command_line("--config", str(tmp_path / "run.toml")) == typed
+    call = ast.parse(python.strip().splitlines()[-1]).body[0].value  # type: ignore[attr-defined]
+    assert run_options({each.arg: ast.literal_eval(each.value) for each in call.keywords}) == typed
+    assert all(f"`[{group}]`" in page for group in GROUPS)
