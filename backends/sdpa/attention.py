@@ -49,7 +49,7 @@ class SdpaRunner(TorchRunner):
         # In a bucket, the order of a sequence's sums depends on the others; on a CPU each runs alone.
         self.batch_invariant = device.torch_device.type == "cpu"
         if not self.batch_invariant:
-            # Here, not at the top: it imports torch._dynamo, a second that listing the backends need not wait.
+            # Not at the top: it imports torch._dynamo, a second that listing backends need not wait for.
             from torch.nn.attention.bias import causal_lower_right
 
             self._lower_right = causal_lower_right

@@ -6,12 +6,13 @@ import codecs
 import contextlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from backbench.errors import printable
 
 if TYPE_CHECKING:
     from backbench.reports.record import RunRecord
@@ -20,15 +21,8 @@ if TYPE_CHECKING:
 
 LONGEST_LINE = 290
 """Characters of an error line, "error: " included."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What could steer a terminal: everything but tab and the end of a line."""
 PLAIN = {"–": "-", "—": "-", "×": "x", "µ": "u", "±": "+-", "Δ": "d", "≤": "<=", "≥": ">=", "…": "..."}
 """How a stream that does not know these writes them."""
-
-
-def printable(text: str) -> str:
-    """`text` with control characters spelled out: records and files hold other people's text."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def error_line(text: str) -> str:
@@ -150,12 +144,12 @@ def print_report_table(table: Table) -> None:
 def print_validity(record: RunRecord) -> None:
     """The reasons not to believe a run, on stderr, or nothing."""
     for reason in record.validity:
-        echo(f"not valid: {reason}", err=True)
+        click.echo(printable(f"not valid: {reason}"), err=True)
 
 
 def used_text(record: RunRecord) -> str:
     """Like "triton", or "attention triton, linear torch, ..." where operations differ."""
-    used: dict[str, str] = record.backend.get("used", {})
+    used: dict[str, str] = record.backend.get("used") or {}
     if len(set(used.values())) == 1:
         return next(iter(used.values()))
     return ", ".join(f"{operation} {name}" for operation, name in used.items())
@@ -166,14 +160,14 @@ def print_tuning(record: RunRecord) -> None:
     tuned: dict[str, str | None] = record.backend.get("tuned") or {}
     known = [f"{operation} {state}" for operation, state in tuned.items() if state is not None]
     if known:
-        echo(f"Launches: {'; '.join(known)}")
+        click.echo(printable(f"Launches: {'; '.join(known)}"))
 
 
 def headline(record: RunRecord) -> str:
     """One line: what ran on what."""
-    device = record.system.get("device", {}).get("name", "?")
-    counts = record.metrics.get("counts", {})
-    return (
+    device = (record.system.get("device") or {}).get("name", "?")
+    counts = record.metrics.get("counts") or {}
+    return printable(
         f"{record.workload.get('name')} on {record.model.get('name')} ({record.model.get('dtype')}), "
         f"{used_text(record)}, {device}: {counts.get('completed')} of {counts.get('intended')} requests, "
         f"{record.run['status']}"

@@ -105,7 +105,7 @@ def _print(outcome: Outcome, report: Path) -> None:
     from backbench.harness.commands.output import headline, print_report_table, print_tuning, print_validity
     from backbench.reports.tables import summary_table
 
-    echo(headline(outcome.record))
+    click.echo(headline(outcome.record))
     print_tuning(outcome.record)
     print_report_table(summary_table(outcome.record))
     print_validity(outcome.record)

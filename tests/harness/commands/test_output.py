@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backbench.errors import printable
 from backbench.harness.commands.output import (
     LONGEST_LINE,
     echo,
@@ -17,7 +18,6 @@ from backbench.harness.commands.output import (
     open_streams,
     print_json,
     print_table,
-    printable,
 )
 
 
