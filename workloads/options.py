@@ -12,6 +12,8 @@ from backbench.options import option, options_of, settle
 DEFAULT_CONCURRENCY = 16
 """Closed loop, where neither a rate nor a concurrency nor recorded times decide."""
 MOST_REQUESTS = 1_000_000
+LEAST_TEMPERATURE = 1e-3
+"""Near it sampling is greedy already; far below it, divided logits overflow fp32."""
 LONGEST_S = 1e9
 """Bound on times within a trace."""
 
@@ -70,7 +72,7 @@ class WorkloadOptions:
     )
     temperature: float | None = option(
         None,
-        "0 is greedy.",
+        f"0 is greedy; otherwise at least {LEAST_TEMPERATURE}.",
         group="requests",
         unset="the workload's own",
         metavar="T",
@@ -139,6 +141,10 @@ class WorkloadOptions:
 
     def __post_init__(self) -> None:
         settle(self, WorkloadError)
+        if self.temperature is not None and 0 < self.temperature < LEAST_TEMPERATURE:
+            raise WorkloadError(
+                f"--temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE}, not {self.temperature:g}."
+            )
         if self.window_s is not None and not self.window_s[0] < self.window_s[1]:
             start, end = self.window_s
             raise WorkloadError(f"--window must be START < END, not {start:g} to {end:g}.")

@@ -115,6 +115,7 @@ def test_every_command_has_help_and_json(bench: Run, command: str) -> None:
         ({"max_step_tokens": 10**9}, ["--max-step-tokens"]),
         ({"num_requests": 99999999999}, ["--num-requests"]),
         ({"temperature": 1e308}, ["--temperature"]),
+        ({"temperature": 1e-38}, ["--temperature", "greedy"]),
         ({"kv_memory_fraction": 1e-12}, ["--kv-memory-fraction"]),
         ({"rate": "nan"}, ["--rate", "nan"]),
         ({"slo": ""}, ["--slo"]),
