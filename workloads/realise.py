@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backbench.errors import WorkloadError
-from backbench.workloads.offer import Offer
-from backbench.workloads.options import WorkloadOptions
+from backbench.workloads.options import Offer, WorkloadOptions
 from backbench.workloads.request import Request, Workload
 from backbench.workloads.streams import stream
 from backbench.workloads.tokens import TokenSource, content_hash

@@ -12,8 +12,7 @@ from typing import Any
 from backbench.errors import WorkloadError
 from backbench.workloads import transform
 from backbench.workloads.lengths import parse_lengths
-from backbench.workloads.offer import choose_offer
-from backbench.workloads.options import WorkloadOptions
+from backbench.workloads.options import WorkloadOptions, choose_offer
 from backbench.workloads.packed import packed_azure, packed_mooncake, packed_sharegpt_lengths
 from backbench.workloads.readers.azure import read_azure
 from backbench.workloads.readers.burstgpt import read_burstgpt
