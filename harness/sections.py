@@ -27,6 +27,10 @@ def run_section(options: RunOptions, index: int) -> dict[str, Any]:
         "uuid": str(uuid.uuid4()),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": options.command,
+        "asked": {
+            name: provenance.redact(value) if isinstance(value, str) else value
+            for name, value in options.asked().items()
+        },
         "seed": options.seed,
         "repeat": index,
     }

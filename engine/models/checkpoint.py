@@ -186,7 +186,10 @@ def find_model(name: str) -> ModelSource:
         return ShapeSource(name.removeprefix(SHAPE_PREFIX))
     if name in model_names():
         return DirectorySource(name, BUNDLED / name)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise EngineError(f"{name!r} names a home directory that is not there; give a full path.") from None
     if path.is_dir():
         return DirectorySource(name, path)
     if HUB_ID.fullmatch(name) and not name.startswith("."):

@@ -133,7 +133,7 @@ class EngineSubject:
             # Triton reads this when kernels are decorated, so it is set before any backend is imported.
             os.environ["TRITON_INTERPRET"] = "1"
         self._options = options
-        self.device = detect(interpret=options.interpret)
+        self.device = detect(interpret=options.interpret, prefer=options.device)
         self.on_cpu = self.device.torch_device.type == "cpu"
         self.config = EngineConfig(
             **({"max_step_tokens": CPU_STEP_TOKENS} if self.on_cpu else {}) | options.engine
