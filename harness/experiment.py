@@ -370,6 +370,6 @@ def make_context(options: RunOptions, machine: _Machine, workload: Workload, don
         ideal_prefix_hit_ratio=ideal_prefix_hit_ratio(
             (request.prompt for request in workload.requests), engine.pool.block_size
         ),
-        shape=asdict(model_shape(engine.model_config, engine.decoder.dtype)),
+        shape=asdict(model_shape(engine.model_config, engine.decoder.dtype, engine.weights)),
         peaks=asdict(machine.peaks),
     )

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from backbench.backends.interface import Scheme, WeightSpec
+from backbench.backends.interface import Scheme, Weight, WeightSpec
 from backbench.engine.models.rope import RopeConfig
 
 
@@ -58,6 +58,17 @@ class Product(TensorSpec):
     def weight_spec(self, dtype: torch.dtype, scheme: Scheme | None = None) -> WeightSpec:
         """What a backend is asked whether it can multiply by; scheme: None = dense."""
         return WeightSpec(self.role, self.n, self.k, scheme or Scheme(), dtype)
+
+    def shard(self, weight: Weight, rank: int, world: int) -> Weight:
+        """What device `rank` of `world` multiplies by: its share of each source's rows, or of the columns.
+
+        Raises BackendError where they do not divide evenly, or the weight's scheme cannot be split.
+        """
+        if self.shard_axis == 1:
+            return weight.shard(1, rank, world)
+        sources = weight.q.split([rows for _, rows in self.sources])
+        shares = [Weight(weight.scheme, source).shard(0, rank, world) for source in sources]
+        return Weight(weight.scheme, torch.cat([share.q for share in shares]))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backbench.backends.interface import Scheme, WeightSpec
+from backbench.backends.interface import Scheme, Weight, WeightSpec
 from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.layers import LayerSpec
 from backbench.engine.models.rope import RopeConfig
 from backbench.engine.models.weights import RANDOM_SEED, RANDOM_STD, random_weights
+from backbench.errors import BackendError
 
 CPU = torch.device("cpu")
 
@@ -92,6 +93,24 @@ def test_what_a_backend_is_asked():
         WeightSpec("head", 50, 24, dense, torch.float16),
     )
     assert config().spec.product_shapes()["head"] == (50, 24)
+
+
+def test_shards_together_are_the_whole_layer():
+    """Two devices' attention inputs side by side, and their shares of what is added to the residual."""
+    qkv, output = config().spec.layers[0].products[:2]
+    weight, x = Weight(Scheme(), torch.randn(qkv.shape)), torch.randn(3, 24)
+    halves = [x @ qkv.shard(weight, rank, 2).q.T for rank in range(2)]
+    whole = (x @ weight.q.T).split([32, 16, 16], -1)
+    shares = [half.split([16, 8, 8], -1) for half in halves]
+    for part, one, other in zip(whole, *shares, strict=True):
+        torch.testing.assert_close(torch.cat([one, other], -1), part)
+    weight, x = Weight(Scheme(), torch.randn(output.shape)), torch.randn(3, 32)
+    parts = [share @ output.shard(weight, rank, 2).q.T for rank, share in enumerate(x.chunk(2, -1))]
+    torch.testing.assert_close(parts[0] + parts[1], x @ weight.q.T)
+    with pytest.raises(BackendError, match="cannot be split into 3"):
+        qkv.shard(Weight(Scheme(), torch.randn(qkv.shape)), 0, 3)
+    with pytest.raises(BackendError, match="Sharding int4"):
+        qkv.shard(Weight(Scheme("int4"), torch.randn(qkv.shape)), 0, 2)
 
 
 def test_random_weights_are_drawn_in_a_fixed_order():

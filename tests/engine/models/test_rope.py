@@ -19,6 +19,9 @@ ROPES = [
     YARN,
     {**YARN, "attention_factor": 1.25, "beta_fast": 16.0, "beta_slow": 2.0},
     {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7, "truncate": False},
+    # The ramp would end beyond the last dimension (39 to 137 of 128), and begin before the first.
+    {**YARN, "rope_theta": 10.0, "original_max_position_embeddings": 847},
+    {**YARN, "original_max_position_embeddings": 64},
 ]
 
 
