@@ -11,7 +11,7 @@ import torch
 
 from backbench.engine.models.config import DTYPES, ModelConfig
 from backbench.engine.models.families import Family, families
-from backbench.engine.models.fields import Fields, number, shown, whole
+from backbench.engine.models.fields import LARGEST, Fields, number, shown, whole
 from backbench.engine.models.rope import ROPE_KINDS, RopeConfig
 from backbench.errors import EngineError
 
@@ -179,8 +179,11 @@ def _rope(fields: Fields) -> RopeConfig:
     if not isinstance(truncate, bool):
         raise EngineError(f"The config's truncate must be true or false; it is {shown(truncate)}.")
     outer = fields["rope_theta"]
+    theta = given("rope_theta", 10_000.0 if outer is None else number(outer, "rope_theta"))
+    if theta <= 1:
+        raise EngineError(f"The config's rope_theta must be above 1; it is {theta}.")
     return RopeConfig(
-        theta=given("rope_theta", 10_000.0 if outer is None else number(outer, "rope_theta")),
+        theta=theta,
         kind=kind,
         factor=given("factor", by_kind[kind]) if kind in by_kind else 1.0,
         original_max_len=original,
@@ -198,7 +201,10 @@ def _rope(fields: Fields) -> RopeConfig:
 def _max_len(fields: Fields, rope: RopeConfig) -> int:
     """The context: what the config says, or what yarn stretches the original to where that is more."""
     max_len = fields.size("max_position_embeddings")
-    return max(max_len, round(rope.factor * rope.original_max_len)) if rope.kind == "yarn" else max_len
+    if rope.kind != "yarn":
+        return max_len
+    stretched = min(rope.factor * rope.original_max_len, LARGEST + 1)
+    return max(max_len, whole(round(stretched), "factor times original_max_position_embeddings", 0))
 
 
 def _dtype(fields: Fields) -> torch.dtype:

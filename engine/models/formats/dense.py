@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,9 @@ class DenseFormat(WeightFormat):
 
     def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
         with SafetensorsFiles(folder) as files:
+            for tensor in spec.tensors():
+                for name, rows in tensor.sources:
+                    files.require(name, (rows, *tensor.shape[1:]))
             return build(spec, device, dtype, files.fill)
 
 
@@ -67,48 +71,50 @@ class SafetensorsFiles:
     ) -> None:
         self._stack.close()
 
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises EngineError where tensor `name` is missing or has another shape; only headers are read."""
+        with self._reading(name) as (handle, file):
+            stored = tuple(handle.get_slice(name).get_shape())
+        if stored != shape:
+            raise EngineError(
+                f"Tensor {name} in {file} has shape {list(stored)}; the config asks for {list(shape)}."
+            )
+
+    def read(self, name: str) -> Tensor:
+        """Tensor `name`, mapped from its file; raises EngineError where it is none that can be served."""
+        with self._reading(name) as (handle, file):
+            tensor: Tensor = handle.get_tensor(name)
+        if tensor.dtype not in DTYPES:
+            raise EngineError(f"Tensor {name} in {file} is {tensor.dtype}, not a served float type.")
+        return tensor
+
     def fill(self, wanted: TensorSpec, name: str, part: Tensor) -> None:
         """Copy tensor `name` into `part` (its shape, any dtype and device).
 
-        Raises:
-            EngineError: the tensor is missing, has another shape or no float dtype, cannot be read, or holds
-                NaN or infinity once it is in `part`'s dtype.
+        Raises EngineError where it cannot be read, or holds NaN or infinity once it is in `part`'s dtype.
         """
-        tensor = self.read(name, tuple(part.shape))
+        tensor = self.read(name)
         part.copy_(tensor)
         # The ends of the range are NaN where any element is, and take no memory, unlike isfinite's mask.
         if not torch.stack(part.aminmax()).isfinite().all():
-            file = self.folder / self.file_of[name]
             raise EngineError(
-                f"Tensor {name} in {file} holds NaN or infinity in {_short(part)} "
-                f"(stored in {_short(tensor)}); the checkpoint is damaged, or needs another --dtype."
+                f"Tensor {name} in {self.folder / self.file_of[name]} holds NaN or infinity in "
+                f"{_short(part)} (stored in {_short(tensor)}); the checkpoint is damaged, "
+                "or needs another --dtype."
             )
 
-    def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """Tensor `name`, mapped from its file; `shape` is what it must have."""
-        file = self.file_of.get(name)
-        if file is None:
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[tuple[Any, Path]]:
+        """The open file that holds tensor `name`, and its path; its errors become EngineErrors."""
+        if name not in self.file_of:
             raise EngineError(
                 f"The checkpoint {self.folder} lacks tensor {name}; it is not the model it says."
             )
+        file = self.folder / self.file_of[name]
         try:
-            handle = self._handle(file)
-            stored = tuple(handle.get_slice(name).get_shape())
-            if shape not in (None, stored):
-                raise EngineError(
-                    f"Tensor {name} in {self.folder / file} has shape {list(stored)}; "
-                    f"the config asks for {list(shape or ())}."
-                )
-            tensor: Tensor = handle.get_tensor(name)
+            yield self._handle(self.file_of[name]), file
         except (OSError, SafetensorError) as error:
-            raise EngineError(
-                f"Tensor {name}: {self.folder / file} is missing, truncated or damaged ({error})."
-            ) from error
-        if tensor.dtype not in DTYPES:
-            raise EngineError(
-                f"Tensor {name} in {self.folder / file} is {tensor.dtype}, not a served float type."
-            )
-        return tensor
+            raise EngineError(f"Tensor {name}: {file} is missing, truncated or damaged ({error}).") from error
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:

@@ -113,6 +113,13 @@ def test_wrong_shape(folder):
     refuses(folder, name, "[15, 32]", "[16, 32]")
 
 
+def test_a_shape_is_checked_before_memory_is_taken(folder):
+    """A config of 2^31 - 1 tokens would ask for a quarter of a terabyte."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2**31 - 1}))
+    refuses(folder, "model.embed_tokens.weight", "[50, 32]", "[2147483647, 32]")
+
+
 def test_wrong_dtype(folder):
     name = "model.norm.weight"
     rewrite(folder, lambda tensors: tensors.update({name: torch.zeros(32, dtype=torch.int8)}))

@@ -137,6 +137,98 @@ def test_fields_without_effect():
     ) == read(dtype="bfloat16")
 
 
+PUBLISHED = {
+    # Which fields a config.json of this kind has beside the sizes: none may be refused by mistake.
+    "Qwen/Qwen2.5-0.5B": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_window_layers": 24,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1e6,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1",
+        "use_cache": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+    },
+    "meta-llama/Llama-3.2-1B": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": [1, 8, 9],
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "rope_type": "llama3",
+            "original_max_position_embeddings": 8192,
+        },
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.45.0.dev0",
+        "use_cache": True,
+    },
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "initializer_range": 0.04,
+        "is_llama_config": True,
+        "mlp_bias": False,
+        "pad_token_id": 2,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    },
+    "NousResearch/Yarn-Llama-2-7b-64k": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "auto_map": {"AutoModelForCausalLM": "modeling_llama_together_yarn.LlamaForCausalLM"},
+        "rope_scaling": {
+            "factor": 16.0,
+            "finetuned": True,
+            "original_max_position_embeddings": 4096,
+            "type": "yarn",
+        },
+        "_name_or_path": "models/llama-7b",
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read(name):
+    config = read(**PUBLISHED[name])
+    assert config.windows == (None,) * 3
+    assert config.max_len == (65536 if "Yarn" in name else 512)
+
+
 REFUSED = [
     (
         {"architectures": ["GPT2LMHeadModel"]},
@@ -198,6 +290,8 @@ REFUSED = [
     ({"rope_parameters": {**YARN, "long_factor": [1.0]}}, "'long_factor', which is not served"),
     ({"rope_parameters": YARN, "rope_scaling": {"type": "linear", "factor": 2.0}}, "different rope_scaling"),
     ({"rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}, "partial_rotary_factor of 0.5"),
+    ({"rope_parameters": {**YARN, "factor": 1e308}}, "at most 2147483647 is served"),
+    ({"rope_parameters": {**YARN, "rope_theta": 1}}, "rope_theta must be above 1"),
     ({"rope_theta": "big"}, "positive number as 'rope_theta'; it has 'big'"),
     ({"rope_scaling": '{"type":"linear"}'}, "rope_scaling must be an object"),
     ({"rope_scaling": {"factor": 4.0}}, "name no rope_type"),
