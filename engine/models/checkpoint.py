@@ -174,11 +174,12 @@ class DirectorySource(ModelSource):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if not self.has_tokenizer:
             return super().tokenizer()
+        _ = self.config  # transformers reads it as well, and would name its faults as the tokenizer's
         from transformers import AutoTokenizer
 
         try:
             return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the tokenizers library raises bare Exceptions
             raise EngineError(f"The tokenizer in {self.path} cannot be read: {first_line(error)}") from error
 
     def _fingerprint(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from backbench.backends.interface.device import detect
 from backbench.engine.config import EngineConfig
@@ -16,25 +18,18 @@ from backbench.engine.models.checkpoint import find_model
 from backbench.engine.models.decoder import whole_sequences
 from backbench.errors import EngineError
 
-RENAMED = '''
-"""A Llama by another name, with a window of its own."""
-from backbench.engine.models.families import Family, one_window
-from backbench.engine.models.fields import Honoured
-
-FAMILY = Family(
-    name="renamed",
-    architecture="RenamedForCausalLM",
-    windows=one_window,
-    own_fields={"eos_token_id": Honoured(9), "favourite_colour": Honoured("blue")},
-)
-'''
+PAGE = Path(__file__).parents[4] / "docs" / "models.md"
+BLOCK = re.compile(r"^```python file=renamed\.py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WINDOW = 6
 
 
 @pytest.fixture
 def renamed(tmp_path):
-    """A checkpoint of an architecture nobody knows, and transformers' model with its weights."""
+    """A checkpoint of an architecture nobody knows, and what transformers makes of the same weights: Mistral
+    is a Llama with a window."""
     torch.manual_seed(0)
-    shape = LlamaConfig(
+    shape = MistralConfig(
+        sliding_window=WINDOW,
         vocab_size=61,
         hidden_size=32,
         intermediate_size=48,
@@ -52,16 +47,18 @@ def renamed(tmp_path):
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text()) | {"architectures": ["RenamedForCausalLM"], "model_type": "renamed"}
     del config["eos_token_id"]
-    file.write_text(json.dumps(config | {"favourite_colour": "red"}))
+    file.write_text(json.dumps(config | {"sliding_window": WINDOW}))
     return tmp_path / "model", model
 
 
 def test_adding_a_family_touches_one_file(renamed, tmp_path, monkeypatch):
+    """The file is that of docs/models.md, as it stands."""
     folder, model = renamed
     with pytest.raises(EngineError, match="Unknown architecture 'RenamedForCausalLM'; known are Llama"):
         _ = find_model(str(folder)).config
     (tmp_path / "plugged").mkdir()
-    (tmp_path / "plugged" / "renamed_for_this_test.py").write_text(RENAMED)
+    (only,) = BLOCK.findall(PAGE.read_text())
+    (tmp_path / "plugged" / "renamed.py").write_text(only)
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "plugged")])
     source = find_model(str(folder))
     assert source.config.architecture == "renamed" and source.config.eos_token_ids == (9,)
