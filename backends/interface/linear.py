@@ -59,7 +59,7 @@ class Weight:
         return sum(tensor.nbytes for tensor in self.tensors())
 
     def spec(self, role: str) -> WeightSpec:
-        """What a backend is asked of it where activations have the dtype it is stored in, as dense ones do."""
+        """What a backend is asked of it, with activations in the dtype it is stored in, as for dense ones."""
         n, k = self.q.shape
         return WeightSpec(role, n, k, self.scheme, self.q.dtype)
 

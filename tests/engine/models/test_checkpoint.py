@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from backbench.backends.interface.device import cpu
+from backbench.engine.config import EngineConfig
+from backbench.engine.engine import Engine
 from backbench.engine.models import checkpoint
 from backbench.engine.models.checkpoint import DirectorySource, find_model, model_names
 from backbench.errors import EngineError
@@ -180,6 +183,20 @@ def test_a_weight_beyond_the_dtype_is_named(folder):
     assert load(folder).num_bytes > 0
     with pytest.raises(EngineError, match=r"up_proj\.weight .* in float16 \(stored in float32\)"):
         load(folder, torch.float16)
+
+
+def test_yarns_context_can_be_used_whole(tmp_path):
+    """64 tokens stretched by 4: 256 are served, 257 are not."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    AutoModelForCausalLM.from_config(small_config(rope_parameters=yarn)).save_pretrained(tmp_path)
+
+    def opened(max_len):
+        config = EngineConfig(max_len=max_len, max_seqs=1, num_blocks=20)
+        return Engine.open(find_model(str(tmp_path)), backend="torch", device=cpu(), config=config)
+
+    assert opened(256).config.max_len == opened(None).config.max_len == 256
+    with pytest.raises(EngineError, match="max_len 257 exceeds the model's context of 256"):
+        opened(257)
 
 
 @pytest.mark.parametrize("different", [False, True])
