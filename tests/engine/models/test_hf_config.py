@@ -6,12 +6,16 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backbench.engine.models.config import ModelConfig
-from backbench.engine.models.hf_config import from_hf, read_json
-from backbench.engine.models.rope import rotary_table
+from backbench.engine.models.families import families
+from backbench.engine.models.fields import FIELDS, WithoutEffect
+from backbench.engine.models.hf_config import ROPE_FIELDS, from_hf, read_json
+from backbench.engine.models.rope import ROPE_KINDS, inverse_frequencies, rotary_table
 from backbench.errors import EngineError
 
 BASE = {
@@ -307,9 +311,41 @@ def test_what_cannot_be_computed_is_refused(changes, message):
     assert message in said and len(said) < 300 and said.isprintable()
 
 
-@pytest.mark.parametrize(
-    "text", ["{", '{"a": ' + "[" * 20_000 + "]" * 20_000 + "}", "[]", "\udc80", "1" * 5000]
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([0, 1, 2, 8, 1.5]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
 )
+MEANT = sorted(name for name, field in FIELDS.items() if not isinstance(field, WithoutEffect))
+ROTARY = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(ROPE_KINDS), "factor": st.sampled_from([1.0, 4, 1e300])},
+    optional=dict.fromkeys(sorted(ROPE_FIELDS - {"rope_type", "factor"}), JUNK),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    family=st.sampled_from(sorted(families())),
+    changes=st.dictionaries(st.sampled_from(MEANT) | st.text(), JUNK, max_size=3),
+    rope=st.none() | ROTARY,
+)
+def test_any_config_is_read_or_refused_in_one_line(family, changes, rope):
+    base = {name: value for name, value in BASE.items() if name != "architectures"}
+    try:
+        config = from_hf({**base, "model_type": family, "rope_parameters": rope, **changes})
+    except EngineError as error:
+        said = str(error)
+        assert len(said) < 300 and said.isprintable()
+    else:
+        assert len(config.windows) == config.num_layers and 0 < config.max_len < 2**31
+        frequencies, scale = inverse_frequencies(config.rope, 16)
+        assert frequencies.shape == (8,) and isinstance(scale, float)
+
+
+NESTED = '{"a": ' + "[" * 20_000 + "]" * 20_000 + "}"
+
+
+@pytest.mark.parametrize("text", ["{", NESTED, "[]", "\udc80", "1" * 5000], ids=lambda text: ascii(text)[:8])
 def test_a_file_that_is_no_json_object_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(EngineError, match=r"cannot be read|must hold a JSON object") as caught:
