@@ -108,7 +108,14 @@ class Engine:
         config = config or EngineConfig()
         limits = realise_limits(config, model, device)
         specs = attention_specs(model, dtype=dtype, limits=limits)
-        selection = select(backend, device=device, specs=specs, dtype=dtype, overrides=overrides)
+        selection = select(
+            backend,
+            device=device,
+            specs=specs,
+            weights=model.spec.weight_specs(dtype),
+            dtype=dtype,
+            overrides=overrides,
+        )
         if weights is None:
             weights = source.load_weights(device.torch_device, dtype)
         decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits)

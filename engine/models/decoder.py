@@ -20,6 +20,7 @@ from backbench.backends.interface import (
 )
 from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
+from backbench.engine.models.layers import Product
 from backbench.engine.models.rope import rotary_table
 from backbench.engine.models.weights import LayerWeights, Weights
 from backbench.errors import BackendError
@@ -29,20 +30,21 @@ def attention_specs(config: ModelConfig, *, dtype: torch.dtype, limits: StepLimi
     """Each layer's attention spec; layers that agree have equal ones."""
     return [
         AttentionSpec(
-            q_heads=config.q_heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
+            q_heads=layer.q_heads,
+            kv_heads=layer.kv_heads,
+            head_dim=layer.head_dim,
             dtype=dtype,
             kv_dtype=dtype,
             block_size=limits.block_size,
-            scale=config.head_dim**-0.5,
+            scale=layer.scale,
             # A window that covers the longest sequence hides nothing.
-            window=window if window is not None and window < limits.max_len else None,
+            window=layer.window if layer.window is not None and layer.window < limits.max_len else None,
+            softcap=layer.softcap,
             max_seqs=limits.max_seqs,
             max_tokens=limits.max_batch_tokens,
             max_len=limits.max_len,
         )
-        for window in config.windows
+        for layer in (each.attention for each in config.spec.layers)
     ]
 
 
@@ -55,7 +57,7 @@ class Layer:
     runner: AttentionRunner
     rotation: Rotation
     qkv: Any
-    output: Any
+    attention_output: Any
     gate_up: Any
     down: Any
 
@@ -111,7 +113,7 @@ class Decoder:
         self.limits = limits
         self.operations = selection.operations
         self.linear = selection.linear
-        rotary = rotary_table(config, self.device.torch_device, limits.max_len)
+        rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
         specs = attention_specs(config, dtype=dtype, limits=limits)
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
@@ -120,14 +122,11 @@ class Decoder:
                 spec=spec,
                 runner=self.runners[spec],
                 rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
-                qkv=self._pack(layer.qkv),
-                output=self._pack(layer.output),
-                gate_up=self._pack(layer.gate_up),
-                down=self._pack(layer.down),
+                **{each.role: self._pack(each, getattr(layer, each.role)) for each in described.products},
             )
-            for layer, spec in zip(weights.layers, specs, strict=True)
+            for layer, spec, described in zip(weights.layers, specs, config.spec.layers, strict=True)
         ]
-        self.lm_head = self._pack(weights.lm_head)
+        self.lm_head = self._pack(config.spec.head, weights.lm_head)
 
     @property
     def num_layers(self) -> int:
@@ -183,7 +182,7 @@ class Decoder:
                     return residual
             out = torch.empty_like(q)
             layer.runner.run(q, cache, batch, out)
-            x = self.linear.run(out.flatten(1), layer.output)
+            x = self.linear.run(out.flatten(1), layer.attention_output)
             x, residual = operations.add_rms_norm(x, residual, layer.weights.ffn_norm, eps)
             gated = operations.gate(self.linear.run(x, layer.gate_up))
             x = self.linear.run(gated, layer.down)
@@ -218,10 +217,13 @@ class Decoder:
         runner.write(cache, k, v, batch)
         return q
 
-    def _pack(self, weight: Weight) -> Any:
-        n, k = weight.q.shape
-        if reasons := self.linear.supports(weight.scheme, n, k, self.dtype, self.device):
-            raise BackendError(f"{self.linear.name} linear cannot serve [{n}, {k}]: {'; '.join(reasons)}.")
+    def _pack(self, product: Product, weight: Weight) -> Any:
+        spec = product.weight_spec(self.dtype, weight.scheme)
+        if reasons := self.linear.refusals(spec, self.device):
+            raise BackendError(
+                f"{self.linear.name} linear cannot serve {spec.role} [{spec.n}, {spec.k}]: "
+                f"{'; '.join(reasons)}."
+            )
         return self.linear.pack(weight, self.device)
 
 

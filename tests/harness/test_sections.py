@@ -28,7 +28,11 @@ def engine(model: str, arch: str = "sm90", block_size: int = 64) -> Any:
     device = Device("nvidia", arch, "imagined", 132, 2**37, 227 * 1024, torch.device("cpu"))
     return SimpleNamespace(
         selection=SimpleNamespace(
-            device=device, attention=TritonAttention(), linear=TritonLinear(), operations=TritonOperations()
+            device=device,
+            attention=TritonAttention(),
+            linear=TritonLinear(),
+            operations=TritonOperations(),
+            weights=config.spec.weight_specs(torch.bfloat16),
         ),
         decoder=SimpleNamespace(dtype=torch.bfloat16, runners=dict.fromkeys(specs)),
         model_config=config,
