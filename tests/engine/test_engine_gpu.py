@@ -149,7 +149,8 @@ def test_traffic_of_every_kind_equals_each_sequence_alone(
         engine.runner = Runner(
             engine.decoder, engine.selection.operations, engine.limits, graphs=graphs, queue=queue
         )
-    engine.warm_up(SamplingParams(temperature=1.0, top_k=40))
+    for temperature, top_k in ((0.0, 0), (1.0, 0), (1.0, 40)) if graphs else ((1.0, 40),):
+        engine.warm_up(SamplingParams(temperature=temperature, top_k=top_k))
     assert engine.max_steps_in_flight == 2
     requests, got = traffic(), {}
     for step in range(10**6):
@@ -176,6 +177,7 @@ def test_traffic_of_every_kind_equals_each_sequence_alone(
     assert sum(step.preemptions for step in stats) == engine.scheduler.preemptions > 0
     assert sum(step.prefix_hit_tokens for step in stats) > 0
     assert any(step.graph for step in stats) == graphs
+    assert engine.runner.graph_misses == 0
     assert engine.pool.num_used == 0
 
 

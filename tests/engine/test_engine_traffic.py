@@ -124,7 +124,7 @@ def test_every_sequence_equals_the_same_served_alone(device: str, monkeypatch: p
     if device.startswith("late"):
         keep_first(monkeypatch)
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(engines(), st.data())
     def run(setting: dict[str, Any], data: st.DataObject) -> None:
         engine = open_small(tokenizer=WordTokenizer(), **setting)

@@ -256,6 +256,7 @@ class TrafficMachine(RuleBasedStateMachine):
         assert len(plan.slices) == len({id(part.sequence) for part in plan.slices})
         targets = [target for _, target in plan.copies]
         assert len(targets) == len(set(targets))
+        assert len(targets) <= len(plan.slices), "more copies than a step's buffers hold"
         for part in plan.slices:
             sequence = part.sequence
             if not sequence.running:
