@@ -107,7 +107,7 @@ MUTATIONS = [
         ("top-p ignores what top-k left", "    ordered = ordered.masked_fill(ordered < threshold, -torch.inf)\n", ""),
         ("min-p without its logarithm", "min_p[:, None].log()", "min_p[:, None]"),
         ("temperature multiplies", "logits[rows].float() / temperature[:, None]", "logits[rows].float() * temperature[:, None]"),
-        ("greedy rows are drawn", "torch.where(drawn[rows], (scaled + noise).argmax(-1), tokens[rows])", "(scaled + noise).argmax(-1)"),
+        ("greedy rows are drawn", "drawn = sampling.temperature > 0", "drawn = sampling.temperature >= 0"),
         ("eps is dropped from the norm", "keepdim=True) + eps)", "keepdim=True))"),
         ("the rotation turns backwards", "(first * cos - second * sin, second * cos + first * sin)", "(first * cos + second * sin, second * cos - first * sin)"),
     ),
