@@ -151,7 +151,7 @@ MUTATIONS = [
     ),
     *_mutations(
         "metrics", METRICS, COMPUTE_TESTS,
-        ("an interrupted run leaves out due requests", '(frame["intended_ns"] < context.end_ns) | frame["sent_ns"].notna()', 'frame["sent_ns"].notna()'),
+        ("an interrupted run leaves out due requests", '["intended_ns"] < context.end_ns)', '["intended_ns"] < -1)'),
         ("ITL is divided by the wrong counts", "np.repeat(np.diff(times) / counts[1:], counts[1:]", "np.repeat(np.diff(times) / counts[:-1], counts[1:]"),
         ("a chunk's gap counts once", "counts[1:].astype(int)) / 1e9", "1) / 1e9"),
         ("total tokens count prompts that gave no token", "rows.prompt_tokens[~np.isnan(rows.first_ns)].sum()", "rows.prompt_tokens.sum()"),
@@ -161,7 +161,7 @@ MUTATIONS = [
         ("`e2e_s` without failures", '"e2e_s": summarise(e2e_s, failures=failures)', '"e2e_s": summarise(e2e_s)'),
         ("TTFT from the sending", "ttft_s = (rows.first_ns - rows.intended_ns)", "ttft_s = (rows.first_ns - rows.sent_ns)"),
         ("TPOT over n", "np.where(enough, rows.output_tokens - 1, np.nan)", "np.where(enough, rows.output_tokens, np.nan)"),
-        ("a failure has no speed", "np.concatenate((np.zeros(failures), speeds))", "speeds"),
+        ("a failure has no speed", ", speeds))", ", speeds))[-len(speeds) :]"),
         ("steady state ends one request late", "last = sent - size - 1", "last = sent - size"),
         ("steady state begins one token early", "float(firsts[size - 1])", "float(firsts[size - 2])"),
         ("tokens at a window's start count", "(times_ns > self.start_ns)", "(times_ns >= self.start_ns)"),
@@ -170,7 +170,7 @@ MUTATIONS = [
     *_mutations(
         "statistics", METRICS, STATISTICS_TESTS,
         ("a tail gets all of the error", "tail = (1 - confidence) / 2\n    # The mass", "tail = 1 - confidence\n    # The mass"),
-        ("the interval's upper rank is one low", "ordered[ranks[1] - 1])\n    else", "ordered[ranks[1] - 2])\n    else"),
+        ("the interval's upper rank is one low", "float(ordered[ranks[1] - 1])", "float(ordered[ranks[1] - 2])"),
         ("failures enter as zero", "np.full(failures, np.inf)", "np.zeros(failures)"),
         ("the quantile is the nearest below", "ordered[below] + fraction * (ordered[below + 1] - ordered[below])", "ordered[below]"),
         ("the deviation is the population's", "measured.std(ddof=1)", "measured.std()"),
