@@ -56,6 +56,14 @@ def test_rms_norm_and_residual():
     torch.testing.assert_close(normed.double(), expected, atol=1e-6, rtol=1e-6)
 
 
+def test_the_norm_of_small_values_is_held_down_by_eps():
+    """Of nothing it is nothing, and of values as small as sqrt(eps) it is theirs over sqrt(2 eps)."""
+    weight = torch.ones(8)
+    assert torch.equal(OPERATIONS.rms_norm(torch.zeros(2, 8), weight, 1e-6), torch.zeros(2, 8))
+    small = torch.full((1, 8), 1e-3)
+    torch.testing.assert_close(OPERATIONS.rms_norm(small, weight, 1e-6), torch.full((1, 8), 0.5**0.5))
+
+
 def test_gate():
     gate_up = torch.randn(3, 10)
     gate, up = gate_up[:, :5], gate_up[:, 5:]
@@ -99,6 +107,14 @@ def test_rotate_norms_before_it_rotates():
 def test_greedy_takes_the_first_maximum():
     logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, 5.0, 1.0]])
     assert OPERATIONS.sample(logits, sampling([0.0, 0.0])).tolist() == [1, 0]
+
+
+def test_greedy_rows_beside_drawn_ones_take_the_maximum():
+    logits = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+    batch = sampling([0.0, 5.0] * 20)
+    tokens = OPERATIONS.sample(logits, batch)
+    assert torch.equal(tokens[::2], logits[::2].argmax(-1))
+    assert not torch.equal(tokens[1::2], logits[1::2].argmax(-1))
 
 
 def test_filters_keep_what_they_should():
