@@ -31,7 +31,7 @@ PACKAGES = (
     "flash-attn-3",
     "flash-attn-4",
     "fa3-fwd",
-    "aiter",
+    "amd-aiter",
 )
 
 

@@ -20,7 +20,7 @@ SPEC = AttentionSpec(4, 2, 32, torch.float32, torch.float32, 16, 0.2)
 class Refusing(TorchAttention):
     name = "refusing"
 
-    def supports(self, spec, device):
+    def refusals(self, spec, device):
         return ["it never wants to"]
 
 
