@@ -119,7 +119,7 @@ def default_directory(options: RunOptions) -> Path:
     """runs/<utc>-<workload>-<backend>, with a number where that is taken."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = Path(options.workload).name.split(".")[0].replace(":", "-")
-    base = Path("runs") / f"{stamp}-{name}-{options.backend}"
+    base = Path("runs") / f"{stamp}-{name}-{Path(options.backend).stem}"
     for suffix in itertools.count():
         path = base if suffix == 0 else base.with_name(f"{base.name}-{suffix}")
         if not path.exists():
