@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import torch
 
 from backbench.backends import composite
-from backbench.backends.interface import AttentionSpec, Backend, Device, Scheme, Selection, WeightSpec
+from backbench.backends.interface import (
+    AttentionSpec,
+    Backend,
+    Device,
+    Kernels,
+    Scheme,
+    Selection,
+    WeightSpec,
+)
 from backbench.errors import BackendError
 
 BUILT_IN = ("torch", "triton", "sdpa", "flash", "rocm")
@@ -44,7 +55,7 @@ def load(name: str) -> Backend:
     """The backend called `name`; its module is imported only now.
 
     "flash:fa4" is one variant of a backend, "prefill=flash,decode=triton" a mix of two, which leaves
-    everything but attention to the one that decodes.
+    everything but attention to the one that decodes. "path/to/mine.py" is a file with a `BACKEND`.
 
     Raises:
         BackendError: no such backend or variant, or its module cannot be imported.
@@ -54,6 +65,8 @@ def load(name: str) -> Backend:
     name, colon, pin = name.partition(":")
     if colon:
         return _pinned(load(name), pin)
+    if name.endswith(".py"):
+        return _from_file(Path(name))
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name, known) or known
@@ -70,12 +83,49 @@ def load(name: str) -> Backend:
     return backend
 
 
+def _from_file(path: Path) -> Backend:
+    """The `BACKEND` of a Python file, run once in a process."""
+    if not path.is_file():
+        raise BackendError(f"There is no backend file {str(path)!r}; give the path of a Python file.")
+    path = path.resolve()
+    name = f"backbench_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[name]
+            if not isinstance(error, Exception):
+                raise
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise BackendError(f"Backend file {path.name!r} cannot be run: {what}.") from error
+    backend = getattr(module, "BACKEND", None)
+    if not isinstance(backend, Backend):
+        raise BackendError(f"Backend file {path.name!r} exports no `BACKEND = Backend(...)`; add one.")
+    return backend
+
+
 def _pinned(backend: Backend, pin: str) -> Backend:
     """The backend with its attention pinned to one variant."""
     if pin not in backend.variants:
         offered = ", ".join(f"{backend.name}:{each}" for each in backend.variants) or "none"
         raise BackendError(f"Backend {backend.name!r} has no variant {pin!r}; it offers {offered}.")
     return replace(backend, name=f"{backend.name}:{pin}", attention=backend.variants[pin])
+
+
+def kernel_operation(module: str) -> str | None:
+    """Which operation the kernels of a Python module compute, by what the backends say of theirs."""
+    for name in names():
+        try:
+            kernels = load(name).kernels
+        except BackendError:  # a backend that cannot be imported launched nothing
+            continue
+        if kernels is not None and module in kernels.operations:
+            return kernels.operations[module]
+    return None
 
 
 def select(
@@ -184,10 +234,20 @@ def _assemble(
             chosen = load(chosen.base)
         return chosen
 
-    attention, linear, operations = (provider(operation) for operation in OPERATIONS)
+    attention, linear, operations = providers = [provider(operation) for operation in OPERATIONS]
     assert attention.attention and linear.linear and operations.operations
+    kernels: list[Kernels] = []
+    for serving in providers:
+        if serving.kernels is not None and serving.kernels not in kernels:
+            kernels.append(serving.kernels)
     return Selection(
-        asked, device, attention.attention, linear.linear, operations.operations, passed_over or {}
+        asked,
+        device,
+        attention.attention,
+        linear.linear,
+        operations.operations,
+        passed_over or {},
+        kernels=tuple(kernels),
     )
 
 
@@ -203,9 +263,9 @@ def _reasons(
     """
     device, attention = selection.device, selection.attention
     linear, operations = selection.linear, selection.operations
-    refused = [("attention", attention.name, attention.supports(spec, device)) for spec in specs]
+    refused = [("attention", attention.name, attention.refusals(spec, device)) for spec in specs]
     refused += [("linear", linear.name, linear.refusals(weight, device)) for weight in weights]
-    refused += [("operations", operations.name, operations.supports(dtype, device))]
+    refused += [("operations", operations.name, operations.refusals(dtype, device))]
     found: dict[tuple[str, str], dict[str, None]] = {}
     for operation, name, reasons in refused:
         for why in reasons:

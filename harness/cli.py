@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("catalogues", "List the models."),
     "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),
     "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
-    "portability": ("portability", "Compile every Triton kernel for every GPU, against the best seen."),
+    "portability": ("portability", "Compile every kernel for every GPU, without one, against the best seen."),
     "tune": ("tune", "Measure which kernel launches are fastest for a model on this GPU, and keep them."),
     "backends": ("catalogues", "List the backends, and why one is unavailable here."),
     "env": ("env", "Describe this machine and the software on it."),

@@ -114,7 +114,7 @@ def default_directory(options: RunOptions) -> Path:
     """runs/<utc>-<workload>-<backend>; the one who claims it appends a number where that is taken."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = Path(options.workload).name.split(".")[0].replace(":", "-")
-    return Path("runs") / f"{stamp}-{name}-{options.backend}"
+    return Path("runs") / f"{stamp}-{name}-{Path(options.backend).stem}"
 
 
 @dataclass(frozen=True)

@@ -81,14 +81,9 @@ def _detail(error: Exception) -> str:
 
 
 def _advice(module: str) -> str:
-    """The option that takes the kernel's operation away from Triton."""
-    name = module.rpartition(".")[2]
-    if "attention" in name or name in ("kv_write", "fused_write"):
-        return "--attention torch"
-    if "gemm" in name:
-        return "--linear torch"
-    return (
-        "--ops torch"
-        if module.startswith("backbench.backends.triton.")
-        else "--attention, --linear or --ops torch"
-    )
+    """The option that takes the kernel's operation away from its backend."""
+    from backbench.backends.registry import kernel_operation
+
+    flags = {"attention": "--attention", "linear": "--linear", "operations": "--ops"}
+    flag = flags.get(kernel_operation(module) or "")
+    return f"{flag} torch" if flag else "--attention, --linear or --ops torch"

@@ -33,7 +33,7 @@ PACKAGES = (
     "flash-attn-3",
     "flash-attn-4",
     "fa3-fwd",
-    "aiter",
+    "amd-aiter",
 )
 
 _THREADS_DEVICES_LIBRARIES = """

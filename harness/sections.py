@@ -78,12 +78,13 @@ def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
 
 def portability(selection: Selection) -> dict[str, Any] | None:
     """Where the kernels that ran would also compile; None where none of them is ours to compile."""
-    from backbench.backends.aot.baseline import RATCHET, read_ratchet, summary
+    from backbench.backends.aot.baseline import read_baseline, summary
 
-    if not any("triton" in name for name in selection.used.values()):
+    stored = [read_baseline(kernels.baseline) for kernels in selection.kernels]
+    if not stored:
         return None
-    stored = read_ratchet(RATCHET)
-    return {"triton": stored["triton"], "ran_on": selection.device.arch, "targets": summary(stored["rows"])}
+    rows = {key: row for each in stored for key, row in each["rows"].items()}
+    return {"triton": stored[0]["triton"], "ran_on": selection.device.arch, "targets": summary(rows)}
 
 
 def tuned(engine: Engine) -> dict[str, str | None]:

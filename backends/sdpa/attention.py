@@ -29,14 +29,14 @@ class SdpaAttention(TorchAttention):
 
     name = "sdpa"
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
-        reasons = super().supports(spec, device)
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
+        reasons = super().refusals(spec, device)
         if spec.softcap is not None:
             reasons.append("scaled_dot_product_attention has no softcap")
         return reasons
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        if reasons := self.supports(spec, device):
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"sdpa attention cannot serve this: {'; '.join(reasons)}; torch would.")
         return SdpaRunner(spec, device)
 

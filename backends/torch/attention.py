@@ -46,7 +46,7 @@ class TorchAttention(Attention):
     name = "torch"
     cache_layout = "token rows"
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = []
         if spec.dtype not in DTYPES:
             reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
@@ -57,7 +57,7 @@ class TorchAttention(Attention):
         return reasons
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        if reasons := self.supports(spec, device):
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"torch attention cannot serve this: {'; '.join(reasons)}.")
         return TorchRunner(spec, device)
 

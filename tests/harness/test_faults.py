@@ -29,7 +29,7 @@ def raised(call: Callable[[], Any]) -> Exception:
 
 
 def launch(
-    error: Exception, kernel_module: str = "backbench.backends.triton.decode_attention"
+    error: Exception, kernel_module: str = "backbench.backends.triton.decode_kernel"
 ) -> Callable[[], Any]:
     """A launch that fails as Triton's does: `run` of the kernel object raises, deep in triton.runtime."""
     module = ModuleType("triton.runtime.jit")
@@ -73,9 +73,9 @@ def test_tritons_errors_name_the_kernel_and_the_way_out(
 @pytest.mark.parametrize(
     ("module", "option"),
     [
-        ("backbench.backends.triton.prefill_attention", "--attention torch"),
+        ("backbench.backends.triton.prefill_kernel", "--attention torch"),
         ("backbench.backends.triton.fused_write", "--attention torch"),
-        ("backbench.backends.triton.skinny_gemm", "--linear torch"),
+        ("backbench.backends.triton.gemm", "--linear torch"),
         ("backbench.backends.triton.sampling", "--ops torch"),
         ("someone.elses", "--attention, --linear or --ops torch"),
     ],

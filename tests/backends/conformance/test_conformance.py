@@ -84,7 +84,7 @@ class Faulty(Attention):
         self.runner = runner
         self.spoil = spoil
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         return []
 
     def open(self, spec: AttentionSpec, device: Device) -> TorchRunner:

@@ -51,7 +51,7 @@ def test_the_bucketed_decodes_of_gpus_agree_with_the_oracle_too() -> None:
     class Shaped(Attention):
         name = "shaped"
 
-        def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+        def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
             return ["no softcap"] if spec.softcap is not None else []
 
         def open(self, spec: AttentionSpec, device: Device) -> SdpaRunner:

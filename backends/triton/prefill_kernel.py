@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from backbench.backends.triton.kernel_math import find_row, matmul, scaled_scores, widened
 from backbench.backends.triton.launch import release_successor, wait_for_predecessor
-from backbench.backends.triton.softmax import find_row, matmul, scaled_scores, widened
 
 
 @triton.jit

@@ -8,10 +8,23 @@ the previous kernel has finished, so that one product's tail hides the next one'
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from backbench.backends.triton.launch import release_successor, wait_for_predecessor
+from backbench.backends.triton.configs import GemmConfig
+from backbench.backends.triton.launch import (
+    BoundKernel,
+    Launch,
+    Place,
+    parts,
+    place_of,
+    release_successor,
+    wait_for_predecessor,
+)
 
 LINE = tl.constexpr(64)
 """16-bit elements in a cache line of 128 bytes."""
@@ -153,3 +166,52 @@ def skinny_gemm_kernel(
         total += tl.load(bias + n, mask=live, other=0.0).to(tl.float32)[None, :]
     place = m.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=present & live[None, :])
+
+
+@cache
+def _bound_product(place: Place, config: GemmConfig, bias: bool, even: bool) -> BoundKernel:
+    shared = {
+        "BIAS": bias,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "EVEN": even,
+        "STAGES": config.stages,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }
+    if config.block_m == 0:
+        return place.bind(matrix_vector_kernel, **shared)
+    return place.bind(
+        skinny_gemm_kernel,
+        BLOCK_M=config.block_m,
+        LINES=config.lines,
+        SWAP=config.swap,
+        WIDEN=place.interpreted,
+        **shared,
+    )
+
+
+def product_launch(
+    place: Place, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, config: GemmConfig
+) -> Launch:
+    """`out` [M, N] = x [M, K] with unit column stride by weight [N, K] transposed, plus bias [N]."""
+    rows, depth = x.shape
+    width = weight.shape[0]
+    bound = _bound_product(place, config, bias is not None, depth % config.block_k == 0)
+    bias = x if bias is None else bias
+    columns = parts(width, config.block_n)
+    if config.block_m == 0:
+        return Launch(bound, (columns, 1, 1), (x, weight, bias, out, width, depth))
+    arguments = (x, weight, bias, out, rows, width, depth, x.stride(0), 2 * place.units)
+    return Launch(bound, (columns, parts(rows, config.block_m), 1), arguments)
+
+
+def multiply(x: Tensor, weight: Tensor, config: GemmConfig, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] by weight [N, K] transposed, plus bias [N]: [M, N] in x's dtype, launched as `config` says.
+
+    A matrix-vector launch (`block_m` 0) serves one row.
+    """
+    x = x if x.stride(1) == 1 else x.contiguous()
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    product_launch(place_of(x.device), x, weight, bias, out, config).start()
+    return out

@@ -13,27 +13,26 @@ from backbench.backends.composite import CompositeAttention
 from backbench.backends.interface import AttentionSpec, Device
 from backbench.backends.interface.device import cpu
 from backbench.backends.torch.attention import TorchAttention
-from backbench.backends.triton import tuned
+from backbench.backends.triton import configs
 from backbench.backends.triton.attention import TritonAttention
-from backbench.backends.triton.attention_tuning import BUCKETS, attention_config, default, entry_key
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.tuning.table import Entry
 
 H200 = Device("nvidia", "sm90", "H200", 132, 2**37, 227 * 1024, torch.device("cpu"))
 SPEC = AttentionSpec(32, 8, 128, torch.bfloat16, torch.bfloat16, 64, 128**-0.5)
-FILES = sorted(tuned.FOLDER.glob("*.json"))
+FILES = sorted(configs.FOLDER.glob("*.json"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_no_shipped_entry_is_stale(file: Path) -> None:
     """A kernel's text changed: tune again, or where only words changed, write the new hash into the table."""
     arch, units = file.stem.rsplit("-", 1)
-    table = tuned.table(arch, int(units))
+    table = configs.table(arch, int(units))
     assert table.entries
     stale = {
-        f"{entry.operation}: {entry.sources} is now {tuned.sources(entry.operation)}"
+        f"{entry.operation}: {entry.sources} is now {configs.sources(entry.operation)}"
         for entry in table.entries.values()
-        if entry.sources != tuned.sources(entry.operation)
+        if entry.sources != configs.sources(entry.operation)
     }
     assert not stale
 
@@ -44,7 +43,7 @@ def test_the_models_of_the_published_rows_are_tuned() -> None:
             layer = replace(SPEC, block_size=block_size, q_heads=q_heads)
             found = TritonAttention().tuning(layer, H200)
             assert found is not None
-            assert len(found) == len(BUCKETS)
+            assert len(found) == len(configs.ATTENTION_BUCKETS)
             assert set(found.values()) == {None}
     for n, k in ((6144, 4096), (24576, 4096), (1024, 3072), (151936, 1024)):
         products = TritonLinear().tuning(n, k, torch.bfloat16, H200)
@@ -77,14 +76,14 @@ def test_a_mix_speaks_for_both_sides() -> None:
 
 
 def test_an_entry_replaces_what_the_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    operation, bucket, dtype = entry_key(SPEC, "decode")
-    faster = Entry(operation, bucket, dtype, tuned.sources(operation), {"TILE": 32, "num_warps": 2})
-    table = tuned.table("sm90", 132).merged([faster])
-    monkeypatch.setattr(tuned, "table", lambda arch, units: table)
-    expected = default(H200, SPEC, "decode") | {"TILE": 32, "num_warps": 2}
-    assert attention_config(H200, SPEC, "decode") == expected
-    monkeypatch.setattr(tuned, "sources", lambda operation: "another text")
-    assert attention_config(H200, SPEC, "decode") == default(H200, SPEC, "decode")
+    operation, bucket, dtype = configs.entry_key(SPEC, "decode")
+    faster = Entry(operation, bucket, dtype, configs.sources(operation), {"TILE": 32, "num_warps": 2})
+    table = configs.table("sm90", 132).merged([faster])
+    monkeypatch.setattr(configs, "table", lambda arch, units: table)
+    expected = configs.written_attention(H200, SPEC, "decode") | {"TILE": 32, "num_warps": 2}
+    assert configs.attention_config(H200, SPEC, "decode") == expected
+    monkeypatch.setattr(configs, "sources", lambda operation: "another text")
+    assert configs.attention_config(H200, SPEC, "decode") == configs.written_attention(H200, SPEC, "decode")
     found = TritonAttention().tuning(SPEC, H200)
     assert found is not None
     assert all(re.search("other kernel sources", why or "") for why in found.values())
@@ -92,6 +91,6 @@ def test_an_entry_replaces_what_the_rule_says(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_fp8_cache_is_a_dtype_of_its_own() -> None:
     small = replace(SPEC, kv_dtype=torch.float8_e4m3fn)
-    assert entry_key(small, "prefill")[2] == "bfloat16 on float8_e4m3fn"
+    assert configs.entry_key(small, "prefill")[2] == "bfloat16 on float8_e4m3fn"
     half = replace(small, dtype=torch.float16)
-    assert tuned.complaint("sm90", 132, *entry_key(half, "prefill")) == "no entry for sm90-132"
+    assert configs.complaint("sm90", 132, *configs.entry_key(half, "prefill")) == "no entry for sm90-132"
