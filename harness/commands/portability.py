@@ -58,6 +58,7 @@ def portability(
 
     from backbench.backends.aot.baseline import compile_all, kernels_of
     from backbench.backends.aot.compile import TARGETS
+    from backbench.errors import HarnessError
     from backbench.harness.commands.output import print_json
 
     chosen = [name.strip() for name in targets.split(",")] if targets is not None else list(TARGETS)
