@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from backbench.backends.composite import CompositeAttention
-from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.interface import AttentionSpec, Device, Scheme, WeightSpec
 from backbench.backends.interface.device import cpu
 from backbench.backends.torch.attention import TorchAttention
 from backbench.backends.triton import configs
@@ -37,6 +37,10 @@ def test_no_shipped_entry_is_stale(file: Path) -> None:
     assert not stale
 
 
+def product(n: int, k: int, dtype: torch.dtype) -> WeightSpec:
+    return WeightSpec("gate_up", n, k, Scheme(), dtype)
+
+
 def test_the_models_of_the_published_rows_are_tuned() -> None:
     for block_size in (16, 64):
         for q_heads in (16, 32):
@@ -46,13 +50,13 @@ def test_the_models_of_the_published_rows_are_tuned() -> None:
             assert len(found) == len(configs.ATTENTION_BUCKETS)
             assert set(found.values()) == {None}
     for n, k in ((6144, 4096), (24576, 4096), (1024, 3072), (151936, 1024)):
-        products = TritonLinear().tuning(n, k, torch.bfloat16, H200)
+        products = TritonLinear().tuning(product(n, k, torch.bfloat16), H200)
         assert products is not None
         assert set(products.values()) == {None}
 
 
 def test_other_shapes_and_devices_are_said_to_be_untuned() -> None:
-    products = TritonLinear().tuning(4096, 4104, torch.bfloat16, H200)
+    products = TritonLinear().tuning(product(4096, 4104, torch.bfloat16), H200)
     assert products is not None
     assert set(products.values()) == {"no entry for sm90-132"}
     wide = TritonAttention().tuning(replace(SPEC, q_heads=256), H200)
@@ -65,8 +69,8 @@ def test_other_shapes_and_devices_are_said_to_be_untuned() -> None:
 
 def test_there_is_nothing_to_tune_without_a_gpu_or_in_true_fp32() -> None:
     assert TritonAttention().tuning(SPEC, cpu(interpret=True)) is None
-    assert TritonLinear().tuning(64, 64, torch.bfloat16, cpu(interpret=True)) is None
-    assert TritonLinear().tuning(6144, 4096, torch.float32, H200) is None
+    assert TritonLinear().tuning(product(64, 64, torch.bfloat16), cpu(interpret=True)) is None
+    assert TritonLinear().tuning(product(6144, 4096, torch.float32), H200) is None
 
 
 def test_a_mix_speaks_for_both_sides() -> None:
