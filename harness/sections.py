@@ -27,6 +27,10 @@ def run_section(options: RunOptions, index: int) -> dict[str, Any]:
         "uuid": str(uuid.uuid4()),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": options.command,
+        "asked": {
+            name: provenance.redact(value) if isinstance(value, str) else value
+            for name, value in options.asked().items()
+        },
         "seed": options.seed,
         "repeat": index,
     }
@@ -84,13 +88,10 @@ def portability(selection: Selection) -> dict[str, Any] | None:
 
 def tuned(engine: Engine) -> dict[str, str | None]:
     """Operation -> "tuned", "untuned: ..." or None where the backend has nothing to tune."""
-    from backbench.harness.kernels.linear import weight_shapes
-
     selection, dtype, device = engine.selection, engine.decoder.dtype, engine.selection.device
-    weights = set(weight_shapes(engine.model_config).values())
     return {
         "attention": tuning_text(selection.attention.tuning(spec, device) for spec in engine.decoder.runners),
-        "linear": tuning_text(selection.linear.tuning(n, k, dtype, device) for n, k in sorted(weights)),
+        "linear": tuning_text(selection.linear.tuning(spec, device) for spec in selection.weights),
         "operations": tuning_text([selection.operations.tuning(dtype, device)]),
     }
 

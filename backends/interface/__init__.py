@@ -16,7 +16,7 @@ from backbench.backends.interface.attention import (
 )
 from backbench.backends.interface.backend import Backend, Selection
 from backbench.backends.interface.device import Device
-from backbench.backends.interface.linear import Linear, Scheme, Weight
+from backbench.backends.interface.linear import Linear, Scheme, Weight, WeightSpec
 from backbench.backends.interface.operations import Operations, SamplingBatch
 from backbench.backends.interface.tuner import Config, Problem, Tuner
 
@@ -39,4 +39,5 @@ __all__ = [
     "Selection",
     "Tuner",
     "Weight",
+    "WeightSpec",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from backbench.backends.interface.attention import Attention, AttentionSpec
 from backbench.backends.interface.device import Device
-from backbench.backends.interface.linear import Linear
+from backbench.backends.interface.linear import Linear, WeightSpec
 from backbench.backends.interface.operations import Operations
 from backbench.backends.interface.tuner import Tuner
 
@@ -44,6 +44,8 @@ class Selection:
     """Backends `auto` looked at and did not take, with the reasons."""
     spec: AttentionSpec | None = None
     """The model's first attention layer."""
+    weights: Sequence[WeightSpec] = ()
+    """The model's products, each once."""
 
     @property
     def used(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backbench.backends.interface import Device, Scheme
+from backbench.backends.interface import Device, WeightSpec
 from backbench.backends.interface.device import kernels_refused
 from backbench.backends.torch.linear import TorchLinear
 from backbench.backends.triton import gemm_choice
@@ -25,8 +25,8 @@ class TritonLinear(TorchLinear):
     def __init__(self) -> None:
         self._zeros: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
-    def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
-        return kernels_refused(device) + super().supports(scheme, n, k, dtype, device)
+    def refusals(self, spec: WeightSpec, device: Device) -> list[str]:
+        return kernels_refused(device) + super().refusals(spec, device)
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         from backbench.backends.triton.launch import architecture, compute_units
@@ -54,5 +54,7 @@ class TritonLinear(TorchLinear):
             self._zeros[key] = torch.zeros(n, dtype=x.dtype, device=x.device)
         return self._zeros[key]
 
-    def tuning(self, n: int, k: int, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
-        return None if device.vendor == "cpu" else gemm_choice.tuning(device.arch, device.units, n, k, dtype)
+    def tuning(self, spec: WeightSpec, device: Device) -> dict[str, str | None] | None:
+        if device.vendor == "cpu":
+            return None
+        return gemm_choice.tuning(device.arch, device.units, spec.n, spec.k, spec.dtype)

@@ -49,10 +49,13 @@ def portability(
 
     from backbench.backends.aot.baseline import RATCHET, compile_all, ratchet, read_ratchet, regressions
     from backbench.backends.aot.compile import TARGETS
+    from backbench.errors import HarnessError
     from backbench.harness.commands.output import print_json
 
-    chosen = [name.strip() for name in targets.split(",")] if targets else list(TARGETS)
+    chosen = [name.strip() for name in targets.split(",")] if targets is not None else list(TARGETS)
     rows = compile_all(chosen, matching=only, processes=processes)
+    if not rows:
+        raise HarnessError(f"No kernel's name and dtype contain {only!r}; leave out --only to see them all.")
     file = ratchet_file or RATCHET
     stored = read_ratchet(file)
     same = stored["triton"] == triton.__version__

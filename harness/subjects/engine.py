@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from backbench.engine.engine import Engine
     from backbench.engine.models.config import ModelConfig
+    from backbench.engine.models.weights import Weights
     from backbench.engine.request import StepStats
 
 
@@ -40,16 +41,16 @@ LONGEST_SLEEP_S = 0.05
 """An idle poll returns at least this often, so that Ctrl-C is answered."""
 
 
-def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:
-    """The shape of a model that runs in `dtype`, with a KV cache in the same."""
-    head = config.vocab_size * config.hidden_size
+def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> ModelShape:
+    """The shape of a model that runs on `weights` in `dtype`, with a KV cache in the same."""
+    head = config.spec.head.parameters
     return ModelShape(
         windows=list(config.windows),
         q_heads=config.q_heads,
         head_dim=config.head_dim,
         linear_parameters=config.linear_parameters - head,
         head_parameters=head,
-        weight_bytes_per_step=config.streamed_weight_bytes(dtype),
+        weight_bytes_per_step=weights.streamed_bytes,
         kv_bytes_per_token=config.kv_bytes_per_token(dtype),
     )
 
@@ -133,7 +134,7 @@ class EngineSubject:
             # Triton reads this when kernels are decorated, so it is set before any backend is imported.
             os.environ["TRITON_INTERPRET"] = "1"
         self._options = options
-        self.device = detect(interpret=options.interpret)
+        self.device = detect(interpret=options.interpret, prefer=options.device)
         self.on_cpu = self.device.torch_device.type == "cpu"
         self.config = EngineConfig(
             **({"max_step_tokens": CPU_STEP_TOKENS} if self.on_cpu else {}) | options.engine
@@ -220,7 +221,7 @@ class EngineSubject:
             batch_limit=engine.config.max_seqs,
             block_size=engine.pool.block_size,
             gpus=0 if self.device.vendor == "cpu" else 1,
-            shape=asdict(model_shape(engine.model_config, dtype)),
+            shape=asdict(model_shape(engine.model_config, dtype, engine.weights)),
             peaks=asdict(self.peaks),
             idle_power_w=self.accelerator.get("idle_power_w"),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +12,13 @@ from backbench.backends.interface import Device, GraphSupport
 from backbench.backends.interface.device import cpu
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.step_shape import StepShape, graph_shapes
-from backbench.engine.limits import GRAPH_LAYER_BYTES, SCRATCH_BYTES, realise_pool
+from backbench.engine.limits import GRAPH_LAYER_BYTES, SCRATCH_BYTES, StepLimits, realise_pool
 from backbench.errors import EngineError
 
 GIB = 2**30
 GPU = replace(cpu(), vendor="nvidia", arch="sm90", torch_device=torch.device("cuda", 0))
-LIMITS = EngineConfig(block_size=64, max_len=4096, max_seqs=64, max_step_tokens=8192)
-FULL_STEP = 8192 + 64
-"""Tokens of the largest step."""
+LIMITS = StepLimits(block_size=64, max_len=4096, max_seqs=64, max_step_tokens=8192, prefill_chunk=8192)
+FULL_STEP = LIMITS.max_batch_tokens
 
 
 @dataclass
@@ -32,11 +30,7 @@ class FakeDecoder:
     block_bytes: int = 2**20
     profiled: list[tuple[list[int], int]] = field(default_factory=list)
     graph_support: GraphSupport = GraphSupport.NEVER
-    layers: int = 32
-
-    @property
-    def config(self) -> Any:
-        return SimpleNamespace(num_layers=self.layers)
+    num_layers: int = 32
 
     def cache_bytes_per_block(self) -> int:
         return self.block_bytes
@@ -73,14 +67,20 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
     return fake
 
 
-def blocks(decoder: Any, config: EngineConfig = LIMITS, device: Device = GPU) -> int | None:
-    return realise_pool(config, decoder, device).num_blocks
+def blocks(
+    decoder: Any,
+    fraction: float = 0.9,
+    limits: StepLimits = LIMITS,
+    device: Device = GPU,
+    graphs: bool = True,
+) -> int:
+    config = EngineConfig(kv_memory_fraction=fraction, graphs=graphs)
+    return realise_pool(config, limits, decoder, device).num_blocks
 
 
 def test_the_pool_takes_what_weights_and_activations_leave(memory: FakeMemory) -> None:
     decoder = FakeDecoder(memory)
-    config = replace(LIMITS, kv_memory_fraction=0.75)
-    assert blocks(decoder, config) == (12 - 10 - 1) * 1024 - SCRATCH_BYTES // 2**20
+    assert blocks(decoder, 0.75) == (12 - 10 - 1) * 1024 - SCRATCH_BYTES // 2**20
     assert decoder.profiled == [([4096, 4096, 64], 64)], "8192 prompt tokens and 64 decodes"
 
 
@@ -92,21 +92,20 @@ def test_the_pool_leaves_room_for_captured_graphs(
     memory: FakeMemory, support: GraphSupport, largest: StepShape
 ) -> None:
     """Their memory is apart from the eager steps', and each keeps its launches on the device."""
-    config = replace(LIMITS, kv_memory_fraction=0.75)
     decoder = FakeDecoder(memory, graph_support=support)
-    left = blocks(decoder, config)
+    left = blocks(decoder, 0.75)
     number = len(graph_shapes(64, 8192, support == GraphSupport.MIXED))
     pool = GIB * largest.num_tokens // FULL_STEP
     kept = number * 32 * GRAPH_LAYER_BYTES
     assert left == (2 * GIB - GIB - SCRATCH_BYTES - pool - kept) // 2**20
     assert [sum(lengths) for lengths, _ in decoder.profiled] == [FULL_STEP, largest.num_tokens]
     without = FakeDecoder(memory, graph_support=support)
-    assert blocks(without, replace(config, graphs=False)) == 1024 - SCRATCH_BYTES // 2**20
+    assert blocks(without, 0.75, graphs=False) == 1024 - SCRATCH_BYTES // 2**20
 
 
 def test_few_short_sequences_bound_the_largest_step(memory: FakeMemory) -> None:
     decoder = FakeDecoder(memory)
-    blocks(decoder, replace(LIMITS, max_len=100, max_seqs=3))
+    blocks(decoder, limits=replace(LIMITS, max_len=100, max_seqs=3))
     assert decoder.profiled == [([100, 100, 100], 3)]
 
 
@@ -123,4 +122,4 @@ def test_a_step_that_does_not_fit_is_refused_in_one_line(memory: FakeMemory) -> 
 def test_no_room_for_one_block_is_refused_in_one_line(memory: FakeMemory) -> None:
     memory.used = 15 * GIB + 512 * 2**20
     with pytest.raises(EngineError, match=r"no room for even one KV block .* --kv-memory-fraction"):
-        blocks(FakeDecoder(memory, activation_bytes=2**20), replace(LIMITS, kv_memory_fraction=0.5))
+        blocks(FakeDecoder(memory, activation_bytes=2**20), 0.5)

@@ -56,7 +56,7 @@ def test_triton_scores_the_bundled_models_text_within_bf16_noise(model: str) -> 
     assert found["against_itself"] is False
 
 
-@pytest.mark.parametrize("part", ["qkv", "output", "gate_up", "down"])
+@pytest.mark.parametrize("part", ["qkv", "attention_output", "gate_up", "down"])
 def test_a_weight_off_by_one_percent_is_caught(part: str) -> None:
     """The engine under test computes with one matrix of one layer scaled; the reference does not."""
     engine = open_small()

@@ -113,11 +113,16 @@ def test_incomparable_runs_are_refused_with_the_differences(
     assert bench("compare", first, other, "--anyway").returncode == 0
 
 
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def long_run(out: Path) -> list[str]:
     command = [sys.executable, "-c", ANNOUNCED, "run", "-w", "sharegpt", "-b", "torch", "-n", "400"]
-    command += ["--concurrency", "4", "--warmup", "1", "--max-step-tokens", "256", "--out", str(out)]
+    return [*command, "--concurrency", "4", "--warmup", "1", "--max-step-tokens", "256", "--out", str(out)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_leaves_a_readable_partial_record(tmp_path: Path, sent: signal.Signals) -> None:
+    out = tmp_path / "run"
+    command = long_run(out)
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet()
     )
@@ -125,7 +130,7 @@ def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "replaying\n"
         time.sleep(2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -137,8 +142,34 @@ def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
     assert any("interrupted" in reason for reason in record.validity)
     assert 0 < record.metrics["counts"]["sent"] < 400
     assert verify(directory) == []
-    assert bench("verify", out).returncode == 0
-    assert bench("show", out).returncode == 0
+    if sent is signal.SIGINT:
+        assert bench("verify", out).returncode == 0
+        assert bench("show", out).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_terminal_that_hangs_up_leaves_a_partial_record(tmp_path: Path) -> None:
+    """Closing it sends SIGHUP, and from then on nothing can be written to stdout or stderr."""
+    out = tmp_path / "run"
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        long_run(out),
+        stdin=subprocess.DEVNULL,
+        env=quiet(),
+        preexec_fn=lambda: os.login_tty(theirs),
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"replaying" not in seen:
+            seen += os.read(ours, 4096)
+        time.sleep(1)
+        os.close(ours)
+        assert process.wait(timeout=120) == 130, seen
+    finally:
+        process.kill()
+    record = RunDirectory.open(out).read_record()
+    assert record.run["status"] == "interrupted"
 
 
 def test_ctrl_c_while_loading_exits_130_and_leaves_nothing(tmp_path: Path) -> None:

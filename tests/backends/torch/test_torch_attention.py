@@ -167,6 +167,16 @@ def test_copy_blocks():
         torch.testing.assert_close(source, copy, rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_copy_leaves_its_source_as_it_was():
+    runner = open_runner(make_spec())
+    cache = runner.new_cache(4)
+    for place, blocks in enumerate(cache.blocks()):
+        blocks.copy_(torch.arange(4.0).view(4, 1, 1, 1).expand_as(blocks) + 10 * place)
+    runner.copy_blocks(cache, torch.tensor([0, 2]), torch.tensor([1, 3]))
+    for place, blocks in enumerate(cache.blocks()):
+        assert (blocks[:, 0, 0, 0] - 10 * place).tolist() == [0.0, 0.0, 2.0, 2.0]
+
+
 def test_cache_bytes_per_block():
     assert open_runner(make_spec()).cache_bytes_per_block() == 2 * 16 * 2 * 32 * 4
 

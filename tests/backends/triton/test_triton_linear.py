@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from backbench.backends.conformance import oracle
 from backbench.backends.conformance.tolerance import complaint, deviation, limit
-from backbench.backends.interface import Scheme, Weight
+from backbench.backends.interface import Scheme, Weight, WeightSpec
 from backbench.backends.triton import gemm_choice, tuned
 from backbench.backends.triton.gemm_choice import (
     BUCKETS,
@@ -77,7 +77,7 @@ def test_pack_refuses_quantized_weights() -> None:
 def test_without_a_gpu_the_reason_names_alternatives() -> None:
     from backbench.backends.interface.device import cpu
 
-    (reason,) = TritonLinear().supports(Scheme(), 64, 64, torch.float32, cpu())
+    (reason,) = TritonLinear().refusals(WeightSpec("qkv", 64, 64, Scheme(), torch.float32), cpu())
     assert "--backend torch" in reason
     assert "--interpret" in reason
 
