@@ -325,7 +325,7 @@ def _run_once(
         return Outcome(directory, record, None if done.failure is None else explained(done.failure))
     observer.stage("Checking results against the torch backend")
     try:
-        checked = correctness.check(engine, machine.source)
+        checked = correctness.check(engine, machine.source, correctness.longest_context(workload))
     except KeyboardInterrupt:
         record = replace(record, run=record.run | {"status": "interrupted"})
         return Outcome(directory, _finish(directory, record, samples, foreign))
