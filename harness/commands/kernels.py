@@ -27,14 +27,18 @@ CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
 @click.option("--model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
 @click.option("--dtype", help="bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
-@click.option("--block-size", default=16, type=click.IntRange(1), help="Keys in a cache block.")
+@click.option(
+    "--block-size",
+    type=click.IntRange(1),
+    help="Keys in a cache block (default 64 on a GPU, 16 on a CPU, as the engine's).",
+)
 @click.option("--device", "prefer", help="cpu, cuda or cuda:N.")
 @click.option(
     "--seconds",
     default=0.02,
     show_default=True,
     type=click.FloatRange(0.001),
-    help="Measuring time of one cell. GPUs under a longer load meet their power limit and slow down.",
+    help="Measuring time of one cell over all its rounds. GPUs under a longer load meet their power limit.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows.")
@@ -46,7 +50,7 @@ def kernels(
     model: str,
     tokens: str,
     dtype: str | None,
-    block_size: int,
+    block_size: int | None,
     prefer: str | None,
     seconds: float,
     as_json: bool,
@@ -55,12 +59,16 @@ def kernels(
 ) -> None:
     """Time single operations: cold caches, permuted blocks, random values, correctness beside each time.
 
-    On a GPU every cell is timed eagerly and in a graph. Exit code 5 when a result is wrong.
+    On a GPU every cell is timed eagerly, launches and all, and in a graph, the kernel alone. Backends take
+    turns, the whole list is measured twice, and the interval is over rounds that lie that far apart; an
+    eager time still depends on the process and the host. Exit code 5 when a result is wrong.
     """
     from backbench.backends.interface.device import detect
     from backbench.backends.registry import load
+    from backbench.engine.limits import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.kernels import page
+    from backbench.harness.kernels.cost import require_memory, warning
     from backbench.harness.kernels.measure import measure
     from backbench.harness.peaks import device_peaks
 
@@ -70,10 +78,18 @@ def kernels(
     number_type = _dtype(dtype or ("float32" if on_cpu else "bfloat16"))
     problems = list(
         _problems(
-            kinds, shapes or (CPU_SHAPES if on_cpu else GPU_SHAPES), model, tokens, number_type, block_size
+            kinds,
+            shapes or (CPU_SHAPES if on_cpu else GPU_SHAPES),
+            model,
+            tokens,
+            number_type,
+            block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE),
         )
     )
+    require_memory(problems, device)
     peaks = device_peaks(device, number_type)
+    if text := warning(problems, len(backends), device, peaks):
+        click.echo(f"warning: {text}", err=True)
 
     interactive = sys.stderr.isatty()
 
