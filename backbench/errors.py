@@ -9,12 +9,6 @@ USAGE, INVALID, WRONG, INTERRUPTED = 2, 4, 5, 130
 """Exit codes besides 0."""
 
 
-def shown(value: object, limit: int = 40) -> str:
-    """A value for an error line, as Python would write it: printable, on one line, at most `limit` long."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 class BackbenchError(Exception):
     """Something a user can mend; the command line prints its message and no stack trace."""
 
@@ -41,3 +35,9 @@ class ReportError(BackbenchError):
 
 class HarnessError(BackbenchError):
     """An experiment cannot be run."""
+
+
+def shown(value: object, limit: int = 40) -> str:
+    """A value for an error line, as Python would write it: printable, on one line, at most `limit` long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
