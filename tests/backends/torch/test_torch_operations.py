@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from backbench.backends.interface import AttentionSpec, Rotary, Rotation, SamplingBatch, Scheme, Weight
+from backbench.backends.interface import (
+    AttentionSpec,
+    Rotary,
+    Rotation,
+    SamplingBatch,
+    Scheme,
+    Weight,
+    WeightSpec,
+)
 from backbench.backends.interface.device import cpu
 from backbench.backends.noise import noise_key
 from backbench.backends.torch import BACKEND
@@ -149,7 +157,7 @@ def test_linear_is_dense_only():
     x, bias = torch.randn(3, 4), torch.randn(6)
     packed = linear.pack(Weight(Scheme(), weight), cpu())
     torch.testing.assert_close(linear.run(x, packed, bias), x @ weight.T + bias)
-    assert linear.supports(Scheme("int4", group=128), 6, 4, torch.float32, cpu())
+    assert linear.refusals(WeightSpec("qkv", 6, 4, Scheme("int4", group=128), torch.float32), cpu())
     with pytest.raises(BackendError, match="only dense weights"):
         linear.pack(Weight(Scheme("int8"), weight), cpu())
 
