@@ -5,15 +5,26 @@
 
 from __future__ import annotations
 
+import re
+
 USAGE, INVALID, WRONG, INTERRUPTED = 2, 4, 5, 130
 """Exit codes besides 0."""
+
+
+def printable(text: str) -> str:
+    """`text` with what would steer a terminal or is no text (control characters but tab and line feed,
+    lone surrogates) written out, like \\x1b."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class BackbenchError(Exception):
     """Something a user can mend; the command line prints its message and no stack trace."""
 
     def __init__(self, message: str, exit_code: int = USAGE) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_code = exit_code
 
 

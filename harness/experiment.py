@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbench.errors import HarnessError
-from backbench.harness import correctness, memory, provenance, sections, validity
+from backbench.harness import correctness, memory, provenance, sections
 from backbench.harness.faults import explained
 from backbench.harness.frames import request_frame, step_frame, telemetry_frame
 from backbench.harness.options import RunOptions
@@ -21,8 +21,9 @@ from backbench.harness.replay import Progress, Replay, mode_of, replay, salted_w
 from backbench.harness.sensors.amd import AmdSmiSensor
 from backbench.harness.sensors.telemetry import NvmlSensor, Telemetry, open_sensors
 from backbench.harness.subjects.engine import EngineTarget, model_shape
-from backbench.reports.metrics import energy
+from backbench.reports.metrics import energy, validity
 from backbench.reports.metrics.compute import compute, windows
+from backbench.reports.metrics.memory import explained as explained_memory
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.roofline import Peaks
 from backbench.reports.record import RunDirectory, RunRecord
@@ -301,8 +302,11 @@ def _run_once(
         backend=sections.backend_section(options, engine),
         system=provenance.system(machine.device, machine.accelerator),
         software=provenance.software(),
-        memory=memory.section(
-            engine.memory(), machine.device, machine.idle_bytes, samples, reachable=done.failure is None
+        memory=explained_memory(
+            memory.section(
+                engine.memory(), machine.device, machine.idle_bytes, samples, reachable=done.failure is None
+            ),
+            on_gpu=context.gpus > 0,
         ),
         energy=energy.section(
             samples, steady, whole, tokens, telemetry.reasons, machine.accelerator.get("idle_power_w")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backbench.errors import ReportError
-from backbench.reports.quantities import QUANTITIES, Quantity, Reading, format_ratio, read
+from backbench.reports.metrics.metric import Quantity
+from backbench.reports.quantities import QUANTITIES, Reading, format_ratio, read
 from backbench.reports.record import RunRecord
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from backbench.harness.subjects.target import TokenEvent
-from backbench.reports.metrics.requests import Context
+from backbench.reports.metrics.compute import sections
+from backbench.reports.metrics.requests import Context, Requests
+from backbench.reports.metrics.run import RunTables
 from backbench.workloads.request import Request, Workload
 
 MS = 1_000_000
@@ -95,6 +97,11 @@ class FakeTarget:
     def abort(self) -> None:
         self.aborted = True
         self._events.clear()
+
+
+def metrics_section(rows: Requests, steps: Any, context: Context, everyone: Requests | None = None) -> Any:
+    """The record's `metrics` section of these requests; `everyone` has the warm-up's too."""
+    return sections(RunTables(rows, everyone or rows, steps, context), ["metrics"])["metrics"]
 
 
 @pytest.fixture

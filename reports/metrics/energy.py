@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backbench.reports.metrics.metric import Metric, Missing, Part, resolved
+from backbench.reports.metrics.run import RunTables
+from backbench.reports.metrics.throughput import tokens_inside
 from backbench.reports.metrics.window import Window
 
 if TYPE_CHECKING:
@@ -48,12 +51,13 @@ def section(
     best = measured.get("steady_state") or measured["whole_run"]
     label = "steady_state" if measured.get("steady_state") else "whole_run"
     count = tokens.get(label)
+    unsampled = Missing("no power was sampled over this stretch")
     result: dict[str, Any] = {
         "joules_per_output_token": None,
         "stretch": None,
-        "idle_power_w": idle_power_w,
-        "scope": "board" if len(gpu) else None,
-        "measured": measured,
+        "idle_power_w": Missing("it was not read before the run") if idle_power_w is None else idle_power_w,
+        "scope": "board" if len(gpu) else Missing("no device was sampled"),
+        "measured": {name: each or unsampled for name, each in measured.items()},
         "sensor_reasons": list(sensor_reasons),
         "reasons": list(sensor_reasons),
     }
@@ -62,8 +66,39 @@ def section(
     elif not count:
         result["reasons"].append("no output tokens were counted in that stretch")
     else:
-        result |= {"joules_per_output_token": best["energy_j"] / count, "stretch": label}
-    return result
+        return resolved(result | {"joules_per_output_token": best["energy_j"] / count, "stretch": label})
+    why = Missing(result["reasons"][-1])
+    return resolved(result | {"joules_per_output_token": why, "stretch": why})
+
+
+def _of(run: RunTables) -> dict[str, Any]:
+    """The section from the tables; what comes from before the run is taken from the record."""
+    assert run.telemetry is not None
+    tokens = {
+        name: None if window is None else _counted(tokens_inside(run.everyone, window))
+        for name, window in (("whole_run", run.whole), ("steady_state", run.steady))
+    }
+    known = run.given.get("energy") or {}
+    reasons = known.get("sensor_reasons") or []
+    return section(run.telemetry, run.steady, run.whole, tokens, reasons, known.get("idle_power_w"))
+
+
+def _counted(tokens: float) -> float | None:
+    return None if np.isnan(tokens) else tokens
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        ("energy",),
+        "Energy per output token",
+        "J/token",
+        False,
+        "Joules of all boards in the steady state (else the whole run) over the output tokens made there.",
+        _of,
+        "Energy",
+        parts=(Part("joules_per_output_token", headline=True, summary=True),),
+    ),
+)
 
 
 def _stretch(gpu: pd.DataFrame, window: Window) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from backbench.harness.frames import request_frame, telemetry_frame
 from backbench.harness.replay import replay
-from backbench.reports.metrics import energy
+from backbench.reports.metrics import energy, validity
 from backbench.reports.metrics.compute import compute, windows
 from backbench.reports.record import REQUESTS_FILE, STEPS_FILE, RunDirectory, RunRecord
 from backbench.reports.verify import differences, sign, verify
@@ -54,6 +54,7 @@ def directory(
     written.write_steps(steps)
     written.write_telemetry(telemetry)
     record = RunRecord(run={"status": "complete", "uuid": "1"}, energy=found, **sections)
+    record = replace(record, validity=validity.of_record(record, telemetry))
     written.write_record(sign(written, record))
     return written
 

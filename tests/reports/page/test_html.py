@@ -146,7 +146,8 @@ def test_an_interrupted_run_without_rows_has_a_page(cpu_run: RunDirectory, tmp_p
         replace(
             record,
             run=record.run | {"status": "interrupted"},
-            **{name: {} for name in ("metrics", "memory", "schedule", "correctness", "roofline", "backend")},
+            metrics={"context": record.metrics["context"]},
+            **{name: {} for name in ("memory", "schedule", "correctness", "roofline", "backend")},
         )
     )
     run.write_requests(cpu_run.read_requests().iloc[:0])
