@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backbench.errors import printable
+
 if TYPE_CHECKING:
     from backbench.reports.record import RunRecord
     from backbench.reports.tables import Cell, Table
@@ -31,9 +33,11 @@ def print_table(
 
     table = RichTable(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+        table.add_column(
+            Text(printable(name)), justify="right" if index in right else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
     # Piped output has no width of its own: folding lines there would only break it.
     Console(width=None if console.is_terminal else 160).print(table)
@@ -54,12 +58,12 @@ def print_report_table(table: Table) -> None:
 def print_validity(record: RunRecord) -> None:
     """The reasons not to believe a run, on stderr, or nothing."""
     for reason in record.validity:
-        click.echo(f"not valid: {reason}", err=True)
+        click.echo(printable(f"not valid: {reason}"), err=True)
 
 
 def used_text(record: RunRecord) -> str:
     """Like "triton", or "attention triton, linear torch, ..." where operations differ."""
-    used: dict[str, str] = record.backend.get("used", {})
+    used: dict[str, str] = record.backend.get("used") or {}
     if len(set(used.values())) == 1:
         return next(iter(used.values()))
     return ", ".join(f"{operation} {name}" for operation, name in used.items())
@@ -70,14 +74,14 @@ def print_tuning(record: RunRecord) -> None:
     tuned: dict[str, str | None] = record.backend.get("tuned") or {}
     known = [f"{operation} {state}" for operation, state in tuned.items() if state is not None]
     if known:
-        click.echo(f"Launches: {'; '.join(known)}")
+        click.echo(printable(f"Launches: {'; '.join(known)}"))
 
 
 def headline(record: RunRecord) -> str:
     """One line: what ran on what."""
-    device = record.system.get("device", {}).get("name", "?")
-    counts = record.metrics.get("counts", {})
-    return (
+    device = (record.system.get("device") or {}).get("name", "?")
+    counts = record.metrics.get("counts") or {}
+    return printable(
         f"{record.workload.get('name')} on {record.model.get('name')} ({record.model.get('dtype')}), "
         f"{used_text(record)}, {device}: {counts.get('completed')} of {counts.get('intended')} requests, "
         f"{record.run['status']}"

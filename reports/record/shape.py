@@ -12,7 +12,7 @@ DEEPEST = 32
 """Levels of objects and lists; a record has about ten."""
 
 NUMBER_NAME = re.compile(r"_(s|ns|bytes|w|j|per_s|tokens|token|ratio|percent)$")
-"""The end of a name that says its unit: such a field is a number, an object or list of them, or null."""
+"""The end of a name that says its unit: such a field is a number, an object of them, or null."""
 
 TEXT, OBJECT, NUMBER = (str, type(None)), (dict, type(None)), (int, float, type(None))
 TEXTS = "a list of texts"
@@ -98,7 +98,9 @@ WORDS: dict[type, str] = {
 }
 NUMERIC = ("metrics", "memory", "energy", "schedule", "roofline", "warmup")
 """Sections whose names say their units."""
-ESTIMATES = ("value", "low", "high", "mean", "sd", "min", "max", "count", "measured", "datasheet")
+LARGEST = 1e300
+EXPLANATIONS = ("reason", "unsupported")
+ESTIMATES = ("value", "low", "high", "mean", "sd", "min", "max", "count", "datasheet")
 
 
 def misshapen(data: dict[str, Any]) -> str | None:
@@ -115,8 +117,8 @@ def _odd(value: Any, path: tuple[str, ...]) -> Iterator[str]:
     kind = _kind(path)
     if kind is not None and not _is(value, kind):
         yield f"{where} must be {_words(kind)}"
-    if path and path[0] in NUMERIC and isinstance(value, str | bool) and _numeric(path):
-        yield f"{where} must be a number"
+    if path and path[0] in NUMERIC and (wanted := _wanted(value, path)) is not None:
+        yield f"{where} must be {wanted}"
     if isinstance(value, str) and printable(value) != value:
         yield f"{where} holds characters that are no text"
     if isinstance(value, list):
@@ -141,11 +143,16 @@ def _kind(path: tuple[str, ...]) -> tuple[type, ...] | str | None:
     return None
 
 
-def _numeric(path: tuple[str, ...]) -> bool:
-    """Whether a name says that a number stands there; the reasons beside nulls are texts."""
-    if "absent" in path:
-        return False
-    return path[-1] in ESTIMATES or NUMBER_NAME.search(path[-1]) is not None
+def _wanted(value: Any, path: tuple[str, ...]) -> str | None:
+    """What must stand here instead, going by the name; None = `value` may."""
+    if path[-1] in EXPLANATIONS and not isinstance(value, str | None):
+        return "a text"
+    if isinstance(value, int | float) and abs(value) > LARGEST:
+        return "a number in range"
+    if "absent" in path or not (path[-1] in ESTIMATES or NUMBER_NAME.search(path[-1])):
+        return None
+    compound = isinstance(value, dict) and path[-1] in ESTIMATES
+    return "a number" if compound or isinstance(value, str | bool | list) else None
 
 
 def _is(value: Any, kind: tuple[type, ...] | str) -> bool:
