@@ -39,6 +39,7 @@ class StepPlan:
     table_updates: list[tuple[int, int, int]] = field(default_factory=list)
     """(row, logical block, physical block) entries of the block table that changed."""
     prefix_hit_tokens: int = 0
+    """Tokens found in the cache by sequences that start for the first time."""
     preemptions: int = 0
 
     @property
@@ -180,7 +181,8 @@ class Scheduler:
             sequence.blocks = hits
             sequence.num_computed = sequence.num_landed = computed
             sequence.num_published = len(hits)
-            plan.prefix_hit_tokens += computed
+            if not sequence.preempted:  # else it finds the blocks that it filled itself
+                plan.prefix_hit_tokens += computed
             self._start(sequence)
             self._table_updates += [(sequence.row, i, block) for i, block in enumerate(hits)]
             part = self._take(plan, sequence, count)
@@ -203,6 +205,7 @@ class Scheduler:
 
     def _preempt(self, plan: StepPlan, victim: Sequence) -> None:
         victim.num_computed = 0
+        victim.preempted = True
         self._stop_running(victim)
         self.waiting.appendleft(victim)
         plan.preemptions += 1

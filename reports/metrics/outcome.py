@@ -46,8 +46,28 @@ def _steady(run: RunTables) -> dict[str, Any]:
     return _stretch(window)
 
 
+UNKNOWN = {
+    "concurrency": "no limit was set",
+    "ideal_prefix_hit_ratio": "the block size of the target's cache is unknown",
+    "shape": "the target's model is unknown",
+}
+"""Why a field of the context is null."""
+
+
 def _context(run: RunTables) -> dict[str, Any]:
-    return asdict(run.context)
+    found = {
+        name: Missing(UNKNOWN.get(name, "unknown")) if value is None else value
+        for name, value in asdict(run.context).items()
+    }
+    return found | {"peaks": known_peaks(run)}
+
+
+def known_peaks(run: RunTables) -> dict[str, Any]:
+    """What the device can do at most; `Missing` where it is unknown."""
+    known = run.context.peaks
+    why = Missing(known.get("note") or "not known of this device")
+    reasons = {"note": Missing("there is nothing to note")}
+    return {name: reasons.get(name, why) if value is None else value for name, value in known.items()}
 
 
 def _fact(key: str, label: str, unit: str, definition: str, compute: Any) -> Metric:

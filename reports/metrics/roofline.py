@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backbench.reports.metrics.metric import Metric, Missing, Part
+from backbench.reports.metrics.outcome import known_peaks
 from backbench.reports.metrics.run import RunTables
 from backbench.reports.metrics.steps import plain_decodes, step_times_ns
 
@@ -166,7 +167,7 @@ METRICS: tuple[Metric, ...] = (
         "",
         None,
         "What the device can do at most, measured and by its data sheet.",
-        lambda run: dict(run.context.peaks),
+        known_peaks,
         parts=(),
     ),
 )

@@ -23,6 +23,7 @@ from backbench.reports.record import RunDirectory, RunRecord, digest_problems, f
 MAX_BYTES = 6_000_000
 """A report stays small enough to mail and to attach."""
 
+PAGE_START = b"<!doctype html>"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -44,6 +45,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str) -> None:
             f"The report would have {len(content):,} bytes, more than {MAX_BYTES:,}; give it fewer runs."
         )
     out = Path(out)
+    _require_replaceable(out)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         temporary.write_bytes(content)
@@ -51,6 +53,21 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ReportError(f"Cannot write {out}: {error.strerror}; choose another file.") from None
+
+
+def _require_replaceable(out: Path) -> None:
+    """Only a new or empty file, or an earlier page: never a device, a pipe or somebody's data."""
+    try:
+        if not out.exists() and not out.is_symlink():
+            return
+        start = b"-"
+        if out.is_file():
+            with out.open("rb") as file:
+                start = file.read(256).lstrip().lower()
+    except OSError as error:
+        raise ReportError(f"Cannot write {out}: {error.strerror}; choose another file.") from None
+    if start and not start.startswith(PAGE_START):
+        raise ReportError(f"Cannot write {out}: it exists and is no HTML page; choose another file.")
 
 
 def render_report(directories: Sequence[RunDirectory]) -> str:
