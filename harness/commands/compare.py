@@ -33,6 +33,7 @@ def compare(runs: tuple[Path, ...], anyway: bool, as_json: bool) -> None:
         hard = incomparable(records)
         if hard and not anyway:
             what = "; ".join(map(str, hard))
+            what = what if len(what) <= 200 else what[:197] + "..."
             raise HarnessError(f"These runs do not compare: {what} (--anyway goes on).", exit_code=INVALID)
         soft = differences(records)
         if as_json:

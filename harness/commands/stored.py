@@ -46,6 +46,6 @@ def read(run: Path) -> tuple[RunDirectory, RunRecord]:
 
     directory = RunDirectory.open(run)
     record = directory.read_record()
-    for problem in digest_problems(directory, record):
-        say(f"tampered: {run}: {problem}")
+    if problems := "; ".join(digest_problems(directory, record)):
+        say(f"tampered: {run}: {problems}")
     return directory, record
