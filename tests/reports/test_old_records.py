@@ -60,3 +60,14 @@ def test_an_old_run_shows(capsys: pytest.CaptureFixture[str]) -> None:
 def test_two_old_runs_compare_and_have_a_page(tmp_path: Path) -> None:
     assert bench("compare", *RUNS) == 0
     assert bench("report", *RUNS, "-o", str(tmp_path / "report.html")) == 0
+
+
+def test_records_of_two_metric_schemas_do_not_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(OLD / "torch", tmp_path / "run") / "run.json"
+    data = json.loads(path.read_text())
+    data["metrics"]["schema"] = 2
+    path.write_text(json.dumps(data))
+    assert bench("compare", str(path.parent), RUNS[1]) == 4
+    assert "metric schema: 2 vs 1" in capsys.readouterr().err
