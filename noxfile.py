@@ -60,7 +60,7 @@ def interp(session: nox.Session) -> None:
 
 @nox.session
 def aot(session: nox.Session) -> None:
-    """Every Triton kernel for every target, against the committed ratchet."""
+    """Every Triton kernel for every target, against the committed baseline."""
     install(session)
     session.run("bench", "portability", *session.posargs)
 

@@ -11,6 +11,12 @@ USAGE, INVALID, WRONG, INTERRUPTED = 2, 4, 5, 130
 """Exit codes besides 0."""
 
 
+def shown(value: object, limit: int = 40) -> str:
+    """A value for an error line, as Python would write it: printable, on one line, at most `limit` long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def printable(text: str) -> str:
     """`text` with what would steer a terminal or is no text (control characters but tab and line feed,
     lone surrogates) written out, like \\x1b."""

@@ -47,7 +47,7 @@ def mixed_backend(text: str, load: Callable[[str], Backend]) -> Backend:
     assert prefill.attention and decode.attention
     mixed = CompositeAttention(prefill.attention, decode.attention)
     summary = f"Prompts by {prefill.name}, decodes by {decode.name}, over one cache."
-    return Backend(mixed.name, summary, mixed, base=decode.name)
+    return Backend(mixed.name, summary, mixed, base=decode.name, kernels=decode.kernels or prefill.kernels)
 
 
 class CompositeAttention(Attention):
@@ -68,11 +68,11 @@ class CompositeAttention(Attention):
         known = [each for each in found if each is not None]
         return {shape: why for each in known for shape, why in each.items()} if known else None
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = [
             f"{role} ({attention.name}): {why}"
             for role, attention in (("prefill", self.prefill), ("decode", self.decode))
-            for why in attention.supports(spec, device)
+            for why in attention.refusals(spec, device)
         ]
         if not reasons and self._owner_is_decode() is None:
             reasons.append(
@@ -82,7 +82,7 @@ class CompositeAttention(Attention):
         return reasons
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        if reasons := self.supports(spec, device):
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"{self.name} attention cannot serve this: {'; '.join(reasons)}.")
         prefill, decode = self.prefill.open(spec, device), self.decode.open(spec, device)
         return CompositeRunner(prefill, decode, owner=decode if self._owner_is_decode() else prefill)

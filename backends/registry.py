@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import torch
 
 from backbench.backends import composite
-from backbench.backends.interface import AttentionSpec, Backend, Device, Scheme, Selection
+from backbench.backends.interface import (
+    AttentionSpec,
+    Backend,
+    Device,
+    Kernels,
+    Scheme,
+    Selection,
+    WeightSpec,
+)
 from backbench.errors import BackendError
 
 BUILT_IN = ("torch", "triton", "sdpa", "flash", "rocm")
@@ -44,7 +55,7 @@ def load(name: str) -> Backend:
     """The backend called `name`; its module is imported only now.
 
     "flash:fa4" is one variant of a backend, "prefill=flash,decode=triton" a mix of two, which leaves
-    everything but attention to the one that decodes.
+    everything but attention to the one that decodes. "path/to/mine.py" is a file with a `BACKEND`.
 
     Raises:
         BackendError: no such backend or variant, or its module cannot be imported.
@@ -54,6 +65,8 @@ def load(name: str) -> Backend:
     name, colon, pin = name.partition(":")
     if colon:
         return _pinned(load(name), pin)
+    if name.endswith(".py"):
+        return _from_file(Path(name))
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name, known) or known
@@ -70,6 +83,31 @@ def load(name: str) -> Backend:
     return backend
 
 
+def _from_file(path: Path) -> Backend:
+    """The `BACKEND` of a Python file, run once in a process."""
+    if not path.is_file():
+        raise BackendError(f"There is no backend file {str(path)!r}; give the path of a Python file.")
+    path = path.resolve()
+    name = f"backbench_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[name]
+            if not isinstance(error, Exception):
+                raise
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise BackendError(f"Backend file {path.name!r} cannot be run: {what}.") from error
+    backend = getattr(module, "BACKEND", None)
+    if not isinstance(backend, Backend):
+        raise BackendError(f"Backend file {path.name!r} exports no `BACKEND = Backend(...)`; add one.")
+    return backend
+
+
 def _pinned(backend: Backend, pin: str) -> Backend:
     """The backend with its attention pinned to one variant."""
     if pin not in backend.variants:
@@ -78,18 +116,32 @@ def _pinned(backend: Backend, pin: str) -> Backend:
     return replace(backend, name=f"{backend.name}:{pin}", attention=backend.variants[pin])
 
 
+def kernel_operation(module: str) -> str | None:
+    """Which operation the kernels of a Python module compute, by what the backends say of theirs."""
+    for name in names():
+        try:
+            kernels = load(name).kernels
+        except BackendError:  # a backend that cannot be imported launched nothing
+            continue
+        if kernels is not None and module in kernels.operations:
+            return kernels.operations[module]
+    return None
+
+
 def select(
     name: str,
     *,
     device: Device,
     specs: Sequence[AttentionSpec],
     dtype: torch.dtype,
+    weights: Sequence[WeightSpec] = (),
     overrides: Mapping[str, str] | None = None,
 ) -> Selection:
     """What serves each operation when backend `name` (or "auto") is asked for.
 
     Args:
         specs: the model's distinct attention layers; all must be served.
+        weights: the model's products; all must be served. Empty = one as wide as each attention layer.
         overrides: operation ("attention", "linear", "operations") -> the backend that serves it instead;
             for attention also one backend a role, "prefill=flash,decode=triton".
 
@@ -97,28 +149,38 @@ def select(
         BackendError: something asked for cannot be served; all reasons are named, and what would work.
     """
     overrides = dict(overrides or {})
+    weights = weights or ordinary_weights(specs, dtype)
     for operation in overrides:
         if operation not in OPERATIONS:
             raise BackendError(f"Unknown operation {operation!r}; override one of {', '.join(OPERATIONS)}.")
     if name == "auto":
-        return _select_auto(device, specs, dtype, overrides)
+        return _select_auto(device, specs, weights, dtype, overrides)
     backend = load(name)
     selection = _assemble(backend, name, device, overrides)
-    if reasons := _reasons(selection, specs, dtype):
-        working = [other for other in names() if other != name and _works(other, device, specs, dtype)]
+    if reasons := _reasons(selection, specs, weights, dtype):
+        working = [
+            other for other in names() if other != name and _works(other, device, specs, weights, dtype)
+        ]
         advice = f"these would: {', '.join(working)}" if working else "no other backend could either"
         raise BackendError(f"Backend {name!r} cannot serve this: {'; '.join(reasons)} ({advice}).")
-    return replace(selection, spec=next(iter(specs), None))
+    return replace(selection, spec=next(iter(specs), None), weights=tuple(weights))
+
+
+def ordinary_weights(specs: Sequence[AttentionSpec], dtype: torch.dtype) -> list[WeightSpec]:
+    """A square product as wide as each layer: what is asked where no model is known."""
+    widths = dict.fromkeys(spec.q_heads * spec.head_dim for spec in specs)
+    return [WeightSpec("any", width, width, Scheme(), dtype) for width in widths]
 
 
 def availability(device: Device) -> list[tuple[str, bool, list[str]]]:
     """(name, available, reasons why not) of every backend, judged on an ordinary layer."""
     dtype = torch.float32 if device.vendor == "cpu" else torch.bfloat16
     spec = AttentionSpec(8, 2, 64, dtype, dtype, block_size=16, scale=0.125)
+    weights = ordinary_weights([spec], dtype)
     rows = []
     for name in names():
         try:
-            reasons = _reasons(_assemble(load(name), name, device, {}), [spec], dtype)
+            reasons = _reasons(_assemble(load(name), name, device, {}), [spec], weights, dtype)
         except BackendError as error:
             reasons = [str(error)]
         rows.append((name, not reasons, reasons))
@@ -130,7 +192,11 @@ def _entry_points() -> list[EntryPoint]:
 
 
 def _select_auto(
-    device: Device, specs: Sequence[AttentionSpec], dtype: torch.dtype, overrides: Mapping[str, str]
+    device: Device,
+    specs: Sequence[AttentionSpec],
+    weights: Sequence[WeightSpec],
+    dtype: torch.dtype,
+    overrides: Mapping[str, str],
 ) -> Selection:
     """The first backend of the vendor's written order that serves everything."""
     passed_over: dict[str, Sequence[str]] = {}
@@ -143,9 +209,9 @@ def _select_auto(
         except BackendError as error:
             passed_over[name] = [str(error)]
             continue
-        reasons = _reasons(selection, specs, dtype)
+        reasons = _reasons(selection, specs, weights, dtype)
         if not reasons:
-            return replace(selection, spec=next(iter(specs), None))
+            return replace(selection, spec=next(iter(specs), None), weights=tuple(weights))
         passed_over[name] = reasons
     tried = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in passed_over.items())
     raise BackendError(f"No backend serves this model on {device.name}: {tried}.")
@@ -168,36 +234,53 @@ def _assemble(
             chosen = load(chosen.base)
         return chosen
 
-    attention, linear, operations = (provider(operation) for operation in OPERATIONS)
+    attention, linear, operations = providers = [provider(operation) for operation in OPERATIONS]
     assert attention.attention and linear.linear and operations.operations
+    kernels: list[Kernels] = []
+    for serving in providers:
+        if serving.kernels is not None and serving.kernels not in kernels:
+            kernels.append(serving.kernels)
     return Selection(
-        asked, device, attention.attention, linear.linear, operations.operations, passed_over or {}
+        asked,
+        device,
+        attention.attention,
+        linear.linear,
+        operations.operations,
+        passed_over or {},
+        kernels=tuple(kernels),
     )
 
 
-def _reasons(selection: Selection, specs: Sequence[AttentionSpec], dtype: torch.dtype) -> list[str]:
+def _reasons(
+    selection: Selection,
+    specs: Sequence[AttentionSpec],
+    weights: Sequence[WeightSpec],
+    dtype: torch.dtype,
+) -> list[str]:
     """Why the selection cannot serve the model; empty = it can.
 
     Each reason is given once, with the operations it holds for.
     """
     device, attention = selection.device, selection.attention
     linear, operations = selection.linear, selection.operations
+    refused = [("attention", attention.name, attention.refusals(spec, device)) for spec in specs]
+    refused += [("linear", linear.name, linear.refusals(weight, device)) for weight in weights]
+    refused += [("operations", operations.name, operations.refusals(dtype, device))]
     found: dict[tuple[str, str], dict[str, None]] = {}
-    for spec in specs:
-        width = spec.q_heads * spec.head_dim
-        refused = {
-            (attention.name, "attention"): attention.supports(spec, device),
-            (linear.name, "linear"): linear.supports(Scheme(), width, width, dtype, device),
-            (operations.name, "operations"): operations.supports(dtype, device),
-        }
-        for (name, operation), reasons in refused.items():
-            for why in reasons:
-                found.setdefault((name, why), {})[operation] = None
+    for operation, name, reasons in refused:
+        for why in reasons:
+            found.setdefault((name, why), {})[operation] = None
     return [f"{name} {', '.join(served)}: {why}" for (name, why), served in found.items()]
 
 
-def _works(name: str, device: Device, specs: Sequence[AttentionSpec], dtype: torch.dtype) -> bool:
+def _works(
+    name: str,
+    device: Device,
+    specs: Sequence[AttentionSpec],
+    weights: Sequence[WeightSpec],
+    dtype: torch.dtype,
+) -> bool:
     try:
-        return not _reasons(_assemble(load(name), name, device, {}), specs, dtype)
+        return not _reasons(_assemble(load(name), name, device, {}), specs, weights, dtype)
     except BackendError:
         return False

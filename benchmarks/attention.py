@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backbench.backends.interface import AttentionRunner, AttentionSpec
 from backbench.backends.interface.device import gpu
-from backbench.backends.triton import attention_problem
+from backbench.backends.triton import tune
 from backbench.backends.triton.attention import TritonRunner
-from backbench.backends.triton.attention_problem import AttentionProblem
-from backbench.backends.triton.attention_problem import Pool as KeyPool
+from backbench.backends.triton.tune import AttentionProblem
+from backbench.backends.triton.tune import Pool as KeyPool
 from benchmarks.attention_variants import Variant, variants
 from benchmarks.graph_timing import Row, write_rows
 
@@ -70,8 +70,8 @@ def make_spec(block_size: int) -> AttentionSpec:
 def measure(
     pool: KeyPool, runner: AttentionRunner, sequences: int, context: int, query: int
 ) -> tuple[float, float]:
-    """(microseconds, spread) of one call, after checking its result (see `attention_problem`)."""
-    return attention_problem.measure(pool, runner, [context] * sequences, query)
+    """(microseconds, spread) of one call, after checking its result (see `tune.measure`)."""
+    return tune.measure(pool, runner, [context] * sequences, query)
 
 
 def causal_tflops(sequences: int, length: int, time_us: float) -> float:
@@ -112,7 +112,7 @@ def ragged_rows(pool: Pool, block_size: int) -> Iterator[Row]:
         lengths = [generator.randint(100, 1700) for _ in range(sequences)]
         for label, decode in ((name, {}), (f"{name}-no-lead-in", {"LEAD_IN": 0})):
             runner = TritonRunner(make_spec(block_size), gpu(0), decode=decode)
-            value, spread = attention_problem.measure(pool, runner, lengths, 1)
+            value, spread = tune.measure(pool, runner, lengths, 1)
             rate = sum(lengths) * 4 * KV_HEADS * HEAD_DIM / value / 1e6
             print(f"{label} decode {sequences} ragged: {value:.1f} us, {rate:.2f} TB/s", flush=True)
             yield Row(f"attention/decode/{sequences}xragged/{label}", value, "us", spread)

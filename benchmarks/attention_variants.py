@@ -14,7 +14,7 @@ from backbench.backends.interface import AttentionSpec, Device
 from backbench.backends.interface.device import gpu
 from backbench.backends.torch.attention import TorchAttention
 from backbench.backends.triton.attention import TritonAttention, TritonRunner
-from backbench.backends.triton.search_space import decode_launches, prefill_launches
+from backbench.backends.triton.configs import decode_launches, prefill_launches
 from backbench.backends.tuning.search import describe
 
 
@@ -77,7 +77,7 @@ def run_case(case: AttentionCase) -> str:
         device, setup = gpu(0), set_up(case)
         outputs = []
         for attention in (TritonAttention(), TorchAttention()):
-            if attention.supports(case.spec, device):
+            if attention.refusals(case.spec, device):
                 continue
             runner = attention.open(case.spec, device)
             cache = filled_cache(runner, setup, device.torch_device)

@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backbench.backends.interface.device import gpu
-from backbench.backends.triton.gemm_choice import BUCKETS, Launch, choose
-from backbench.backends.triton.gemm_problem import GemmProblem
+from backbench.backends.triton.configs import ROW_BUCKETS, Product, choose
+from backbench.backends.triton.tune import GemmProblem
 from backbench.backends.tuning.search import describe
 from benchmarks.graph_timing import Row, write_rows
 
@@ -52,7 +52,7 @@ def main() -> None:
     write_rows(options.output / "gemm.json", list(measure(options.rows)))
 
 
-def chosen(rows: int, n: int, k: int) -> Launch | None:
+def chosen(rows: int, n: int, k: int) -> Product | None:
     """What the backend launches on this device."""
     device = gpu(0)
     return choose(device.arch, device.units, rows, n, k, torch.bfloat16)
@@ -74,7 +74,7 @@ def compile_one(job: tuple[int, tuple[int, int]]) -> str:
 def compile_in_parallel() -> None:
     """Fill Triton's disk cache from several processes, before this one touches the device."""
     with multiprocessing.get_context("spawn").Pool(14) as workers:
-        for problem in workers.imap_unordered(compile_one, itertools.product(BUCKETS, SHAPES.values())):
+        for problem in workers.imap_unordered(compile_one, itertools.product(ROW_BUCKETS, SHAPES.values())):
             if problem:
                 print("compile:", problem)
 

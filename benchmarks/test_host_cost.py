@@ -11,13 +11,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from backbench.engine.config import EngineConfig
-from backbench.engine.execution.step_buffers import StepBuffers
+from backbench.engine.execution.device_queue import DeviceQueue
+from backbench.engine.execution.step_buffers import RequestTables, StepBuffers
+from backbench.engine.limits import EngineLimits
 from backbench.engine.request import SamplingParams
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
@@ -31,11 +32,18 @@ class Steps:
     """A scheduler with `count` running decodes, and the buffers their steps are prepared in."""
 
     def __init__(self, count: int) -> None:
-        limits = EngineConfig(max_seqs=count)
-        pool = BlockPool(count * MAX_BLOCKS, BLOCK_SIZE)
-        self.scheduler = Scheduler(pool, max_seqs=count, max_step_tokens=limits.max_step_tokens)
-        table = np.zeros((2 * count + 1, MAX_BLOCKS), dtype=np.int32)
-        self.buffers = StepBuffers(limits.max_batch_tokens, count, table, BLOCK_SIZE, torch.device("cpu"))
+        budget = EngineConfig().max_step_tokens
+        limits = EngineLimits(
+            block_size=BLOCK_SIZE,
+            max_len=MAX_BLOCKS * BLOCK_SIZE,
+            max_seqs=count,
+            max_step_tokens=budget,
+            prefill_chunk=budget,
+            num_blocks=count * MAX_BLOCKS,
+        )
+        device = torch.device("cpu")
+        self.scheduler = Scheduler(BlockPool(limits.num_blocks, BLOCK_SIZE), limits)
+        self.buffers = StepBuffers(limits, RequestTables(limits, device), device, DeviceQueue(device))
         params = SamplingParams(max_tokens=MAX_BLOCKS * BLOCK_SIZE - 32)
         for order in range(count):
             self.scheduler.add(Sequence(str(order), 0, list(range(32)), params, order))

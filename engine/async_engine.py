@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from backbench.engine.engine import Engine
-from backbench.engine.request import SamplingParams, Token
+from backbench.engine.request import SamplingParams, Token, TokenIds
 from backbench.errors import EngineError
 
 
@@ -30,19 +30,29 @@ class AsyncEngine:
         self._loop_task: asyncio.Task[None] | None = None
         self._ids = itertools.count()
         self._closed = False
+        """No stream begins any more."""
+        self._aborting = False
+        """No step begins any more."""
 
     async def __aenter__(self) -> AsyncEngine:
         self._loop_task = asyncio.create_task(self._drive())
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
+    async def __aexit__(self, failure: type[BaseException] | None, *rest: object) -> None:
+        """Serve what was asked for to its end; where an exception leaves the context, abort it instead.
+
+        Streams without their last token then raise EngineError.
+        """
         self._closed = True
+        self._aborting = failure is not None
         self._wake.set()
         if self._loop_task is not None:
             await self._loop_task
+            await self._loop.run_in_executor(self._worker, self._abort_all)
         self._worker.shutdown()
+        self._deliver_to_all(EngineError("AsyncEngine was left before this stream had all its tokens."))
 
-    async def stream(self, prompt: Sequence[int], params: SamplingParams) -> AsyncIterator[Token]:
+    async def stream(self, prompt: TokenIds, params: SamplingParams) -> AsyncIterator[Token]:
         """Yield the request's tokens, those of its n sequences interleaved, until all have finished.
 
         Leaving the loop early aborts the request. Raises EngineError where it cannot be served.
@@ -71,17 +81,25 @@ class AsyncEngine:
         self._commands.append(command)
         self._wake.set()
 
-    def _add(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Runs in the worker; a refused request hears of it through its queue."""
+    def _add(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> None:
+        """Runs in the worker. Whatever is wrong with a request, only its own stream hears of it."""
         try:
             self.engine.add_request(request_id, prompt, params)
-        except EngineError as error:
+        except Exception as error:
             self._loop.call_soon_threadsafe(self._deliver, request_id, error)
+
+    def _abort_all(self) -> None:
+        """Runs in the worker, once no step is under way."""
+        self._run_commands()
+        for request_id in list(self._queues):
+            self.engine.abort(request_id)
 
     async def _drive(self) -> None:
         self._loop = asyncio.get_running_loop()
-        while not self._closed:
+        while not self._aborting:
             if not self._commands and not self.engine.has_work:
+                if self._closed:
+                    return
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -90,18 +108,24 @@ class AsyncEngine:
             except Exception as error:
                 # Nothing can go on after a failed step: every stream raises it.
                 self._closed = True
-                for request_id in list(self._queues):
-                    self._deliver(request_id, error)
+                self._deliver_to_all(error)
                 return
             for token in tokens:
                 self._deliver(token.request_id, token)
 
-    def _advance(self) -> list[Token]:
+    def _run_commands(self) -> None:
         while self._commands:
             self._commands.popleft()()
+
+    def _advance(self) -> list[Token]:
+        self._run_commands()
         return self.engine.step() if self.engine.has_work else []
 
     def _deliver(self, request_id: str, item: Token | Exception) -> None:
         queue = self._queues.get(request_id)
         if queue is not None:
             queue.put_nowait(item)
+
+    def _deliver_to_all(self, error: Exception) -> None:
+        for request_id in list(self._queues):
+            self._deliver(request_id, error)

@@ -5,44 +5,76 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backbench.errors import EngineError
+from backbench.options import option, settle
+
+MOST_TOKENS = 2**24
+"""Bound on a context and on the blocks of a pool: far above any model, and its products fit 64 bits."""
+MOST_STEP_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """Limits and switches of one engine. None = decided from the model and the device at start."""
 
-    block_size: int | None = None
-    """Tokens a KV block holds; None = 64 on a GPU, where kernels read longer runs, and 16 on a CPU. It does
-    not depend on the backend: kernels are compared on one KV layout."""
-    num_blocks: int | None = None
-    """KV blocks in the pool; None = what `kv_memory_fraction` of the device's free memory holds."""
-    kv_memory_fraction: float = 0.9
-    max_seqs: int = 256
-    """Sequences that may run at once."""
-    max_step_tokens: int = 8192
-    """Prompt tokens of one step, at most. Decodes, a token each, come on top: no prompt makes them wait."""
-    max_len: int | None = None
-    """Longest prompt + output; None = the model's context length."""
-    prefill_chunk: int | None = None
-    """Most prompt tokens of one request in one step; None = the step's budget."""
-    prefix_cache: bool = True
-    graphs: bool = True
-    """Capture decodes, and steps with few prompt tokens, in device graphs where the backend allows it."""
-    overlap: bool = True
-    """Schedule and launch step N + 1 before reading step N's tokens."""
-
-    @property
-    def max_batch_tokens(self) -> int:
-        """Tokens of the largest step."""
-        return self.max_step_tokens + self.max_seqs
+    block_size: int | None = option(
+        None,
+        "Tokens a KV block holds. It does not depend on the backend: kernels are compared on one KV layout.",
+        group="engine",
+        unset="64 on a GPU, where kernels read longer runs, 16 on a CPU",
+        minimum=1,
+        maximum=4096,
+    )
+    num_blocks: int | None = option(
+        None,
+        "KV blocks in the pool.",
+        group="engine",
+        unset="what the device's memory holds",
+        minimum=1,
+        maximum=MOST_TOKENS,
+    )
+    kv_memory_fraction: float = option(
+        0.9,
+        "Share of the device's memory the engine may take.",
+        group="engine",
+        metavar="P",
+        minimum=0.01,
+        maximum=1,
+    )
+    max_seqs: int = option(256, "Sequences that may run at once.", group="engine", minimum=1, maximum=2**16)
+    max_step_tokens: int = option(
+        8192,
+        "Prompt tokens of one step, at most. Decodes, a token each, come on top: no prompt makes them wait.",
+        group="engine",
+        unset="2048 on a CPU, 8192 on a GPU",
+        also=("max_num_batched_tokens",),
+        minimum=1,
+        maximum=MOST_STEP_TOKENS,
+    )
+    max_len: int | None = option(
+        None,
+        "Longest prompt + output, in tokens.",
+        group="engine",
+        unset="the model's context",
+        minimum=2,
+        maximum=MOST_TOKENS,
+    )
+    prefill_chunk: int | None = option(
+        None,
+        "Most prompt tokens of one request in one step.",
+        group="engine",
+        unset="the step's budget",
+        minimum=1,
+        maximum=MOST_STEP_TOKENS,
+    )
+    prefix_cache: bool = option(True, "Reuse the KV blocks of prompts that start alike.", group="engine")
+    graphs: bool = option(
+        True,
+        "Capture decodes, and steps with few prompt tokens, in device graphs where the backend allows it.",
+        group="engine",
+    )
+    overlap: bool = option(
+        True, "Schedule and launch step N + 1 before reading step N's tokens.", group="engine"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_seqs", "max_step_tokens"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("block_size", "num_blocks", "max_len", "prefill_chunk"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise EngineError(f"{name} must be at least 1, not {value}.")
-        if not 0 < self.kv_memory_fraction <= 1:
-            raise EngineError(f"kv_memory_fraction must lie in (0, 1], not {self.kv_memory_fraction}.")
+        settle(self, EngineError)

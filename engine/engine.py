@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,23 @@ import torch
 
 from backbench.backends.interface import Device, Selection
 from backbench.backends.registry import select
-from backbench.engine import limits as sizing
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
+from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
 from backbench.engine.models.decoder import Decoder, attention_specs
 from backbench.engine.models.weights import Weights
-from backbench.engine.request import Completion, SamplingParams, StepStats, Token
+from backbench.engine.request import (
+    Completion,
+    SamplingParams,
+    StepStats,
+    Token,
+    TokenIds,
+    as_token_ids,
+    shown,
+)
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
-from backbench.engine.scheduling.sequence import Sequence as TokenSequence
+from backbench.engine.scheduling.sequence import Sequence
 from backbench.engine.scheduling.stopping import StopWatcher
 from backbench.errors import EngineError
 
@@ -40,48 +48,37 @@ class Engine:
         decoder: Decoder,
         selection: Selection,
         config: EngineConfig,
+        limits: EngineLimits,
         *,
         weights: Weights,
         tokenizer: Any = None,
         max_steps_in_flight: int = 1,
     ) -> None:
-        """`config` must be realised: `block_size`, `num_blocks` and `max_len` decided (see `Engine.open`)."""
-        if config.num_blocks is None or config.max_len is None or config.block_size is None:
-            raise EngineError("Engine needs a realised config; use Engine.open.")
+        """`limits`: what `config` left open, decided; see `Engine.open`."""
         self.selection = selection
-        self.config = config
+        self.config = replace(
+            config, block_size=limits.block_size, num_blocks=limits.num_blocks, max_len=limits.max_len
+        )
+        """What was asked for, with the sizes that were left open."""
+        self.limits = limits
         self.model_config = decoder.config
         self.weights = weights
         self.tokenizer = tokenizer
         self.max_steps_in_flight = max_steps_in_flight
         self.decoder = decoder
-        self.pool = BlockPool(config.num_blocks, config.block_size, config.prefix_cache)
-        self.scheduler = Scheduler(
-            self.pool,
-            max_seqs=config.max_seqs,
-            max_step_tokens=config.max_step_tokens,
-            prefill_chunk=config.prefill_chunk,
-        )
-        self.runner = Runner(
-            decoder,
-            selection.operations,
-            num_blocks=config.num_blocks,
-            block_size=config.block_size,
-            num_rows=self.scheduler.num_rows,
-            max_seqs=config.max_seqs,
-            max_step_tokens=config.max_step_tokens,
-            max_batch_tokens=config.max_batch_tokens,
-            max_len=config.max_len,
-            device=selection.device.torch_device,
-            graphs=config.graphs,
-        )
+        self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache)
+        self.scheduler = Scheduler(self.pool, limits)
+        self.runner = Runner(decoder, selection.operations, limits, graphs=config.graphs)
         self.peak_blocks_used = 0
-        self._requests: dict[str, list[TokenSequence]] = {}
-        self._unforked: dict[str, TokenSequence] = {}
+        self._requests: dict[str, list[Sequence]] = {}
+        self._unforked: dict[str, Sequence] = {}
         """Requests with n > 1 whose prompt is not computed yet."""
         self._watchers: dict[tuple[str, int], StopWatcher] = {}
+        """By request and index, for as long as the sequence lives."""
         self._in_flight: deque[tuple[StepInFlight, int, int, int]] = deque()
         """Launched steps with (start ns, host ns so far, waiting requests after scheduling)."""
+        self._undelivered: list[Token] = []
+        """Tokens of other requests that became visible while `generate` served its own."""
         self._stats: list[StepStats] = []
         self._arrivals = 0
         self._steps = 0
@@ -108,25 +105,26 @@ class Engine:
         model = source.config
         on_cpu = device.torch_device.type == "cpu"
         dtype = dtype or (torch.float32 if on_cpu else model.dtype)
-        config = sizing.realise_limits(config or EngineConfig(), model, device)
-        assert config.max_len is not None and config.block_size is not None
-        limits = {
-            "block_size": config.block_size,
-            "max_seqs": config.max_seqs,
-            "max_tokens": config.max_batch_tokens,
-            "max_len": config.max_len,
-        }
-        specs = attention_specs(model, dtype=dtype, **limits)
-        selection = select(backend, device=device, specs=specs, dtype=dtype, overrides=overrides)
+        config = config or EngineConfig()
+        limits = realise_limits(config, model, device)
+        specs = attention_specs(model, dtype=dtype, limits=limits)
+        selection = select(
+            backend,
+            device=device,
+            specs=specs,
+            weights=model.spec.weight_specs(dtype),
+            dtype=dtype,
+            overrides=overrides,
+        )
         if weights is None:
             weights = source.load_weights(device.torch_device, dtype)
-        decoder = Decoder(model, weights, selection, dtype=dtype, **limits)
-        config = sizing.realise_pool(config, decoder, device)
+        decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits)
         overlapped = config.overlap and not on_cpu
         return cls(
             decoder,
             selection,
             config,
+            realise_pool(config, limits, decoder, device),
             weights=weights,
             tokenizer=tokenizer,
             max_steps_in_flight=2 if overlapped else 1,
@@ -134,20 +132,17 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """True while any request is unfinished or any step in flight."""
-        return bool(self._requests or self._in_flight)
+        """True while any request is unfinished, any step in flight or any token to be returned."""
+        return bool(self._requests or self._in_flight or self._undelivered)
 
-    def add_request(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
+    def add_request(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> None:
         """Queue a request of token ids. Raises EngineError where it can never be served."""
-        self._check(request_id, prompt, params)
-        sequence = TokenSequence(request_id, 0, prompt, params, self._arrivals)
+        token_ids = self._check(request_id, prompt, params)
+        sequence = self._new_sequence(request_id, 0, token_ids, params, self._arrivals)
         self._arrivals += 1
         self._requests[request_id] = [sequence]
         if params.n > 1:
             self._unforked[request_id] = sequence
-        if params.stop:
-            for index in range(params.n):
-                self._watchers[request_id, index] = StopWatcher(self.tokenizer, params.stop)
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
@@ -157,9 +152,14 @@ class Engine:
                 self.scheduler.finish(sequence, "abort")
             self._watchers.pop((request_id, sequence.index), None)
         self._unforked.pop(request_id, None)
+        self._undelivered = [token for token in self._undelivered if token.request_id != request_id]
+        self._land_the_last()
 
     def step(self) -> list[Token]:
         """Advance by one step; returns the tokens that became visible, at least one step's worth in order."""
+        if self._undelivered:
+            visible, self._undelivered = self._undelivered, []
+            return visible
         while len(self._in_flight) < self.max_steps_in_flight:
             if not self._launch():
                 break
@@ -170,30 +170,33 @@ class Engine:
                 )
             return []
         visible = self._land()
-        while self._in_flight and not self._requests:
-            self._land()
+        self._land_the_last()
         return visible
 
-    def generate(self, prompts: Iterable[Sequence[int]], params: SamplingParams) -> list[Completion]:
-        """Serve token-id prompts together and block until all are done; n completions a prompt, in order."""
+    def generate(self, prompts: Iterable[TokenIds], params: SamplingParams) -> list[Completion]:
+        """Serve token-id prompts together and block until all are done; n completions a prompt, in order.
+
+        Other requests are served meanwhile; their tokens are what `step` returns next.
+        """
         asked = {f"generate-{self._arrivals}-{i}": prompt for i, prompt in enumerate(prompts)}
         for request_id, prompt in asked.items():
             self._check(request_id, prompt, params)
-        for request_id, prompt in asked.items():
-            self.add_request(request_id, prompt, params)
+        others: list[Token] = []
         completions: dict[tuple[str, int], Completion] = {}
-        wanted = set(asked)
-        while not wanted.isdisjoint(self._requests):
-            for token in self.step():
-                if token.request_id not in wanted:
-                    continue
-                key = (token.request_id, token.sequence)
-                done = completions.setdefault(key, Completion(*key))
-                done.token_ids.append(token.token_id)
-                if token.logprob is not None and token.top_token is not None:
-                    done.logprobs.append(token.logprob)
-                    done.top_tokens.append(token.top_token)
-                done.finish_reason = token.finish_reason
+        try:
+            for request_id, prompt in asked.items():
+                self.add_request(request_id, prompt, params)
+            while not asked.keys().isdisjoint(self._requests):
+                for token in self.step():
+                    if token.request_id not in asked:
+                        others.append(token)
+                        continue
+                    key = (token.request_id, token.sequence)
+                    completions.setdefault(key, Completion(*key)).append(token)
+        finally:
+            for request_id in asked:
+                self.abort(request_id)
+            self._undelivered = others + self._undelivered
         for done in completions.values():
             if self.tokenizer is not None:
                 done.text = self.tokenizer.decode(done.token_ids)
@@ -209,20 +212,15 @@ class Engine:
         start = device_seconds()
         params = params or SamplingParams()
         sampled = params.temperature > 0
-        filtered = sampled and bool(params.top_k or params.top_p < 1 or params.min_p)
-        self.runner.capture(sampled=sampled, filtered=filtered, logprobs=params.logprobs)
-        capacity = min(self.config.max_len or 1, self.pool.num_blocks * self.pool.block_size)
+        self.runner.capture(sampled=sampled, filtered=sampled and params.filters, logprobs=params.logprobs)
+        capacity = min(self.limits.max_len, self.pool.num_blocks * self.pool.block_size)
         outputs = min(4, capacity - 1)
         if outputs > 0:
             short = replace(params, max_tokens=outputs, n=1, ignore_eos=True, forced_tokens=None, stop=())
             for batch in self._warm_up_batches(capacity - outputs):
                 self.generate(batch, short)
         self.reset_prefix_cache()
-        self._stats.clear()
-        self._steps = 0
-        self.scheduler.preemptions = 0
-        self.peak_blocks_used = 0
-        self.runner.graph_misses = 0
+        self.reset_counts()
         return device_seconds() - start
 
     def _warm_up_batches(self, longest: int) -> list[list[list[int]]]:
@@ -237,7 +235,7 @@ class Engine:
 
         batches = [[prompt(1, 1), prompt(33, 2)]]
         if self.selection.device.torch_device.type != "cpu":
-            budget, seqs = self.config.max_step_tokens, self.config.max_seqs
+            budget, seqs = self.limits.max_step_tokens, self.limits.max_seqs
             batches.append([prompt(budget, 3), prompt(budget, 4)])
             # One prompt fills a step; many more then join its decode, too many for one step.
             each = 2 * budget // seqs + 1
@@ -247,6 +245,14 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, so that a run starts cold."""
         self.pool.reset_prefix_cache()
+
+    def reset_counts(self) -> None:
+        """Forget statistics, counts and peaks of what was served, so that those of a run are its own."""
+        self._stats.clear()
+        self._steps = 0
+        self.scheduler.preemptions = 0
+        self.peak_blocks_used = 0
+        self.runner.graph_misses = 0
 
     def take_step_stats(self) -> list[StepStats]:
         """Statistics of the steps landed since the last call."""
@@ -272,32 +278,41 @@ class Engine:
             "kv_used_peak_bytes": per_block * self.peak_blocks_used,
         }
 
-    def _check(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
-        max_len, vocab = self.config.max_len or 0, self.model_config.vocab_size
+    def _check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
+        """The prompt's token ids; EngineError where the request can never be served."""
+        max_len, vocab = self.limits.max_len, self.model_config.vocab_size
+        if not isinstance(request_id, str):
+            raise EngineError(f"A request's id must be a string, not {shown(request_id)}.")
+        named = f"Request {shown(request_id)}"
         if request_id in self._requests:
-            raise EngineError(
-                f"Request {request_id!r} is already being served; give each request its own id."
-            )
-        if not prompt:
-            raise EngineError(f"Request {request_id!r} has an empty prompt; give at least one token.")
-        if not all(0 <= token < vocab for token in prompt):
-            raise EngineError(f"Request {request_id!r} has token ids outside the vocabulary of {vocab}.")
-        total = len(prompt) + params.max_tokens
+            raise EngineError(f"{named} is already being served; give each request its own id.")
+        token_ids = as_token_ids(prompt, f"{named}, prompt", vocab)
+        if not token_ids:
+            raise EngineError(f"{named} has an empty prompt; give at least one token.")
+        if params.forced_tokens is not None:
+            as_token_ids(params.forced_tokens, f"{named}, forced_tokens", vocab)
+        total = len(token_ids) + params.max_tokens
         if total > max_len:
             raise EngineError(
-                f"Request {request_id!r} needs {len(prompt)} + {params.max_tokens} tokens, more than the "
+                f"{named} needs {len(token_ids)} + {params.max_tokens} tokens, more than the "
                 f"context of {max_len}; shorten the prompt or max_tokens."
             )
         blocks = -(-(total - 1) // self.pool.block_size) + (params.n > 1)
         if blocks > self.pool.num_blocks:
             raise EngineError(
-                f"Request {request_id!r} needs {blocks} KV blocks, more than the whole pool of "
+                f"{named} needs {blocks} KV blocks, more than the whole pool of "
                 f"{self.pool.num_blocks}; raise --num-blocks or shorten the request."
             )
         if params.stop and self.tokenizer is None:
             raise EngineError(
                 "Stop strings need a tokenizer; open the engine with one, or use stop_token_ids."
             )
+        return token_ids
+
+    def _land_the_last(self) -> None:
+        """With no request left, land what is in flight: an engine without requests is idle."""
+        while self._in_flight and not self._requests:
+            self._land()
 
     def _launch(self) -> bool:
         start = time.perf_counter_ns()
@@ -341,19 +356,26 @@ class Engine:
         self._record(step, start, end, host_ns, waiting)
         return visible
 
-    def _fork_if_ready(self, parent: TokenSequence) -> None:
+    def _new_sequence(
+        self, request_id: str, index: int, prompt: TokenIds, params: SamplingParams, order: int
+    ) -> Sequence:
+        sequence = Sequence(request_id, index, prompt, params, order)
+        if params.stop:
+            self._watchers[request_id, index] = StopWatcher(self.tokenizer, params.stop)
+        return sequence
+
+    def _fork_if_ready(self, parent: Sequence) -> None:
         if self._unforked.get(parent.request_id) is not parent:
             return
         del self._unforked[parent.request_id]
         prompt = parent.token_ids[: parent.prompt_len]
         family = self._requests[parent.request_id]
         for index in range(1, parent.params.n):
-            child = TokenSequence(parent.request_id, index, prompt, parent.params, parent.order)
-            family.append(child)
+            family.append(self._new_sequence(parent.request_id, index, prompt, parent.params, parent.order))
         for child in reversed(family[1:]):
             self.scheduler.fork(parent, child)
 
-    def _stop_reason(self, sequence: TokenSequence, token: int) -> str | None:
+    def _stop_reason(self, sequence: Sequence, token: int) -> str | None:
         params = sequence.params
         if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
             return "stop"
@@ -363,7 +385,7 @@ class Engine:
             return "length"
         return None
 
-    def _finish(self, sequence: TokenSequence, reason: str) -> None:
+    def _finish(self, sequence: Sequence, reason: str) -> None:
         self.scheduler.finish(sequence, reason)
         self._watchers.pop((sequence.request_id, sequence.index), None)
         family = self._requests[sequence.request_id]

@@ -51,7 +51,7 @@ def teacher_forced(decoder: Decoder, ids: Sequence[int]) -> tuple[Tensor, Tensor
         raise EngineError(f"A sequence of {len(ids)} tokens predicts nothing; give at least 2.")
     device = decoder.device.torch_device
     tokens = torch.tensor(ids, dtype=torch.int64, device=device)
-    batch = whole_sequences([len(ids)], decoder.block_size, device)
+    batch = whole_sequences([len(ids)], decoder.limits.block_size, device)
     caches = decoder.new_caches(batch.block_table.shape[1])
     hidden = decoder.forward(tokens, torch.arange(len(ids), device=device), batch, caches)
     chosen, top = [], []

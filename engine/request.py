@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypeAlias
 
 from backbench.errors import EngineError
+
+TokenIds: TypeAlias = Sequence[int]
+"""Token ids in order: a prompt, say. The scheduler's `Sequence` is something else: one being generated."""
+
+
+MOST_SEQUENCES = 16384
+"""Sequences of one request: each is an object of the host's."""
+WHOLE_NUMBERS = (
+    ("max_tokens", 1, 2**31 - 1),
+    ("top_k", 0, 2**31 - 1),
+    ("n", 1, MOST_SEQUENCES),
+    ("seed", -(2**63), 2**64 - 1),
+)
+"""Fields of `SamplingParams` with the least and the greatest value that devices and hosts count with."""
+TEMPERATURES = (1e-30, 1e30)
+"""Logits are divided by these in fp32: beyond them, all become infinite or zero and the order is lost."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +33,7 @@ class SamplingParams:
 
     max_tokens: int = 16
     temperature: float = 0.0
-    """0 = greedy."""
+    """0 = greedy; otherwise 1e-30 to 1e30."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 = all."""
     top_p: float = 1.0
@@ -35,22 +54,68 @@ class SamplingParams:
     forced_tokens: tuple[int, ...] | None = None
     """Replay these output tokens instead of sampled ones: two backends then see identical batches."""
 
+    @property
+    def filters(self) -> bool:
+        """True when some tokens may not be drawn: a filter needs its own kernels."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
     def __post_init__(self) -> None:
+        for name, low, high in WHOLE_NUMBERS:
+            value = getattr(self, name)
+            if not is_number(value, Integral):
+                raise EngineError(f"{name} must be a whole number, not {shown(value)}.")
+            if not low <= value <= high:
+                raise EngineError(f"{name} must lie in {low} to {high}, not {shown(value)}.")
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            if not is_number(value, Real):
+                raise EngineError(f"{name} must be a number, not {shown(value)}.")
+        coldest, hottest = TEMPERATURES
         checks = (
-            (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}."),
-            (self.temperature >= 0, f"temperature must be 0 or more, not {self.temperature}."),
-            (self.top_k >= 0, f"top_k must be 0 (off) or more, not {self.top_k}."),
+            (
+                self.temperature == 0 or coldest <= self.temperature <= hottest,
+                f"temperature must be 0 (greedy) or lie in {coldest} to {hottest}, not {self.temperature}.",
+            ),
             (0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}."),
             (0 <= self.min_p < 1, f"min_p must lie in [0, 1), not {self.min_p}."),
-            (self.n >= 1, f"n must be at least 1, not {self.n}."),
             (
-                self.forced_tokens is None or len(self.forced_tokens) >= self.max_tokens,
-                f"forced_tokens must hold at least max_tokens ({self.max_tokens}) tokens.",
+                isinstance(self.stop, (tuple, list)) and all(s and isinstance(s, str) for s in self.stop),
+                f"stop must be a tuple of strings that are not empty, not {shown(self.stop)}.",
             ),
         )
         for holds, message in checks:
             if not holds:
                 raise EngineError(message)
+        as_token_ids(self.stop_token_ids, "stop_token_ids")
+        if self.forced_tokens is not None:
+            known = len(as_token_ids(self.forced_tokens, "forced_tokens"))
+            if known < self.max_tokens:
+                raise EngineError(
+                    f"forced_tokens must hold at least max_tokens ({self.max_tokens}) tokens, not {known}."
+                )
+
+
+def as_token_ids(values: Any, what: str, vocab_size: int | None = None) -> list[int]:
+    """`values` as plain integers, in the vocabulary if one is given; EngineError says `what` they are."""
+    try:
+        ids = array("q", list(values)).tolist()
+    except (TypeError, OverflowError):
+        raise EngineError(f"{what} must be token ids, whole numbers, not {shown(values)}.") from None
+    if ids and vocab_size is not None and not 0 <= min(ids) <= max(ids) < vocab_size:
+        wrong = next(token for token in ids if not 0 <= token < vocab_size)
+        raise EngineError(f"{what}: token id {wrong} is outside the vocabulary of {vocab_size}.")
+    return ids
+
+
+def is_number(value: Any, kind: type) -> bool:
+    """True for a number of this kind, `numbers.Real` say, of any library; truth values are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: however long it is, a line holds it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class Token(NamedTuple):
@@ -79,6 +144,14 @@ class Completion:
     top_tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     text: str | None = None
+
+    def append(self, token: Token) -> None:
+        """Add its next token."""
+        self.token_ids.append(token.token_id)
+        if token.logprob is not None and token.top_token is not None:
+            self.logprobs.append(token.logprob)
+            self.top_tokens.append(token.top_token)
+        self.finish_reason = token.finish_reason
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
 import traceback
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
-from backbench.errors import INTERRUPTED, BackbenchError
+from backbench.errors import INTERRUPTED, USAGE, BackbenchError
+from backbench.harness.commands.output import echo, error_line, flush, open_streams, silence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Replay a workload on the engine with one backend, and write a run directory."),
@@ -17,11 +23,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "Put two or more runs side by side."),
     "report": ("report", "Write one self-contained HTML report of one or more runs."),
     "verify": ("verify", "Recompute every number of a run from its tables."),
+    "recover": ("recover", "Make the record of a run that was killed, from what had finished."),
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
     "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),
     "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
-    "portability": ("portability", "Compile every Triton kernel for every GPU, against the best seen."),
+    "portability": ("portability", "Compile every kernel for every GPU, without one, against the best seen."),
     "tune": ("tune", "Measure which kernel launches are fastest for a model on this GPU, and keep them."),
     "backends": ("catalogues", "List the backends, and why one is unavailable here."),
     "env": ("env", "Describe this machine and the software on it."),
@@ -62,18 +69,19 @@ class BenchGroup(click.Group):
             return super().invoke(ctx)
         except click.exceptions.Exit:
             raise
+        except BrokenPipeError:  # whoever reads has seen enough
+            silence(1)
+            ctx.exit(0)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            _tell("interrupted")
             ctx.exit(INTERRUPTED)
         except Exception as fault:
-            from backbench.harness.faults import explained
-
-            error = fault if isinstance(fault, BackbenchError) else explained(fault)
+            error = _for_user(fault)
             if not isinstance(error, BackbenchError):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            _tell(error_line(str(error)))
             ctx.exit(error.exit_code)
 
 
@@ -87,21 +95,77 @@ def bench(debug: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point: click's usage errors too become one line and exit code 2."""
-    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    """The entry point: every way a command can end becomes at most one line and an exit code."""
+    open_streams()
+    _end_like_ctrl_c()
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # MKL, for one, ends a process that has none
+        _tell(error_line("The working directory no longer exists; change to another one."))
+        sys.exit(USAGE)
+    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    sys.exit(code)
 
 
 def run_command(arguments: list[str]) -> int:
-    """Run `bench` with these arguments and return its exit code."""
+    """Run `bench` with these arguments and return its exit code; click's usage errors are one line, too."""
+    code = _invoke(arguments)
+    try:
+        flush()
+    except OSError as error:
+        silence(1)
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            _tell(error_line(f"stdout cannot be written: {error.strerror}."))
+            return USAGE
+    return code
+
+
+def _invoke(arguments: list[str]) -> int:
     try:
         result = bench.main(arguments, prog_name="bench", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+        _tell(error_line(error.format_message()))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        _tell("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except SystemExit as stop:  # a command's own exit code
+        return stop.code if isinstance(stop.code, int) else 0
     return result if isinstance(result, int) else 0
+
+
+def _for_user(fault: Exception) -> Exception:
+    """The fault as one line where the user or the machine caused it; a defect stays what it is."""
+    from backbench.harness.faults import explained
+
+    if isinstance(fault, BackbenchError):
+        return fault
+    if isinstance(fault, OSError) and fault.errno is not None:
+        names = " and ".join(str(name) for name in (fault.filename, fault.filename2) if name is not None)
+        return BackbenchError(f"{names}: {fault.strerror}." if names else f"{fault.strerror}.")
+    return explained(fault)
+
+
+def _tell(line: str) -> None:
+    """A line on stderr; where that is full or gone, there is nobody to tell."""
+    try:
+        echo(line, err=True)
+    except OSError:
+        silence(2)
+
+
+def _end_like_ctrl_c() -> None:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that a run writes what it has measured."""
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        for descriptor in terminals:  # the terminal is gone, and writing to it would fail
+            silence(descriptor)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # nohup ignores SIGHUP, and Windows has none.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, hang_up)

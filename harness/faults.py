@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,11 @@ def explained(error: Exception) -> Exception:
         return HarnessError(
             "The device ran out of memory; lower --max-seqs, --max-step-tokens or --kv-memory-fraction."
         )
+    if _host_is_full(error):
+        return HarnessError(
+            "This machine ran out of memory; use a smaller model, or lower --num-blocks, --max-seqs or "
+            "--max-step-tokens."
+        )
     if not _from_triton(error):
         return error
     from backbench.errors import BackendError
@@ -29,6 +35,14 @@ def explained(error: Exception) -> Exception:
         f"The Triton kernel {kernel} does not compile or launch on this device ({_detail(error)}); "
         f"serve it by torch instead: {_advice(module)}."
     )
+
+
+def _host_is_full(error: Exception) -> bool:
+    """Python's and numpy's error, the system's, and torch's allocator, which raises a plain RuntimeError."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    said = ("you tried to allocate", "Cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def _from_triton(error: Exception) -> bool:
@@ -67,14 +81,9 @@ def _detail(error: Exception) -> str:
 
 
 def _advice(module: str) -> str:
-    """The option that takes the kernel's operation away from Triton."""
-    name = module.rpartition(".")[2]
-    if "attention" in name or name in ("kv_write", "fused_write"):
-        return "--attention torch"
-    if "gemm" in name:
-        return "--linear torch"
-    return (
-        "--ops torch"
-        if module.startswith("backbench.backends.triton.")
-        else "--attention, --linear or --ops torch"
-    )
+    """The option that takes the kernel's operation away from its backend."""
+    from backbench.backends.registry import kernel_operation
+
+    flags = {"attention": "--attention", "linear": "--linear", "operations": "--ops"}
+    flag = flags.get(kernel_operation(module) or "")
+    return f"{flag} torch" if flag else "--attention, --linear or --ops torch"

@@ -1,61 +1,252 @@
-"""What one `bench run` was asked for, checked at the edge."""
+"""What one `bench run` was asked for, from the command line, a configuration file or Python.
+
+    run_options({"workload": "sharegpt", "backend": "torch", "rate": 8, "max_seqs": 64})
+
+Every name is an option of RunOptions, of the workload's options or of the engine's configuration.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from backbench.engine.config import EngineConfig
 from backbench.errors import HarnessError
-from backbench.reports.metrics.compute import SLO_NAMES
+from backbench.options import DTYPES, Option, option, options_of, settle
+from backbench.workloads.options import OFFERS, WorkloadOptions
+
+GROUPS = {
+    "subject": "What is measured",
+    "load": "How requests are offered",
+    "requests": "What is requested",
+    "engine": "The engine",
+    "record": "What is judged and kept",
+}
+"""Group of options -> its heading in `bench run --help`; in a configuration file a group is a table."""
+LONGEST_FILE = 2**20
+"""Bytes of a configuration file."""
+
+
+def parse_slo(given: str | Mapping[str, Any]) -> dict[str, float]:
+    """Read "ttft=0.5,tpot=0.05" or {"ttft": 0.5} (seconds); raises HarnessError where it is malformed."""
+    from backbench.reports.metrics.compute import SLO_NAMES
+
+    form = ", ".join(f"{each}=SECONDS" for each in SLO_NAMES)
+    if isinstance(given, str):
+        pairs = [tuple(part.strip().split("=", 1)) for part in given.split(",")]
+    elif isinstance(given, Mapping):
+        pairs = list(given.items())
+    else:
+        raise HarnessError(f"--slo takes {form}; not {given!r}.")
+    limits: dict[str, float] = {}
+    for name, *value in pairs:
+        if name not in SLO_NAMES or not value:
+            raise HarnessError(f"--slo takes {form}; not {given!r}.")
+        if name in limits:
+            raise HarnessError(f"--slo names {name} twice; give one limit for it.")
+        try:
+            limits[name] = float(value[0])
+        except (TypeError, ValueError):
+            raise HarnessError(f"--slo {name} needs a number of seconds, not {value[0]!r}.") from None
+        if not 0 < limits[name] < math.inf:
+            raise HarnessError(f"--slo {name} must be a positive number of seconds, not {value[0]}.")
+    return limits
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """One experiment. None = decided from the workload, the model and the device, and then recorded."""
 
-    workload: str
-    backend: str
-    model: str = "tiny"
+    workload: str = option(
+        MISSING, "See `bench workloads`.", group="subject", short="-w", metavar="NAME|FILE"
+    )
+    backend: str = option(
+        MISSING, "See `bench backends`; or auto.", group="subject", short="-b", metavar="NAME"
+    )
+    model: str = option(
+        "tiny", "See `bench models`.", group="subject", short="-m", metavar="NAME|PATH|shape:NAME"
+    )
+    dtype: str | None = option(
+        None,
+        "Of weights, activations and the KV cache.",
+        group="subject",
+        unset="fp32 on a CPU, else the model's",
+        metavar="bf16|fp16|fp32",
+        choices=DTYPES,
+    )
+    device: str | None = option(
+        None,
+        "cpu, cuda or cuda:N; an AMD GPU is cuda, too.",
+        group="subject",
+        unset="the first GPU, else the CPU",
+        metavar="DEVICE",
+    )
+    attention: str | None = option(
+        None,
+        "Backend for attention alone; or prefill=NAME,decode=NAME.",
+        group="subject",
+        metavar="NAME",
+    )
+    linear: str | None = option(
+        None, "Backend for matrix multiplications alone.", group="subject", metavar="NAME"
+    )
+    ops: str | None = option(
+        None, "Backend for elementwise operations alone.", group="subject", metavar="NAME"
+    )
+    interpret: bool = option(
+        False, "Triton's interpreter on the CPU (correctness only, slow).", group="subject"
+    )
+    seed: int = option(0, "Fixes everything that is drawn.", group="load", minimum=0, maximum=2**63 - 1)
+    warmup: int | None = option(
+        None,
+        "Warm-up requests, none of them a measured prompt.",
+        group="load",
+        unset="the concurrency, or 16",
+        minimum=0,
+        maximum=2**16,
+    )
+    repeat: int = option(1, "Runs, each with a cold cache.", group="load", minimum=1, maximum=1000)
+    slo_s: dict[str, float] = option(
+        {},
+        "Limits in seconds (ttft, tpot, e2e) for goodput; may be repeated.",
+        name="slo",
+        group="record",
+        metavar="ttft=S,tpot=S",
+        read=parse_slo,
+    )
+    out: Path | None = option(
+        None,
+        "A new or empty directory.",
+        group="record",
+        short="-o",
+        unset="runs/TIME-WORKLOAD-BACKEND",
+        metavar="DIR",
+    )
     load: dict[str, Any] = field(default_factory=dict)
     """Fields of `workloads.options.WorkloadOptions` that were set: the rate, the concurrency, ..."""
-    seed: int = 0
-    warmup: int | None = None
-    """Warm-up requests before the measured ones."""
-    repeat: int = 1
-    out: Path | None = None
-    slo_s: dict[str, float] = field(default_factory=dict)
-    dtype: str | None = None
-    overrides: dict[str, str] = field(default_factory=dict)
-    """Operation -> backend that serves it instead."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Fields of `engine.config.EngineConfig` that were set."""
-    interpret: bool = False
     command: str = ""
     """As typed, redacted."""
 
     def __post_init__(self) -> None:
-        if self.warmup is not None and self.warmup < 0:
-            raise HarnessError(f"--warmup must be 0 or more, not {self.warmup}.")
-        if self.repeat < 1:
-            raise HarnessError(f"--repeat must be at least 1, not {self.repeat}.")
-        if self.seed < 0:
-            raise HarnessError(f"--seed must be 0 or more, not {self.seed}.")
+        settle(self, HarnessError)
+        for name, part in (("load", WorkloadOptions(**self.load)), ("engine", EngineConfig(**self.engine))):
+            object.__setattr__(self, name, {each: getattr(part, each) for each in getattr(self, name)})
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """Operation -> backend that serves it instead."""
+        named = {"attention": self.attention, "linear": self.linear, "operations": self.ops}
+        return {operation: name for operation, name in named.items() if name is not None}
+
+    def asked(self) -> dict[str, Any]:
+        """What was set and is not a default, by option name, as JSON takes it."""
+        found = {}
+        for declared, each in option_names().values():
+            held = {RunOptions: vars(self), WorkloadOptions: self.load, EngineConfig: self.engine}[declared]
+            value = held.get(each.field)
+            if each.field in held and value not in (each.default, None):
+                found[each.name] = str(value) if isinstance(value, Path) else value
+        return found
 
 
-def parse_slo(text: str) -> dict[str, float]:
-    """Read "ttft=0.5,tpot=0.05" (seconds) as a dict; raises HarnessError where it is malformed."""
-    limits: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = part.strip().partition("=")
-        if name not in SLO_NAMES or not equals:
-            raise HarnessError(
-                f"--slo takes {', '.join(f'{each}=SECONDS' for each in SLO_NAMES)}; not {part!r}."
-            )
-        try:
-            limits[name] = float(value)
-        except ValueError:
-            raise HarnessError(f"--slo {name} needs a number of seconds, not {value!r}.") from None
-        if not 0 < limits[name] < float("inf"):
-            raise HarnessError(f"--slo {name} must be a positive number of seconds, not {value}.")
-    return limits
+@cache
+def option_names() -> dict[str, tuple[type, Option]]:
+    """Name as typed, with underscores -> (the class that declares it, the option), in order of help."""
+    found = [
+        (declared, each)
+        for declared in (RunOptions, WorkloadOptions, EngineConfig)
+        for each in options_of(declared)
+        if each.group
+    ]
+    found.sort(key=lambda entry: list(GROUPS).index(entry[1].group))
+    return {each.name: (declared, each) for declared, each in found}
+
+
+def run_options(given: Mapping[str, Any], *, command: str = "") -> RunOptions:
+    """The options of a run from their flat names; None = not given.
+
+    Raises:
+        BackbenchError: an unknown name (the nearest is given), a missing or a wrong value.
+    """
+    held: dict[type, dict[str, Any]] = {RunOptions: {}, WorkloadOptions: {}, EngineConfig: {}}
+    for name, value in canonical(given).items():
+        declared, each = option_names()[name]
+        if value is not None:
+            held[declared][each.field] = value
+    for each in options_of(RunOptions):
+        if each.default is MISSING and each.field not in held[RunOptions]:
+            raise HarnessError(f"A run needs {each.flag} {each.metavar}. {each.help}")
+    return RunOptions(
+        **held[RunOptions], load=held[WorkloadOptions], engine=held[EngineConfig], command=command
+    )
+
+
+def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` by the options' own names; dashes may stand for underscores.
+
+    Raises:
+        HarnessError: an unknown name, or one option under two of its names.
+    """
+    other = {also: each.name for _, each in option_names().values() for also in each.also}
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        name = other.get(name, name)
+        if name not in option_names():
+            known = [*option_names(), *other]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise HarnessError(f"There is no option {key!r}; did you mean {near[0]}?")
+        if name in found:
+            raise HarnessError(f"{key!r} and another name of {name} are both given; give one of them.")
+        found[name] = value
+    return found
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The options of a TOML file by name: flat, or in a table for each of GROUPS.
+
+    Raises:
+        HarnessError: not to be read, not TOML, or an unknown option or table.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LONGEST_FILE + 1)
+        tables = tomllib.loads(content.decode("utf-8"))
+    except OSError as error:
+        raise HarnessError(f"--config {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise HarnessError(f"--config {path} is no TOML file: {error}.") from None
+    if len(content) > LONGEST_FILE:
+        raise HarnessError(f"--config {path} is longer than {LONGEST_FILE} bytes; it is no such file.")
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if key not in GROUPS or not isinstance(value, dict):
+            entries = {key: value}
+        else:
+            entries = value
+            for name in canonical(value):
+                if (group := option_names()[name][1].group) != key:
+                    raise HarnessError(f"In {path}, {name} belongs into [{group}], not into [{key}].")
+        if twice := flat.keys() & entries.keys():
+            raise HarnessError(f"{path} gives {min(twice)} twice.")
+        flat |= entries
+    for name, value in flat.items():
+        if isinstance(value, dict) and name.replace("-", "_") not in option_names():
+            raise HarnessError(f"{path} has an unknown table [{name}]; there are {', '.join(GROUPS)}.")
+    return canonical(flat)
+
+
+def over_file(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's options under those given; a way to offer requests replaces the file's whole way."""
+    given = {name: value for name, value in canonical(given).items() if value is not None}
+    ways = [way for way in OFFERS if way & given.keys()]
+    dropped = frozenset[str]().union(*(way for way in OFFERS if way not in ways)) if ways else frozenset()
+    return {name: value for name, value in canonical(file).items() if name not in dropped} | given

@@ -16,7 +16,7 @@ from backbench.harness.experiment import Observer
 from backbench.harness.replay import Progress
 
 if TYPE_CHECKING:
-    from backbench.harness.subjects.engine import EngineTarget
+    from backbench.harness.subjects.subject import ObservedTarget
 
 REFRESH_S = 0.2
 RATE_SPAN_S = 5.0
@@ -44,7 +44,7 @@ class Display(Observer):
         if self._console.is_terminal:
             self._console.print(f"[dim]{text} ...[/dim]")
 
-    def progress(self, progress: Progress, target: EngineTarget) -> None:
+    def progress(self, progress: Progress, target: ObservedTarget) -> None:
         now = time.monotonic()
         if not self._console.is_terminal or now < self._next:
             return
@@ -63,7 +63,7 @@ class Display(Observer):
             self._live = None
         self._recent.clear()
 
-    def _line(self, progress: Progress, target: EngineTarget) -> Any:
+    def _line(self, progress: Progress, target: ObservedTarget) -> Any:
         (first_s, first_tokens), (last_s, last_tokens) = self._recent[0], self._recent[-1]
         rate = (last_tokens - first_tokens) / (last_s - first_s) if last_s > first_s else 0.0
         line = Table.grid(padding=(0, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import hashlib
 import inspect
 import os
@@ -31,20 +33,73 @@ PACKAGES = (
     "flash-attn-3",
     "flash-attn-4",
     "fa3-fwd",
-    "aiter",
+    "amd-aiter",
 )
+
+_THREADS_DEVICES_LIBRARIES = """
+    OMP_NUM_THREADS OMP_WAIT_POLICY OMP_PROC_BIND OMP_PLACES OMP_DYNAMIC OMP_SCHEDULE
+    GOMP_SPINCOUNT GOMP_CPU_AFFINITY KMP_BLOCKTIME KMP_AFFINITY OPENBLAS_NUM_THREADS
+    MKL_NUM_THREADS MKL_DYNAMIC MKL_CBWR MKL_ENABLE_INSTRUCTIONS ONEDNN_MAX_CPU_ISA
+    ATEN_CPU_CAPABILITY DNNL_MAX_CPU_ISA ONEDNN_DEFAULT_FPMATH_MODE
+    CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING CUDA_MODULE_LOADING
+    CUDA_DEVICE_MAX_CONNECTIONS CUDA_CACHE_DISABLE CUDA_FORCE_PTX_JIT CUDA_SCALE_LAUNCH_QUEUES
+    HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HIP_LAUNCH_BLOCKING HIP_FORCE_DEV_KERNARG
+    HSA_OVERRIDE_GFX_VERSION HSA_NO_SCRATCH_RECLAIM GPU_MAX_HW_QUEUES NVIDIA_TF32_OVERRIDE
+    PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF PYTORCH_HIP_ALLOC_CONF
+    PYTORCH_NO_CUDA_MEMORY_CACHING PYTORCH_TUNABLEOP_ENABLED PYTORCH_TUNABLEOP_TUNING
+    PYTORCH_TUNABLEOP_FILENAME TORCH_ALLOW_TF32_CUBLAS_OVERRIDE TORCH_BLAS_PREFER_HIPBLASLT
+    TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL TORCH_CUDNN_V8_API_DISABLED
+    TORCH_SHOW_CPP_STACKTRACES TORCH_LOGS TORCH_COMPILE_DISABLE TORCHDYNAMO_DISABLE
+    CUBLAS_WORKSPACE_CONFIG CUBLASLT_WORKSPACE_SIZE CUBLAS_LOGINFO_DBG
+    TRITON_INTERPRET TRITON_CACHE_DIR TRITON_DEBUG TRITON_ALWAYS_COMPILE TRITON_PTXAS_PATH
+    TRITON_F32_DEFAULT TRITON_DISABLE_LINE_INFO TRITON_KERNEL_DUMP TRITON_OVERRIDE_DIR
+    TRITON_PRINT_AUTOTUNING TRITON_HIP_USE_BLOCK_PINGPONG AMDGCN_USE_BUFFER_OPS DISABLE_LLVM_OPT
+    MALLOC_ARENA_MAX MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ LD_PRELOAD
+"""
+VARIABLES = frozenset(_THREADS_DEVICES_LIBRARIES.split())
+"""Environment variables a record may keep: what changes what the libraries compute, or how fast."""
 
 
 def redact(text: str) -> str:
-    """`text` without this machine's name, home directories, user name and UUIDs."""
-    home = str(Path.home())
-    if len(home) > 1:
-        text = text.replace(home, "~")
-    text = re.sub(r"/(home|Users)/[^/\s]+", "~", text)
-    for name in {socket.gethostname(), socket.getfqdn(), platform.node()}:
-        if name and name != "localhost":
-            text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "<host>", text)
+    """`text` without this machine's name, home directories, the user's name and UUIDs."""
+    for home in _homes():
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    text = re.sub(r"(?i)(?<!\w)[a-z]:[\\/]+Users[\\/]+[^\\/\s'\"]+", "~", text)
+    text = re.sub(r"/(home|Users)/[^/\s'\"]+", "~", text)
+    for name in {socket.gethostname(), socket.getfqdn(), platform.node()} - {"", "localhost"}:
+        text = _without_word(text, name, "<host>")
+    for name in _users():
+        text = _without_word(text, name, "<user>")
     return re.sub(r"\b(GPU-|MIG-)?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b", "<serial>", text)
+
+
+def redacted(value: Any) -> Any:
+    """`value`, plain data of a record, with every text in it redacted."""
+    if isinstance(value, dict):
+        return {key: redacted(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(each) for each in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def _homes() -> list[str]:
+    """This account's home directories, longest first; an account may have none."""
+    found = {os.environ.get("HOME", ""), os.environ.get("USERPROFILE", "")}
+    with contextlib.suppress(RuntimeError):  # neither a variable nor an account says where
+        found.add(str(Path.home()))
+    return sorted((home.rstrip("/\\") for home in found if len(home) > 1), key=len, reverse=True)
+
+
+def _users() -> set[str]:
+    """Names of this account, but for those that are everyone's."""
+    found = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME")}
+    with contextlib.suppress(OSError, KeyError, ImportError):  # an account without an entry has no name
+        found.add(getpass.getuser())
+    return found - {"", "root"}
+
+
+def _without_word(text: str, word: str, instead: str) -> str:
+    return re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", instead, text)
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -103,9 +158,8 @@ def software() -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Set variables that change what the libraries compute or how fast."""
-    names = re.compile(r"(TRITON|TORCH|PYTORCH|CUDA|HIP|ROCR|OMP|GOMP|MKL|NVIDIA_TF32|CUBLAS)(_|$)")
-    return {name: redact(value) for name, value in sorted(os.environ.items()) if names.match(name)}
+    """Those of `VARIABLES` that are set, redacted. Others may hold anything, a token too."""
+    return {name: redact(os.environ[name]) for name in sorted(VARIABLES) if name in os.environ}
 
 
 def source_hash(implementation: object) -> str:

@@ -114,10 +114,17 @@ def _interruptible() -> Iterator[_Interrupt]:
 class _Run:
     """One replay in progress. Warm-up and measured requests share the target and the bookkeeping."""
 
-    def __init__(self, target: Target, clock: Clock, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        clock: Clock,
+        on_progress: Callable[[Progress], None] | None,
+        on_trace: Callable[[Trace], None] | None,
+    ) -> None:
         self.target = target
         self.clock = clock
         self.on_progress = on_progress
+        self.on_trace = on_trace
         self.flying: dict[int, Trace] = {}
         self.start_ns: int | None = None
         self.done = 0
@@ -130,6 +137,8 @@ class _Run:
             self.start_ns = intended_ns
         self.flying[trace.request.id] = trace
         trace.sent_ns = self.target.submit(trace.request)
+        if self.on_trace is not None:
+            self.on_trace(trace)
 
     def poll(self, deadline_ns: int | None) -> list[int]:
         """Advance the target; returns when each slot became free."""
@@ -147,6 +156,8 @@ class _Run:
                 del self.flying[event.request_id]
                 freed.append(event.time_ns)
                 self.done += measured
+                if self.on_trace is not None:
+                    self.on_trace(trace)
         if self.on_progress is not None:
             elapsed_s = 0.0 if self.start_ns is None else (self.clock() - self.start_ns) / 1e9
             self.on_progress(Progress(self.done, self.total, self.output_tokens, len(self.flying), elapsed_s))
@@ -187,6 +198,7 @@ def replay(
     warmup: Sequence[Request] = (),
     clock: Clock = time.perf_counter_ns,
     on_progress: Callable[[Progress], None] | None = None,
+    on_trace: Callable[[Trace], None] | None = None,
 ) -> Replay:
     """Offer every request at its intended time and stamp every token.
 
@@ -198,11 +210,13 @@ def replay(
     Ctrl-C ends the replay between two polls, a second one inside the target: what is in flight is dropped,
     and what was measured is returned with `interrupted` set. An error of the target ends it too; it is
     returned as `failure` beside what was measured until then.
+
+    `on_trace` is called with each request once it was sent and once it ended; it must return at once.
     """
     if not workload.requests:
         raise HarnessError("The workload holds no requests.")
     mode = mode_of(workload)
-    run = _Run(target, clock, on_progress)
+    run = _Run(target, clock, on_progress, on_trace)
     run.total = len(workload.requests)
     before = [Trace(request) for request in warmup]
     traces = [Trace(request) for request in workload.requests]

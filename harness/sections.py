@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from backbench.harness import provenance
 from backbench.harness.faults import explained
 from backbench.harness.options import RunOptions
 from backbench.harness.replay import Replay
-from backbench.reports.metrics.requests import Context
 
 if TYPE_CHECKING:
     from backbench.backends.interface import Selection
@@ -22,15 +21,25 @@ Tuning = Mapping[str, str | None]
 """Shape -> why it runs on a written default; None = on a measured launch."""
 
 
-def run_section(options: RunOptions, done: Replay, started: datetime, index: int) -> dict[str, Any]:
-    """`status` is how the replay ended; `error` what ended a failed one, redacted."""
-    section = {
+def run_section(options: RunOptions, index: int) -> dict[str, Any]:
+    """Who the run is, before it is replayed; `index` counts the runs of a series."""
+    return {
         "uuid": str(uuid.uuid4()),
-        "utc": started.isoformat(timespec="seconds"),
-        "start_unix_ns": done.start_unix_ns,
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": options.command,
+        "asked": {
+            name: provenance.redact(value) if isinstance(value, str) else value
+            for name, value in options.asked().items()
+        },
         "seed": options.seed,
         "repeat": index,
+    }
+
+
+def ending(done: Replay) -> dict[str, Any]:
+    """How the replay ended: `status`, and the redacted `error` of a failed one."""
+    section = {
+        "start_unix_ns": done.start_unix_ns,
         "status": "interrupted" if done.interrupted else "complete",
     }
     if done.failure is not None:
@@ -40,14 +49,14 @@ def run_section(options: RunOptions, done: Replay, started: datetime, index: int
     return section
 
 
-def workload_section(workload: Workload, context: Context) -> dict[str, Any]:
+def workload_section(workload: Workload, ideal_prefix_hit_ratio: float | None) -> dict[str, Any]:
     """What was offered."""
     return {
         "name": workload.name,
         "parameters": workload.parameters,
         "content_hash": workload.content_hash,
         "notes": list(workload.notes),
-        "ideal_prefix_hit_ratio": context.ideal_prefix_hit_ratio,
+        "ideal_prefix_hit_ratio": ideal_prefix_hit_ratio,
     }
 
 
@@ -69,23 +78,21 @@ def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
 
 def portability(selection: Selection) -> dict[str, Any] | None:
     """Where the kernels that ran would also compile; None where none of them is ours to compile."""
-    from backbench.backends.aot.baseline import RATCHET, read_ratchet, summary
+    from backbench.backends.aot.baseline import read_baseline, summary
 
-    if not any("triton" in name for name in selection.used.values()):
+    stored = [read_baseline(kernels.baseline) for kernels in selection.kernels]
+    if not stored:
         return None
-    stored = read_ratchet(RATCHET)
-    return {"triton": stored["triton"], "ran_on": selection.device.arch, "targets": summary(stored["rows"])}
+    rows = {key: row for each in stored for key, row in each["rows"].items()}
+    return {"triton": stored[0]["triton"], "ran_on": selection.device.arch, "targets": summary(rows)}
 
 
 def tuned(engine: Engine) -> dict[str, str | None]:
     """Operation -> "tuned", "untuned: ..." or None where the backend has nothing to tune."""
-    from backbench.harness.kernels.linear import weight_shapes
-
     selection, dtype, device = engine.selection, engine.decoder.dtype, engine.selection.device
-    weights = set(weight_shapes(engine.model_config).values())
     return {
         "attention": tuning_text(selection.attention.tuning(spec, device) for spec in engine.decoder.runners),
-        "linear": tuning_text(selection.linear.tuning(n, k, dtype, device) for n, k in sorted(weights)),
+        "linear": tuning_text(selection.linear.tuning(spec, device) for spec in selection.weights),
         "operations": tuning_text([selection.operations.tuning(dtype, device)]),
     }
 

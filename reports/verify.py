@@ -18,7 +18,6 @@ from backbench.reports.metrics.metric import ABSENT, Metric
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
-from backbench.reports.record import sign as sign
 
 RELATIVE = 1e-9
 """Sums in another order may differ in the last digits; no edit a reader would notice is this small."""

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backbench.errors import WorkloadError
+from backbench.errors import WorkloadError, shown
+from backbench.workloads.trace import LATEST_NS
 
 RATE_KINDS = ("constant", "poisson", "gamma", "weibull")
 """Processes that take `rate`; the others carry their rates in their spec."""
@@ -49,17 +50,23 @@ class Arrivals:
         kind = self.spec.partition(":")[0]
         if self.spec in RATE_KINDS:
             if self.rate is None:
-                raise WorkloadError(f"arrival '{self.spec}' needs a rate; give --rate REQUESTS_PER_SECOND.")
+                raise WorkloadError(
+                    f"arrival {shown(self.spec)} needs a rate; give --rate REQUESTS_PER_SECOND."
+                )
             check_rate(self.rate)
             self._check_cv()
         elif kind in PROFILE_FORMS:
             if self.rate is not None or self.cv is not None:
-                raise WorkloadError(f"arrival '{self.spec}' has its own rates; leave out --rate and --cv.")
+                raise WorkloadError(
+                    f"arrival {shown(self.spec)} has its own rates; leave out --rate and --cv."
+                )
             _profile(self.spec)
         else:
             valid = [*RATE_KINDS, *PROFILE_FORMS]
             near = difflib.get_close_matches(kind, valid, n=2) or valid
-            raise WorkloadError(f"unknown arrival process '{self.spec}'; did you mean {' or '.join(near)}?")
+            raise WorkloadError(
+                f"unknown arrival process {shown(self.spec)}; did you mean {' or '.join(near)}?"
+            )
 
     def _check_cv(self) -> None:
         needed = self.spec in ("gamma", "weibull")
@@ -69,15 +76,32 @@ class Arrivals:
             raise WorkloadError(f"arrival '{self.spec}' takes no --cv; use gamma or weibull.")
 
     def times_ns(self, generator: np.random.Generator, count: int) -> list[int]:
-        """`count` arrival times in ns, from 0, in order. Prefix-stable in `count`."""
+        """`count` arrival times in ns, from 0, in order. Prefix-stable in `count`.
+
+        WorkloadError where the last one would lie beyond LATEST_NS.
+        """
         if self.spec in RATE_KINDS:
             assert self.rate is not None
-            gaps_ns = np.rint(self._gaps(generator, max(count - 1, 0)) * (1e9 / self.rate)).astype(np.int64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                gaps = np.rint(self._gaps(generator, max(count - 1, 0)) * (1e9 / self.rate))
+            self._require_in_time(bool(gaps.sum() < LATEST_NS), count)
             # Whole ns are summed, so a last-bit difference between two machines' log() stays in one gap.
-            return [0, *np.cumsum(gaps_ns).tolist()][:count]
+            return [0, *np.cumsum(gaps.astype(np.int64)).tolist()][:count]
         unit = np.concatenate([[0.0], np.cumsum(generator.standard_exponential(max(count - 1, 0)))])[:count]
-        seconds = _invert(_profile(self.spec), unit)
+        integral = _profile(self.spec)
+        with np.errstate(all="ignore"):
+            expected = integral(np.array([LATEST_NS / 1e9]))[0]
+        self._require_in_time(count == 0 or bool(expected >= unit[-1]), count)
+        seconds = _invert(integral, unit)
         return (np.rint(seconds * 1e6).astype(np.int64) * 1000).tolist()
+
+    def _require_in_time(self, in_time: bool, count: int) -> None:
+        # NaN compares as False: numbers too small or too large to compute with are refused, too.
+        if not in_time:
+            raise WorkloadError(
+                f"arrival {shown(self.spec)} would take more than 146 years to send {count} requests, or has "
+                "numbers too extreme to compute with; raise its rate."
+            )
 
     def _gaps(self, generator: np.random.Generator, count: int) -> NDArray[np.float64]:
         """Gaps of mean 1."""
@@ -120,11 +144,11 @@ def _profile(spec: str) -> Integral:
     except ValueError:
         numbers = []
     if not numbers or not all(math.isfinite(number) and 0 <= number <= 1e9 for number in numbers):
-        raise WorkloadError(f"arrival '{spec}' is malformed; write it as {PROFILE_FORMS[kind]}.")
+        raise WorkloadError(f"arrival {shown(spec)} is malformed; write it as {PROFILE_FORMS[kind]}.")
     built = {"ramp": _ramp, "steps": _steps, "bursts": _bursts, "sine": _sine}[kind](numbers)
     if built is None:
         raise WorkloadError(
-            f"arrival '{spec}' has the wrong numbers or never sends; write it as {PROFILE_FORMS[kind]}."
+            f"arrival {shown(spec)} has the wrong numbers or never sends; write it as {PROFILE_FORMS[kind]}."
         )
     return built
 

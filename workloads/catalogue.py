@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backbench.errors import WorkloadError
+from backbench.errors import WorkloadError, shown
 from backbench.workloads import sources
+from backbench.workloads.draft import OFFER_OPTIONS, TRACE_OPTIONS, Draft
 from backbench.workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
 from backbench.workloads.readers.detect import detect
-from backbench.workloads.realise import Draft, realise
+from backbench.workloads.readers.text import is_file
+from backbench.workloads.realise import realise
 from backbench.workloads.request import Workload
-
-_OFFERS = frozenset({"num_requests", "rate", "arrival", "cv", "concurrency", "all_at_once"})
-_TRACE = _OFFERS | {"time_scale", "window_s", "sample", "sessions"}
-_TICKS = _TRACE | {"tick"}
-_SHAREGPT = _OFFERS | {"dataset"}
-_SYNTHETIC = _OFFERS | {"input_lengths", "output_lengths", "shared_prefix", "turns"}
 
 
 @dataclass(frozen=True)
@@ -52,35 +48,35 @@ def names() -> list[CatalogueEntry]:
             "sharegpt",
             "ShareGPT chats: real lengths with synthetic tokens, or real text from --dataset FILE",
             closed,
-            _SHAREGPT,
+            OFFER_OPTIONS | {"dataset"},
             sources.sharegpt,
         ),
         CatalogueEntry(
             "azure-conv",
             "Azure LLM inference trace 2023, conversation: lengths and arrival times, 5.5 requests/s",
             timed,
-            _TRACE,
-            sources.packed_trace,
+            TRACE_OPTIONS,
+            sources.packed_azure_trace,
         ),
         CatalogueEntry(
             "azure-code",
             "Azure LLM inference trace 2023, coding: long prompts, short answers, bursts and silences",
             timed,
-            _TRACE,
-            sources.packed_trace,
+            TRACE_OPTIONS,
+            sources.packed_azure_trace,
         ),
         CatalogueEntry(
             "mooncake",
             "Mooncake conversation trace: 12k-token prompts that share prefixes, 3.4 requests/s",
             timed | {"tick": "spread"},
-            _TICKS,
-            sources.packed_trace,
+            TRACE_OPTIONS | {"tick"},
+            sources.packed_mooncake_trace,
         ),
         CatalogueEntry(
             "synthetic",
             "drawn lengths, with optional shared prefixes and multi-turn sessions",
             closed | lengths,
-            _SYNTHETIC,
+            OFFER_OPTIONS | {"input_lengths", "output_lengths", "shared_prefix", "turns"},
             lambda _, options: sources.synthetic(options),
         ),
         CatalogueEntry(
@@ -112,17 +108,11 @@ def make(name_or_file: str, options: WorkloadOptions | None = None) -> Workload:
         options.require_accepted(name_or_file, entry.options)
         return realise(entry.make(name_or_file, options), options)
     path = Path(name_or_file)
-    if _is_file(path):
-        return realise(_from_file(path, options), options)
+    if is_file(path):
+        found = detect(path)
+        options.require_accepted(path.name, found.options)
+        return realise(found.draft(path, options), options)
     raise WorkloadError(_unknown(name_or_file))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        # Too long, or in a folder that may not be read: nothing that could be opened.
-        return False
 
 
 def _entry(name: str) -> CatalogueEntry | None:
@@ -133,22 +123,12 @@ def _entry(name: str) -> CatalogueEntry | None:
     return None
 
 
-def _from_file(path: Path, options: WorkloadOptions) -> Draft:
-    found = detect(path)
-    if found == "sharegpt":
-        options.require_accepted(path.name, _OFFERS)
-        return sources.sharegpt(path.name, replace(options, dataset=path))
-    if found == "openai":
-        options.require_accepted(path.name, _OFFERS | {"time_scale"})
-        return sources.openai_file(path, options)
-    options.require_accepted(path.name, _TICKS if found == "mooncake" else _TRACE)
-    return sources.trace_file(path, found, options)
-
-
 def _unknown(name: str) -> str:
     known = [entry.name for entry in names()]
     if "/" in name or Path(name).suffix:
-        return f"no workload and no file '{name}'; give one of {', '.join(known)}, or an existing file."
+        return (
+            f"no workload and no file {shown(name, 80)}; give one of {', '.join(known)}, or an existing file."
+        )
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}, and files."
-    return f"unknown workload '{name}'; {hint}"
+    return f"unknown workload {shown(name, 80)}; {hint}"

@@ -5,7 +5,7 @@
     normal:MEAN:STD[:MAX]         rounded
     lognormal:MEDIAN:SIGMA[:MAX]  exp(N(ln MEDIAN, SIGMA)), rounded
     zipf:EXPONENT:MAX             P(k) ~ k^-EXPONENT over 1..MAX
-    empirical:A,B,C | empirical:FILE   one of the values, each line of FILE one value
+    empirical:A,B,C | empirical:FILE   one of the values, each line of FILE (plain or gzipped) one value
 
 Lengths are at least 1 and, where MAX is given, at most MAX.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backbench.errors import WorkloadError
+from backbench.errors import WorkloadError, shown
+from backbench.workloads.readers.text import MAXIMUM_TOKENS, is_file, read_lines
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
@@ -48,14 +50,16 @@ def parse_lengths(spec: str) -> Lengths:
     if kind not in _FORMS:
         near = difflib.get_close_matches(kind, [*_FORMS, "empirical"], n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(_FORMS)} or empirical."
-        raise WorkloadError(f"unknown length distribution '{kind}' in '{spec}'; {hint}")
+        raise WorkloadError(f"unknown length distribution {shown(kind)}; {hint}")
     form, required, build = _FORMS[kind]
     values = _numbers(spec, rest, form)
     optional = form.count("[")
     if not required <= len(values) <= required + optional:
-        raise WorkloadError(f"length spec '{spec}' has {len(values)} numbers; write it as {form}.")
+        raise WorkloadError(f"length spec {shown(spec)} has {len(values)} numbers; write it as {form}.")
     if not _in_range(kind, values):
-        raise WorkloadError(f"length spec '{spec}' is out of range; write it as {form}, lengths at least 1.")
+        raise WorkloadError(
+            f"length spec {shown(spec)} is out of range; write it as {form}, lengths at least 1."
+        )
     maximum = int(values[required]) if len(values) > required else None
     return Lengths(spec, build(values), maximum)
 
@@ -73,32 +77,43 @@ def _numbers(spec: str, rest: str, form: str) -> list[float]:
     try:
         values = [float(part) for part in rest.split(":")]
     except ValueError:
-        raise WorkloadError(f"length spec '{spec}' has something that is no number; write {form}.") from None
+        raise WorkloadError(
+            f"length spec {shown(spec)} has something that is no number; write {form}."
+        ) from None
     if not all(math.isfinite(value) and abs(value) < 2**31 for value in values):
-        raise WorkloadError(f"length spec '{spec}' has a number out of range; write it as {form}.")
+        raise WorkloadError(f"length spec {shown(spec)} has a number out of range; write it as {form}.")
     return values
 
 
 def _empirical(spec: str, rest: str) -> Lengths:
     if "," in rest or rest.isdigit():
-        parts = rest.split(",")
-        places = [f"value {i + 1} of '{spec}'" for i in range(len(parts))]
+        values = [_listed(spec, place, part) for place, part in enumerate(rest.split(","), 1)]
     else:
-        path = Path(rest)
-        try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise WorkloadError(f"cannot read the lengths in '{rest}': {error}.") from None
-        numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        parts = [line for _, line in numbered]
-        places = [f"{path}, line {number}, field length" for number, _ in numbered]
-    for place, part in zip(places, parts, strict=True):
-        if not part.strip().isascii() or not part.strip().isdigit() or int(part) < 1:
-            raise WorkloadError(f"{place}: '{part.strip()}' is no whole number of at least 1.")
-    if not parts:
-        raise WorkloadError(f"length spec '{spec}' has no values; write empirical:A,B,C or empirical:FILE.")
-    values = np.array([int(part) for part in parts], dtype=np.float64)
-    return Lengths(spec, lambda generator, count: values[generator.integers(len(values), size=count)])
+        values = _from_file(spec, rest)
+    drawn = np.array(values, dtype=np.float64)
+    return Lengths(spec, lambda generator, count: drawn[generator.integers(len(drawn), size=count)])
+
+
+def _listed(spec: str, place: int, part: str) -> int:
+    digits = part.strip()
+    # Nine digits reach MAXIMUM_TOKENS; a number of thousands of them is not even tried.
+    if not re.fullmatch(r"[0-9]{1,9}", digits) or not 1 <= int(digits) <= MAXIMUM_TOKENS:
+        problem = f"{shown(digits)} is no whole number between 1 and {MAXIMUM_TOKENS}."
+        raise WorkloadError(f"value {place} of {shown(spec)}: {problem}")
+    return int(digits)
+
+
+def _from_file(spec: str, name: str) -> list[int]:
+    path = Path(name)
+    if not is_file(path):
+        # A folder, a pipe, a device without end: nothing that holds a list of values.
+        raise WorkloadError(
+            f"length spec {shown(spec)} names no list and no file; write empirical:A,B,C or empirical:FILE."
+        )
+    values = [place.whole("length", line, 1) for place, line in read_lines(path) if line.strip()]
+    if not values:
+        raise WorkloadError(f"{shown(name, 150)} holds no lengths; write one whole number a line.")
+    return values
 
 
 def _zipf(values: list[float]) -> Draw:

@@ -1,106 +1,180 @@
-"""What a user may ask of a workload, and how its requests are offered. Validation lives here, at the edge."""
+"""What a user may ask of a workload, and of the way its requests are offered."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backbench.errors import WorkloadError
-from backbench.workloads.arrivals import Arrivals, check_rate
+from backbench.options import option, options_of, settle
+
+if TYPE_CHECKING:
+    from backbench.workloads.arrivals import Arrivals
 
 DEFAULT_CONCURRENCY = 16
 """Closed loop, where neither a rate nor a concurrency nor recorded times decide."""
+MOST_REQUESTS = 1_000_000
+LEAST_TEMPERATURE = 1e-3
+"""Near it sampling is greedy already; far below it, divided logits overflow fp32."""
+LONGEST_S = 1e9
+"""Bound on times within a trace."""
 
 
 @dataclass(frozen=True)
 class WorkloadOptions:
     """None everywhere means: the workload's own default. Lengths are in tokens."""
 
-    num_requests: int | None = None
-    seed: int = 0
-    """Fixes everything that is drawn."""
-    vocab_size: int = 32_000
-    """Token ids are below it."""
-    max_len: int | None = None
-    """The model's context: prompt and output together; None = unlimited."""
-    rate: float | None = None
-    """Open loop at this many requests per second."""
-    arrival: str | None = None
-    """See workloads/arrivals.py; "poisson" where only a rate is given."""
-    cv: float | None = None
-    """Coefficient of variation of the gaps, for gamma and weibull arrivals."""
-    concurrency: int | None = None
-    """Closed loop with this many requests in flight."""
-    time_scale: float | None = None
-    """Recorded times multiplied by this: 0.5 is twice as fast."""
-    all_at_once: bool = False
-    dataset: str | Path | None = None
-    """A ShareGPT_V3 file for `sharegpt`."""
+    num_requests: int | None = option(
+        None,
+        "Measured requests.",
+        group="load",
+        short="-n",
+        unset="48 on a CPU, 512 on a GPU, all of a file",
+        minimum=1,
+        maximum=MOST_REQUESTS,
+    )
+    rate: float | None = option(
+        None, "Open loop at R requests a second.", group="load", metavar="R", minimum=1e-6, maximum=1e6
+    )
+    arrival: str | None = option(
+        None,
+        "With --rate: poisson, constant, gamma or weibull. With rates of its own: ramp:FROM:TO:SECONDS, "
+        "steps:RATE@SECONDS,RATE@SECONDS,..., bursts:RATE:ON_S:OFF_S or sine:MEAN:AMPLITUDE:PERIOD_S.",
+        group="load",
+        unset="poisson",
+        metavar="KIND",
+    )
+    cv: float | None = option(
+        None,
+        "With --arrival gamma or weibull: the gaps' coefficient of variation; 1 is Poisson, above 1 bursts.",
+        group="load",
+        metavar="CV",
+        minimum=0.05,
+        maximum=20,
+    )
+    concurrency: int | None = option(
+        None,
+        "Closed loop with N requests in flight.",
+        group="load",
+        unset="16 on a CPU, 64 on a GPU",
+        minimum=1,
+        maximum=2**16,
+    )
+    time_scale: float | None = option(
+        None,
+        "A trace's own times, multiplied by X: 0.5 is twice as fast.",
+        group="load",
+        metavar="X",
+        above=0,
+        maximum=1e6,
+    )
+    all_at_once: bool = option(False, "Every request at time zero.", group="load")
+    dataset: Path | None = option(
+        None, "Real text for sharegpt, in ShareGPT_V3 form.", group="requests", metavar="FILE"
+    )
+    temperature: float | None = option(
+        None,
+        f"0 is greedy; otherwise at least {LEAST_TEMPERATURE}.",
+        group="requests",
+        unset="the workload's own",
+        metavar="T",
+        minimum=0,
+        maximum=100,
+    )
+    input_lengths: str | None = option(
+        None, "synthetic: prompt lengths, such as uniform:100:1024.", group="requests", metavar="SPEC"
+    )
+    output_lengths: str | None = option(None, "synthetic: output lengths.", group="requests", metavar="SPEC")
+    shared_prefix: str | None = option(
+        None,
+        "synthetic: each prompt starts with one of GROUPS prefixes of TOKENS tokens.",
+        group="requests",
+        metavar="GROUPSxTOKENS",
+    )
+    turns: int | None = option(
+        None,
+        "synthetic: turns a session, each repeating the session so far.",
+        group="requests",
+        minimum=1,
+        maximum=1000,
+    )
+    tick: str | None = option(
+        None,
+        "mooncake: what to do with its 3 s ticks.",
+        group="requests",
+        unset="spread",
+        metavar="spread|literal",
+        choices={"spread": "spread", "literal": "literal"},
+    )
+    window_s: tuple[float, float] | None = option(
+        None,
+        "Keep a trace's arrivals in [START, END) seconds.",
+        name="window",
+        group="requests",
+        metavar="START END",
+        minimum=0,
+        maximum=LONGEST_S,
+    )
+    sample: float | None = option(
+        None,
+        "Keep this fraction of a trace's requests (whole sessions, where it has them).",
+        group="requests",
+        metavar="P",
+        above=0,
+        maximum=1,
+    )
+    sessions: int | None = option(
+        None, "Keep a trace's first N sessions.", group="requests", minimum=1, maximum=MOST_REQUESTS
+    )
+    clip: bool | None = option(
+        None,
+        "Shorten requests that exceed the context instead of refusing them.",
+        group="requests",
+        unset="on for traces of lengths",
+    )
+    # What follows from the run and its model.
+    seed: int = option(0, "Fixes everything that is drawn.", minimum=0, maximum=2**63 - 1)
+    vocab_size: int = option(32_000, "Token ids are below it.", minimum=1, maximum=2**31)
+    max_len: int | None = option(
+        None, "The model's context: prompt and output together; None = unlimited.", minimum=2
+    )
     tokenize: Callable[[str], list[int]] | None = field(default=None, compare=False)
     """Turns text into token ids; needed by data sets of text."""
-    input_lengths: str | None = None
-    """A spec of workloads/lengths.py, for `synthetic`."""
-    output_lengths: str | None = None
-    temperature: float | None = None
-    shared_prefix: str | None = None
-    """GROUPSxTOKENS: each prompt starts with one of GROUPS prefixes of TOKENS tokens (`synthetic`)."""
-    turns: int | None = None
-    """Turns a session, each repeating the session so far (`synthetic`)."""
-    tick: str | None = None
-    """Mooncake: "spread" (default) over the 3 s tick, or "literal"."""
-    window_s: tuple[float, float] | None = None
-    """Keep a trace's arrivals in [start, end) seconds."""
-    sample: float | None = None
-    """Keep this fraction of a trace's requests (whole sessions, where it has them)."""
-    sessions: int | None = None
-    """Keep a trace's first sessions only."""
-    clip: bool | None = None
-    """Shorten requests to `max_len` instead of refusing them; on by default for traces of lengths."""
 
     def __post_init__(self) -> None:
-        for name in ("num_requests", "concurrency", "turns", "sessions", "vocab_size"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("seed", self.seed, 0)
-        _at_least("max_len", self.max_len, 2)
-        if self.rate is not None:
-            check_rate(self.rate)
-        if self.time_scale is not None and not 0 < self.time_scale <= 1e6:
-            raise WorkloadError(f"--time-scale must be above 0 and at most 1e6, not {self.time_scale:g}.")
-        if self.sample is not None and not 0 < self.sample <= 1:
-            raise WorkloadError(f"--sample must be a fraction in (0, 1], not {self.sample:g}.")
-        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise WorkloadError(f"--temperature must be 0 or more, not {self.temperature:g}.")
-        if self.tick not in (None, "spread", "literal"):
-            raise WorkloadError(f"--tick must be spread or literal, not '{self.tick}'.")
-        if self.window_s is not None and not 0 <= self.window_s[0] < self.window_s[1] < 1e9:
+        settle(self, WorkloadError)
+        if self.temperature is not None and 0 < self.temperature < LEAST_TEMPERATURE:
+            raise WorkloadError(
+                f"--temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE}, not {self.temperature:g}."
+            )
+        if self.window_s is not None and not self.window_s[0] < self.window_s[1]:
             start, end = self.window_s
-            raise WorkloadError(f"--window must be START < END in seconds from 0, not {start:g} to {end:g}.")
+            raise WorkloadError(f"--window must be START < END, not {start:g} to {end:g}.")
 
     def require_accepted(self, workload: str, accepted: frozenset[str]) -> None:
         """WorkloadError when an option is set that the workload would have to ignore."""
-        for option in fields(self):
-            if option.name in accepted or option.name in _ALWAYS:
+        typed = {each.field: each.flag for each in options_of(type(self))}
+        for each in fields(self):
+            if each.name in accepted or each.name in _ALWAYS:
                 continue
-            if getattr(self, option.name) != option.default:
-                usable = ", ".join(flag(name) for name in sorted(accepted))
-                raise WorkloadError(f"workload '{workload}' takes no {flag(option.name)}; it takes {usable}.")
+            if getattr(self, each.name) != each.default:
+                usable = ", ".join(typed[name] for name in sorted(accepted))
+                raise WorkloadError(f"workload '{workload}' takes no {typed[each.name]}; it takes {usable}.")
 
 
 # Properties of the model and the run, which every workload may use or not need.
 _ALWAYS = frozenset({"seed", "vocab_size", "max_len", "tokenize", "temperature", "clip"})
 
 
-def flag(name: str) -> str:
-    """An option's name as it is typed: `window_s` is --window."""
-    return "--" + name.removesuffix("_s").replace("_", "-")
-
-
-def _at_least(name: str, value: int | None, minimum: int) -> None:
-    if value is not None and value < minimum:
-        raise WorkloadError(f"{flag(name)} must be at least {minimum}, not {value}.")
+OFFERS = (
+    frozenset({"rate", "arrival", "cv"}),
+    frozenset({"concurrency"}),
+    frozenset({"time_scale"}),
+    frozenset({"all_at_once"}),
+)
+"""The ways to offer requests, by their options; they exclude each other."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +215,8 @@ def choose_offer(options: WorkloadOptions, *, has_times: bool, all_at_once: bool
     if len(named) > 1:
         raise WorkloadError(f"{' and '.join(named)} exclude each other; give one of them.")
     if options.rate is not None or options.arrival is not None:
+        from backbench.workloads.arrivals import Arrivals  # numpy, which help does not wait for
+
         return Offer("open_loop", arrivals=Arrivals(options.arrival or "poisson", options.rate, options.cv))
     if options.cv is not None:
         raise WorkloadError("--cv needs --arrival gamma or weibull and a --rate.")

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 from backbench.errors import WorkloadError
+from backbench.workloads.draft import Draft
 from backbench.workloads.options import Offer, WorkloadOptions
 from backbench.workloads.request import Request, Workload
 from backbench.workloads.streams import stream
 from backbench.workloads.tokens import TokenSource, content_hash
-from backbench.workloads.trace import TraceRow
+from backbench.workloads.trace import LATEST_NS, TraceRow
 from backbench.workloads.transform import clip_lengths, scale_time
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A workload before it has tokens and times."""
-
-    name: str
-    rows: list[TraceRow]
-    offer: Offer
-    source: dict[str, Any]
-    """Where the rows come from, for the record."""
-    transformations: list[dict[str, Any]] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
-    temperature: float = 0.0
-    """Where neither the options nor the row name one."""
-    clip: bool = False
-    """Whether clipping is the default here."""
 
 
 def realise(draft: Draft, options: WorkloadOptions) -> Workload:
@@ -82,7 +63,15 @@ def realise(draft: Draft, options: WorkloadOptions) -> Workload:
 def _arrivals_ns(offer: Offer, rows: list[TraceRow], seed: int) -> list[int]:
     if offer.arrivals is not None:
         return offer.arrivals.times_ns(stream(seed, "arrivals"), len(rows))
-    return [row.arrival_ns if offer.mode == "trace" else 0 for row in rows]
+    if offer.mode != "trace":
+        return [0] * len(rows)
+    for index, row in enumerate(rows):
+        if row.arrival_ns >= LATEST_NS:
+            raise WorkloadError(
+                f"request {index} arrives more than 146 years after the start; check the trace's times and "
+                "--time-scale."
+            )
+    return [row.arrival_ns for row in rows]
 
 
 def _temperature(options: WorkloadOptions, row: TraceRow, draft: Draft) -> float:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LATEST_NS = 2**62
+"""Arrivals lie below it, 146 years after the start: the content hash and the record keep them as int64."""
+
 
 @dataclass(frozen=True)
 class Segment:

@@ -14,7 +14,6 @@ from backbench.workloads.streams import stream
 from backbench.workloads.trace import TraceRow
 
 Record = dict[str, Any]
-MOONCAKE_TICK_NS = 3_000_000_000
 
 
 def scale_time(rows: Iterable[TraceRow], factor: float) -> tuple[Iterator[TraceRow], Record]:
@@ -71,9 +70,7 @@ def limit_sessions(rows: Iterable[TraceRow], limit: int) -> tuple[Iterator[Trace
     return kept(), {"kind": "session_limit", "sessions": limit}
 
 
-def spread_ticks(
-    rows: Iterable[TraceRow], seed: int, tick_ns: int = MOONCAKE_TICK_NS
-) -> tuple[Iterator[TraceRow], Record]:
+def spread_ticks(rows: Iterable[TraceRow], seed: int, tick_ns: int) -> tuple[Iterator[TraceRow], Record]:
     """Move each arrival by a uniform time within its tick, keeping the order within the tick.
 
     A trace recorded on ticks and replayed literally makes bursts that never happened.

@@ -1,28 +1,26 @@
 """Every kernel compiled for every GPU without one: what it takes there, and whether that got worse.
 
-A `KernelCase` compiles one kernel as its backend would launch it. `compile_all` runs cases in processes of
+A backend's `KernelCase`s are launches as it would start them. `compile_all` compiles them in processes of
 their own, and `regressions` holds the rows against the best seen so far.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backbench.backends.aot.compile import SHARED_LIMIT_BYTES, TARGETS, Resources
+from backbench.backends import registry
+from backbench.backends.aot.compile import SHARED_LIMIT_BYTES, TARGETS, compile_launch
+from backbench.backends.interface import KernelCase, Kernels
 from backbench.errors import BackendError
 
-CASE_MODULES = ("backbench.backends.triton.kernel_cases",)
-"""Modules with a `cases() -> list[KernelCase]`."""
-RATCHET = Path(__file__).parent.parent / "triton" / "portability.json"
-"""The best seen of every row, and the compiler it was seen with."""
 ARITHMETIC = (
     ("16-bit", re.compile(r"kind::f16")),  # Blackwell's instruction takes fp16 and bf16 alike
     ("fp8", re.compile(r"kind::f8f6f4")),
@@ -37,26 +35,11 @@ ARITHMETIC = (
 
 
 @dataclass(frozen=True)
-class KernelCase:
-    """One kernel at one dtype and launch configuration."""
-
-    kernel: str
-    """Like "attention/decode"; unique together with `dtype`."""
-    dtype: str
-    matrix: bool
-    """True when the kernel's work is a matrix product, so that plain multiply-adds are a fault."""
-    build: Callable[[str], Resources]
-    """Compiles for a target of `backends.aot.compile.TARGETS`."""
-    refuses: Callable[[str], list[str]] = field(default=lambda target: [])
-    """Why the backend would not launch it on a target; empty = it would."""
-
-
-@dataclass(frozen=True)
 class PortabilityRow:
     """One kernel on one target."""
 
     kernel: str
-    dtype: str
+    variant: str
     target: str
     registers: int | None = None
     spill_bytes: int | None = None
@@ -71,19 +54,37 @@ class PortabilityRow:
 
     @property
     def key(self) -> str:
-        """Names the row in the ratchet file."""
-        return f"{self.kernel} {self.dtype} {self.target}"
+        """Names the row in the baseline file."""
+        return f"{self.kernel} {self.variant} {self.target}"
 
 
-def all_cases() -> list[KernelCase]:
-    """Every case of every module; kernels are imported, so not under Triton's interpreter.
+def kernels_of(backends: Sequence[str] = ()) -> dict[str, Kernels]:
+    """Name -> kernels of the backends named, or of all that launch some; each set once.
 
     Raises:
-        BackendError: two cases share a name.
+        BackendError: a backend cannot be imported, or one named launches no kernels.
     """
-    found = [case for module in CASE_MODULES for case in importlib.import_module(module).cases()]
-    names = [(case.kernel, case.dtype) for case in found]
-    twice = sorted({f"{kernel} {dtype}" for kernel, dtype in names if names.count((kernel, dtype)) > 1})
+    found: dict[str, Kernels] = {}
+    for name in backends or registry.names():
+        kernels = registry.load(name).kernels
+        if kernels is None and backends:
+            raise BackendError(f"Backend {name!r} launches no Triton kernels; leave it out.")
+        if kernels is not None and kernels not in found.values():  # rocm launches triton's
+            found[name] = kernels
+    return found
+
+
+def all_cases(backend: str) -> list[KernelCase]:
+    """Every case of the backend; its kernels are imported, so not under Triton's interpreter.
+
+    Raises:
+        BackendError: the backend launches no Triton kernels, or two cases for one target share a name.
+    """
+    found = kernels_of([backend])[backend].cases()
+    names = Counter(
+        f"{case.kernel} {case.variant} {target}" for case in found for target in case.targets or TARGETS
+    )
+    twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise BackendError(f"Two kernel cases are named {', '.join(twice)}; rename one.")
     return found
@@ -91,11 +92,11 @@ def all_cases() -> list[KernelCase]:
 
 def compile_row(case: KernelCase, target: str) -> PortabilityRow:
     """Compile one case; a failure becomes the row's problem."""
-    row = PortabilityRow(case.kernel, case.dtype, target)
+    row = PortabilityRow(case.kernel, case.variant, target)
     if reasons := case.refuses(target):
         return replace(row, refused="; ".join(reasons))
     try:
-        found = case.build(target)
+        found = compile_launch(case.launch(target), target)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         return replace(row, problem=f"does not compile: {type(error).__name__}: {first[:160]}")
@@ -125,16 +126,20 @@ def arithmetic(instruction: str) -> str:
 
 
 def compile_all(
+    backend: str,
     targets: Sequence[str] = TARGETS,
     *,
     matching: str = "",
     processes: int = 2,
     progress: Callable[[PortabilityRow], None] = lambda row: None,
 ) -> list[PortabilityRow]:
-    """Every case whose "KERNEL DTYPE" contains `matching`, on every target, `processes` at a time.
+    """Every case of `backend` whose "KERNEL VARIANT" contains `matching`, on each of its targets.
+
+    Args:
+        processes: compilers at a time.
 
     Raises:
-        BackendError: an unknown target.
+        BackendError: an unknown backend or target, or no such case.
     """
     for target in targets:
         if target not in TARGETS:
@@ -146,7 +151,11 @@ def compile_all(
     try:
         context = multiprocessing.get_context("spawn")
         with context.Pool(processes) as pool:
-            jobs = [(target, part, processes, matching) for target in targets for part in range(processes)]
+            jobs = [
+                (backend, target, part, processes, matching)
+                for target in targets
+                for part in range(processes)
+            ]
             for found in pool.imap(_compile_part, jobs):
                 for row in found:
                     progress(row)
@@ -156,13 +165,19 @@ def compile_all(
             del os.environ["TRITON_INTERPRET"]
         else:
             os.environ["TRITON_INTERPRET"] = before
-    return sorted(rows, key=lambda row: (row.kernel, row.dtype, TARGETS.index(row.target)))
+    if not rows:
+        raise BackendError(f"No kernel of {backend} is named like {matching!r} on {', '.join(targets)}.")
+    return sorted(rows, key=lambda row: (row.kernel, row.variant, TARGETS.index(row.target)))
 
 
-def _compile_part(job: tuple[str, int, int, str]) -> list[PortabilityRow]:
+def _compile_part(job: tuple[str, str, int, int, str]) -> list[PortabilityRow]:
     """Every n-th case for one target: dealt out so that the slow kernels are spread."""
-    target, part, parts, matching = job
-    chosen = [case for case in all_cases() if matching in f"{case.kernel} {case.dtype}"]
+    backend, target, part, parts, matching = job
+    chosen = [
+        case
+        for case in all_cases(backend)
+        if target in (case.targets or TARGETS) and matching in f"{case.kernel} {case.variant}"
+    ]
     return [compile_row(case, target) for case in chosen[part::parts]]
 
 
@@ -183,7 +198,7 @@ def regressions(rows: Iterable[PortabilityRow], best: Mapping[str, Mapping[str, 
             yield f"{row.key}: no matrix instruction, {seen['matrix_instructions']} before"
 
 
-def read_ratchet(file: Path) -> dict[str, Any]:
+def read_baseline(file: Path) -> dict[str, Any]:
     """{"triton": version, "rows": {key: facts}}; empty where there is no file yet.
 
     Raises:
@@ -196,12 +211,12 @@ def read_ratchet(file: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BackendError(f"{file} is not JSON ({error}); restore it or run with --update.") from error
     if not isinstance(stored, dict) or not {"triton", "rows"} <= set(stored):
-        raise BackendError(f"{file} is no ratchet file; restore it or run with --update.")
+        raise BackendError(f"{file} is no baseline file; restore it or run with --update.")
     return stored
 
 
 def summary(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """Target -> counts over the rows of a ratchet file, for a reader who wants one line a target.
+    """Target -> counts over the rows of a baseline file, for a reader who wants one line a target.
 
     "kernels" were compiled, "refused" are not launched there, "problems" cannot run, "spilling" use slow
     memory for registers, by at most "most_spill_bytes" a thread.
@@ -220,7 +235,7 @@ def summary(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]
     return found
 
 
-def ratchet(
+def better(
     rows: Iterable[PortabilityRow], best: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """`best` with every row that can run and is new, or takes no more than it did."""
@@ -228,5 +243,7 @@ def ratchet(
     for row in rows:
         if not list(regressions([row], best)):
             facts = asdict(row)
-            kept[row.key] = {name: facts[name] for name in facts if name not in ("kernel", "dtype", "target")}
+            kept[row.key] = {
+                name: facts[name] for name in facts if name not in ("kernel", "variant", "target")
+            }
     return dict(sorted(kept.items()))

@@ -15,21 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from backbench.backends.interface import KernelLaunch
 from backbench.errors import BackendError
 
 SHARED_LIMIT_BYTES = {
     "sm80": 163 * 1024,
+    "sm86": 99 * 1024,
     "sm89": 99 * 1024,
     "sm90": 227 * 1024,
     "sm100": 227 * 1024,
+    "sm103": 227 * 1024,
     "sm120": 99 * 1024,
+    "sm121": 99 * 1024,
     "gfx90a": 64 * 1024,
     "gfx942": 64 * 1024,
     "gfx950": 160 * 1024,
     "gfx1100": 64 * 1024,
+    "gfx1151": 64 * 1024,
     "gfx1201": 64 * 1024,
 }
-"""Target -> the largest shared memory (LDS) one block may use. The compiler never checks it."""
+"""Target -> the largest shared memory (LDS) one block may use. The compiler never checks it.
+
+NVIDIA: "Technical Specifications per Compute Capability" of the CUDA C++ Programming Guide, the maximum
+amount of shared memory per thread block. AMD: LDS per workgroup in the GPUs' ISA documents.
+"""
 
 TARGETS = tuple(SHARED_LIMIT_BYTES)
 
@@ -75,6 +86,60 @@ def gpu_target(name: str) -> Any:
     if name.startswith("sm"):
         return GPUTarget("cuda", int(name[2:]), 32)
     return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+
+
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int64: "i64",
+    torch.int32: "i32",
+}
+"""torch's dtypes as Triton's signatures name them."""
+
+
+def signature(launch: KernelLaunch) -> dict[str, str]:
+    """Argument -> Triton type of those that are not `tl.constexpr`: "*bf16", "i32", "fp32", ..."""
+    names = [name for name in launch.kernel.arg_names if name not in launch.constants]
+    return {name: _type(argument) for name, argument in zip(names, launch.arguments, strict=True)}
+
+
+def _type(argument: Any) -> str:
+    if isinstance(argument, bool):
+        return "i1"
+    if isinstance(argument, int):
+        return "i32" if -(2**31) <= argument < 2**31 else "i64"
+    if isinstance(argument, float):
+        return "fp32"
+    box = getattr(argument, "block_shape", None)
+    if box is None:
+        return f"*{TYPES[argument.dtype]}"
+    return f"tensordesc<{TYPES[argument.base.dtype]}[{','.join(map(str, box))}]>"
+
+
+def compile_launch(launch: KernelLaunch, target: str) -> Resources:
+    """Compile what `launch` would start, specialised on its arguments as Triton does when it starts.
+
+    Raises:
+        BackendError: the kernel was decorated in interpreter mode, or the target is unknown.
+    """
+    kinds = signature(launch)
+    constants = dict(launch.constants)
+    divisible = []
+    unspecialised = {each.name for each in getattr(launch.kernel, "params", ()) if each.do_not_specialize}
+    for name, argument in zip(list(kinds), launch.arguments, strict=True):
+        if kinds[name].startswith("*"):
+            divisible += [name] if argument.data_ptr() % 16 == 0 else []
+        elif isinstance(argument, int) and name not in unspecialised:
+            if argument == 1:
+                constants[name] = 1
+                del kinds[name]
+            elif argument % 16 == 0:
+                divisible.append(name)
+    return compile_kernel(
+        launch.kernel, kinds, constants, target, divisible_by_16=tuple(divisible), **launch.options
+    )
 
 
 def compile_kernel(

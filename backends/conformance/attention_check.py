@@ -34,7 +34,7 @@ class AttentionChecker:
     def check(self, case: AttentionCase) -> CheckRow:
         """The row of one case; an exception from the backend is a wrong result."""
         name = str(case.spec.dtype).removeprefix("torch.")
-        if reasons := self.attention.supports(case.spec, self.device):
+        if reasons := self.attention.refusals(case.spec, self.device):
             return CheckRow("attention", case.name, name, Status.REFUSED, "; ".join(reasons))
         judge: dict[str, Callable[[AttentionCase, AttentionRunner], Finding]] = {
             "values": self._values,

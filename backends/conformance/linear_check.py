@@ -10,7 +10,7 @@ from backbench.backends.conformance import oracle
 from backbench.backends.conformance.finding import Finding
 from backbench.backends.conformance.matrix import CheckRow, Status
 from backbench.backends.conformance.tolerance import deviation, limit
-from backbench.backends.interface import Device, Linear, Scheme, Weight
+from backbench.backends.interface import Device, Linear, Scheme, Weight, WeightSpec
 
 SEED = 20261122
 
@@ -27,6 +27,10 @@ class LinearCase:
     @property
     def name(self) -> str:
         return f"m{self.m} n{self.n} k{self.k}" + (" bias" if self.bias else "")
+
+    def spec(self, dtype: torch.dtype) -> WeightSpec:
+        """The weight a backend is asked to serve."""
+        return WeightSpec("any", self.n, self.k, Scheme(), dtype)
 
 
 QUICK = (
@@ -55,7 +59,7 @@ class LinearChecker:
     def check(self, case: LinearCase, dtype: torch.dtype) -> CheckRow:
         """The row of one case; an exception from the backend is a wrong result."""
         name = str(dtype).removeprefix("torch.")
-        if reasons := self.linear.supports(Scheme(), case.n, case.k, dtype, self.device):
+        if reasons := self.linear.refusals(case.spec(dtype), self.device):
             return CheckRow("linear", case.name, name, Status.REFUSED, "; ".join(reasons))
         try:
             return self._values(case, dtype).row("linear", case.name, name)

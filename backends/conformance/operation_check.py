@@ -69,7 +69,7 @@ class OperationChecker:
     def check(self, case: OperationCase | SamplingCase, dtype: torch.dtype) -> CheckRow:
         """The row of one case; an exception from the backend is a wrong result."""
         name = str(dtype).removeprefix("torch.")
-        if reasons := self.operations.supports(dtype, self.device):
+        if reasons := self.operations.refusals(dtype, self.device):
             return CheckRow("operations", case.name, name, Status.REFUSED, "; ".join(reasons))
         try:
             if isinstance(case, SamplingCase):

@@ -40,7 +40,7 @@ class FlashAttention(Attention):
         ]
         return f"{self.name} ({present[0].label()})" if present else self.name
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         fitting = [library for library in self.libraries if library.made_for(device)]
         if not fitting and len(self.libraries) > 1:
             return [f"no library of the family has kernels for {device.arch}"]
@@ -56,5 +56,5 @@ class FlashAttention(Attention):
         for library in self.libraries:
             if not library.reasons(spec, device):
                 return library.open(spec, device)
-        reasons = "; ".join(self.supports(spec, device))
+        reasons = "; ".join(self.refusals(spec, device))
         raise BackendError(f"{self.name} attention cannot serve this: {reasons}; sdpa or torch would.")

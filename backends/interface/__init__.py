@@ -16,7 +16,8 @@ from backbench.backends.interface.attention import (
 )
 from backbench.backends.interface.backend import Backend, Selection
 from backbench.backends.interface.device import Device
-from backbench.backends.interface.linear import Linear, Scheme, Weight
+from backbench.backends.interface.kernels import KernelCase, KernelLaunch, Kernels
+from backbench.backends.interface.linear import Linear, Scheme, Weight, WeightSpec
 from backbench.backends.interface.operations import Operations, SamplingBatch
 from backbench.backends.interface.tuner import Config, Problem, Tuner
 
@@ -29,6 +30,9 @@ __all__ = [
     "Config",
     "Device",
     "GraphSupport",
+    "KernelCase",
+    "KernelLaunch",
+    "Kernels",
     "Linear",
     "Operations",
     "Problem",
@@ -39,4 +43,5 @@ __all__ = [
     "Selection",
     "Tuner",
     "Weight",
+    "WeightSpec",
 ]

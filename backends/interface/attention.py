@@ -155,12 +155,12 @@ class Attention(ABC):
     """The attentions it divides its work among, whose sources make its results too."""
 
     @abstractmethod
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         """Reasons this cannot serve `spec` on `device`; empty = it can."""
 
     @abstractmethod
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        """A runner for `spec`; raises BackendError with the reasons where `supports` names any."""
+        """A runner for `spec`; raises BackendError with the reasons where `refusals` names any."""
 
     def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
         """The name the record keeps; a backend over several libraries adds which one serves `spec`."""

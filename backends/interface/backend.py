@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from backbench.backends.interface.attention import Attention, AttentionSpec
 from backbench.backends.interface.device import Device
-from backbench.backends.interface.linear import Linear
+from backbench.backends.interface.kernels import Kernels
+from backbench.backends.interface.linear import Linear, WeightSpec
 from backbench.backends.interface.operations import Operations
 from backbench.backends.interface.tuner import Tuner
 
@@ -29,6 +30,8 @@ class Backend:
     """Pin -> attention: `--backend NAME:PIN` takes that one and no other."""
     tuner: Tuner | None = None
     """What `bench tune` measures; None = its launches are not tuned."""
+    kernels: Kernels | None = None
+    """The Triton kernels it launches, which `bench portability` compiles; None = it has none."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Selection:
     """Backends `auto` looked at and did not take, with the reasons."""
     spec: AttentionSpec | None = None
     """The model's first attention layer."""
+    weights: Sequence[WeightSpec] = ()
+    """The model's products, each once."""
+    kernels: tuple[Kernels, ...] = ()
+    """The Triton kernels of the backends that serve, each set once."""
 
     @property
     def used(self) -> dict[str, str]:

@@ -59,7 +59,11 @@ def detect(interpret: bool = False, prefer: str | None = None) -> Device:
         )
     if interpret or count == 0 or (wanted is not None and wanted.type == "cpu"):
         return cpu(interpret)
-    return gpu(wanted.index or 0 if wanted is not None else torch.cuda.current_device())
+    current = torch.cuda.current_device()
+    index = wanted.index or 0 if wanted is not None else current
+    if index != current:
+        torch.cuda.set_device(index)  # kernels are launched on the current one
+    return gpu(index)
 
 
 def gpu(index: int) -> Device:

@@ -24,6 +24,21 @@ class Scheme:
     sparse_2_4: bool = False
 
 
+@dataclass(frozen=True)
+class WeightSpec:
+    """One linear of a model, as a backend is asked for it: for every role, before any weight is loaded."""
+
+    role: str
+    """"qkv", "attention_output", "gate_up", "down" or "head"."""
+    n: int
+    """Output features."""
+    k: int
+    """Input features."""
+    scheme: Scheme
+    dtype: torch.dtype
+    """Of activations, and of a dense weight."""
+
+
 @dataclass
 class Weight:
     """A linear weight in the canonical layout every checkpoint format becomes before packing."""
@@ -33,6 +48,20 @@ class Weight:
     """[N, K]: output features by input features."""
     scale: Tensor | None = None
     zero: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it is stored as."""
+        return tuple(each for each in (self.q, self.scale, self.zero) if each is not None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Device bytes, scales and zero points included."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def spec(self, role: str) -> WeightSpec:
+        """What a backend is asked of it, with activations in the dtype it is stored in, as for dense ones."""
+        n, k = self.q.shape
+        return WeightSpec(role, n, k, self.scheme, self.q.dtype)
 
     def shard(self, dim: int, rank: int, world: int) -> Weight:
         """The `rank`-th of `world` equal parts along `dim` (0 = output features, 1 = input features)."""
@@ -50,8 +79,8 @@ class Linear(ABC):
     name: str
 
     @abstractmethod
-    def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
-        """Reasons this cannot serve an [n, k] weight of `scheme`; empty = it can."""
+    def refusals(self, spec: WeightSpec, device: Device) -> list[str]:
+        """Reasons this cannot serve `spec` on `device`; empty = it can."""
 
     @abstractmethod
     def pack(self, weight: Weight, device: Device) -> Any:
@@ -61,6 +90,6 @@ class Linear(ABC):
     def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         """x [M, K] times the weight's transpose, plus bias [N]: [M, N] in x's dtype."""
 
-    def tuning(self, n: int, k: int, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
-        """Shape -> why an [n, k] weight runs on a written default there, as `Attention.tuning`."""
+    def tuning(self, spec: WeightSpec, device: Device) -> dict[str, str | None] | None:
+        """Shape -> why the weight runs on a written default there, as `Attention.tuning`."""
         return None

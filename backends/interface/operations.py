@@ -37,7 +37,7 @@ class Operations(ABC):
     name: str
 
     @abstractmethod
-    def supports(self, dtype: torch.dtype, device: Device) -> list[str]:
+    def refusals(self, dtype: torch.dtype, device: Device) -> list[str]:
         """Reasons this set cannot run; empty = it can."""
 
     def tuning(self, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:

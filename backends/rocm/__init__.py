@@ -6,6 +6,7 @@ Compiled for, and checked against the released signatures of, machines that were
 from backbench.backends.interface import Backend
 from backbench.backends.rocm.attention import AiterAttention, RocmAttention
 from backbench.backends.rocm.linear import RocmLinear
+from backbench.backends.triton import KERNELS
 from backbench.backends.triton.attention import TritonAttention
 
 BACKEND = Backend(
@@ -15,4 +16,5 @@ BACKEND = Backend(
     linear=RocmLinear(),
     base="triton",
     variants={"aiter": AiterAttention(), "triton": TritonAttention()},
+    kernels=KERNELS,
 )

@@ -47,7 +47,7 @@ class AiterAttention(Attention):
     def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
         return f"{self.name} ({aiter.AITER.label()}; {NOT_RUN})"
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = aiter.absent(device)
         if spec.dtype not in (torch.bfloat16, torch.float16):
             reasons.append(f"dtype {spec.dtype} is not bfloat16 or float16")
@@ -66,7 +66,7 @@ class AiterAttention(Attention):
         return reasons
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        if reasons := self.supports(spec, device):
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"{self.name} attention cannot serve this: {'; '.join(reasons)}.")
         decode = aiter.AITER.function("aiter", "pa_fwd_asm", DECODE_KEYWORDS)
         prefill = aiter.AITER.function("aiter", "flash_attn_varlen_func", PREFILL_KEYWORDS)
@@ -80,27 +80,27 @@ class RocmAttention(Attention):
     candidates: tuple[Attention, ...] = (AiterAttention(), TritonAttention())
 
     def served_by(self, device: Device, spec: AttentionSpec | None = None) -> str:
-        fallen = self.candidates[0].supports(spec, device) if spec else aiter.absent(device)
+        fallen = self.candidates[0].refusals(spec, device) if spec else aiter.absent(device)
         return f"rocm ({self.candidates[bool(fallen)].served_by(device, spec)})"
 
     def tuning(self, spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
-        return self.candidates[bool(self.candidates[0].supports(spec, device))].tuning(spec, device)
+        return self.candidates[bool(self.candidates[0].refusals(spec, device))].tuning(spec, device)
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         if device.vendor != "amd":
             return [f"needs an AMD GPU, this is {device.name}; triton serves NVIDIA, torch anything"]
         reasons = []
         for candidate in self.candidates:
-            found = candidate.supports(spec, device)
+            found = candidate.refusals(spec, device)
             if not found:
                 return []
             reasons.append(f"{candidate.name}: {', '.join(found)}")
         return reasons
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        if reasons := self.supports(spec, device):
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"rocm attention cannot serve this: {'; '.join(reasons)}.")
-        serving = next(each for each in self.candidates if not each.supports(spec, device))
+        serving = next(each for each in self.candidates if not each.refusals(spec, device))
         return serving.open(spec, device)
 
 

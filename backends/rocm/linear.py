@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Device, Linear, Scheme, Weight
+from backbench.backends.interface import Device, Linear, Weight, WeightSpec
 from backbench.backends.rocm import aiter
 from backbench.backends.triton.linear import TritonLinear
 from backbench.errors import BackendError
@@ -36,14 +36,13 @@ class RocmLinear(Linear):
     def __init__(self) -> None:
         self.other = TritonLinear()
 
-    def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
+    def refusals(self, spec: WeightSpec, device: Device) -> list[str]:
         if device.vendor != "amd":
             return [f"needs an AMD GPU, this is {device.name}"]
-        return self.other.supports(scheme, n, k, dtype, device)
+        return self.other.refusals(spec, device)
 
     def pack(self, weight: Weight, device: Device) -> PackedLinear:
-        n, k = weight.q.shape
-        if reasons := self.supports(weight.scheme, n, k, weight.q.dtype, device):
+        if reasons := self.refusals(weight.spec("packed"), device):
             raise BackendError(f"rocm linear cannot serve this weight: {'; '.join(reasons)}.")
         if aiter.absent(device) or weight.q.dtype not in (torch.bfloat16, torch.float16):
             return PackedLinear(self.other.pack(weight, device), None)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch, Device
@@ -30,14 +29,14 @@ class SdpaAttention(TorchAttention):
 
     name = "sdpa"
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
-        reasons = super().supports(spec, device)
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
+        reasons = super().refusals(spec, device)
         if spec.softcap is not None:
             reasons.append("scaled_dot_product_attention has no softcap")
         return reasons
 
     def open(self, spec: AttentionSpec, device: Device) -> AttentionRunner:
-        if reasons := self.supports(spec, device):
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"sdpa attention cannot serve this: {'; '.join(reasons)}; torch would.")
         return SdpaRunner(spec, device)
 
@@ -49,6 +48,11 @@ class SdpaRunner(TorchRunner):
         super().__init__(spec, device)
         # In a bucket, the order of a sequence's sums depends on the others; on a CPU each runs alone.
         self.batch_invariant = device.torch_device.type == "cpu"
+        if not self.batch_invariant:
+            # Not at the top: it imports torch._dynamo, a second that listing backends need not wait for.
+            from torch.nn.attention.bias import causal_lower_right
+
+            self._lower_right = causal_lower_right
 
     def run(self, q: Tensor, cache: TorchCache, batch: Batch, out: Tensor) -> None:
         starts = batch.query_start[: batch.num_seqs + 1].tolist()
@@ -136,7 +140,7 @@ class SdpaRunner(TorchRunner):
         if q.device.type != "cpu" and self.spec.window is None:
             # The flash kernels know this mask by name; they are only chosen for equal head counts.
             keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
-            mask = causal_lower_right(n, length)
+            mask = self._lower_right(n, length)
             return scaled_dot_product_attention(q, keys, values, mask, scale=scale)
         return torch.cat([self._masked(q, keys, values, tile) for tile in range(0, n, QUERY_TILE)], dim=2)
 

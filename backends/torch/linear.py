@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backbench.backends.interface import Device, Linear, Scheme, Weight
+from backbench.backends.interface import Device, Linear, Scheme, Weight, WeightSpec
 from backbench.errors import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -17,17 +17,16 @@ class TorchLinear(Linear):
 
     name = "torch"
 
-    def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
+    def refusals(self, spec: WeightSpec, device: Device) -> list[str]:
         reasons = []
-        if scheme != Scheme():
-            reasons.append(f"only dense weights are served, not {scheme}")
-        if dtype not in DTYPES:
-            reasons.append(f"dtype {dtype} is none of float32, bfloat16, float16")
+        if spec.scheme != Scheme():
+            reasons.append(f"only dense weights are served, not {spec.scheme}")
+        if spec.dtype not in DTYPES:
+            reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
         return reasons
 
     def pack(self, weight: Weight, device: Device) -> Tensor:
-        n, k = weight.q.shape
-        if reasons := self.supports(weight.scheme, n, k, weight.q.dtype, device):
+        if reasons := self.refusals(weight.spec("packed"), device):
             raise BackendError(f"{self.name} linear cannot serve this weight: {'; '.join(reasons)}.")
         return weight.q.to(device.torch_device).contiguous()
 

@@ -17,7 +17,7 @@ class TorchOperations(Operations):
 
     name = "torch"
 
-    def supports(self, dtype: torch.dtype, device: Device) -> list[str]:
+    def refusals(self, dtype: torch.dtype, device: Device) -> list[str]:
         return [] if dtype in DTYPES else [f"dtype {dtype} is none of float32, bfloat16, float16"]
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:

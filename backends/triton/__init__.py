@@ -1,11 +1,36 @@
 """The Triton backend: one portable source for NVIDIA and AMD GPUs. Kernels are imported at first use."""
 
-from backbench.backends.interface import Backend
+from pathlib import Path
+
+from backbench.backends.interface import Backend, KernelCase, Kernels
 from backbench.backends.triton.attention import TritonAttention
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.triton.operations import TritonOperations
 from backbench.backends.triton.tune import TritonTuner
 
+
+def _cases() -> list[KernelCase]:
+    from backbench.backends.triton.aot_cases import cases
+
+    return cases()
+
+
+KERNELS = Kernels(
+    cases=_cases,
+    baseline=Path(__file__).parent / "portability.json",
+    operations={
+        f"{__name__}.{module}": operation
+        for module, operation in (
+            ("decode_kernel", "attention"),
+            ("prefill_kernel", "attention"),
+            ("fused_write", "attention"),
+            ("gemm", "linear"),
+            ("elementwise", "operations"),
+            ("sampling", "operations"),
+            ("thresholds", "operations"),
+        )
+    },
+)
 BACKEND = Backend(
     name="triton",
     summary="Fused Triton kernels for NVIDIA and AMD GPUs; --interpret checks them on a CPU.",
@@ -13,4 +38,5 @@ BACKEND = Backend(
     linear=TritonLinear(),
     operations=TritonOperations(),
     tuner=TritonTuner(),
+    kernels=KERNELS,
 )

@@ -19,13 +19,12 @@ from backbench.backends.interface import (
     Rotation,
 )
 from backbench.backends.interface.device import kernels_refused
-from backbench.backends.triton import attention_tuning
-from backbench.backends.triton.attention_tuning import attention_config, small_batch
+from backbench.backends.triton import configs
 from backbench.backends.triton.cache import PagedCache, new_cache
 from backbench.errors import BackendError
 
 if TYPE_CHECKING:
-    from backbench.backends.triton.bound_launch import BoundKernel
+    from backbench.backends.triton.launch import BoundKernel, Launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
@@ -39,7 +38,7 @@ class TritonAttention(Attention):
     name = "triton"
     cache_layout = "head runs"
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = kernels_refused(device)
         if spec.dtype not in DTYPES:
             reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
@@ -53,15 +52,15 @@ class TritonAttention(Attention):
             reasons.append(f"{spec.q_heads // spec.kv_heads} query heads a KV head; at most {MAX_GROUP}")
         if not 16 <= spec.head_dim <= MAX_HEAD_DIM or spec.head_dim % 8:
             reasons.append(f"head_dim {spec.head_dim} is no multiple of 8 from 16 to {MAX_HEAD_DIM}")
-        return reasons
+        return reasons or _too_large(spec, device)
 
     def open(self, spec: AttentionSpec, device: Device) -> TritonRunner:
-        if reasons := self.supports(spec, device):
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"triton attention cannot serve this: {'; '.join(reasons)}.")
         return TritonRunner(spec, device)
 
     def tuning(self, spec: AttentionSpec, device: Device) -> dict[str, str | None] | None:
-        return attention_tuning.tuning(spec, device)
+        return configs.attention_tuning(spec, device)
 
 
 class TritonRunner(AttentionRunner):
@@ -82,11 +81,12 @@ class TritonRunner(AttentionRunner):
         self.spec = spec
         self.device = device
         self.group = spec.q_heads // spec.kv_heads
-        self.small_batch = small_batch(device, spec)
+        self.small_batch = configs.small_batch(device, spec)
         self.decode = [
-            attention_config(device, spec, bucket) | (decode or {}) for bucket in ("decode_small", "decode")
+            configs.attention_config(device, spec, bucket) | (decode or {})
+            for bucket in ("decode_small", "decode")
         ]
-        self.prefill = attention_config(device, spec, "prefill") | (prefill or {})
+        self.prefill = configs.attention_config(device, spec, "prefill") | (prefill or {})
         units = 1 if device.interpret else device.units
         self.programs = [config.pop("programs_per_unit") * units for config in self.decode]
         pieces, place = 2 * max(self.programs), device.torch_device
@@ -115,7 +115,7 @@ class TritonRunner(AttentionRunner):
         return (batch.num_seqs, batch.num_decodes, self._query_tiles(batch))
 
     def write(self, cache: PagedCache, k: Tensor, v: Tensor, batch: Batch) -> None:
-        from backbench.backends.triton.kv_write import kv_write
+        from backbench.backends.triton.fused_write import kv_write
 
         kv_write(cache, k, v, batch.slots)
 
@@ -131,47 +131,53 @@ class TritonRunner(AttentionRunner):
             raise BackendError("triton attention writes a contiguous output; pass one.")
         q = q.contiguous()
         if batch.num_decodes:
-            self._run_decode(q, cache, batch, out)
+            self.decode_launch(q, cache, batch, out).start()
         if batch.num_seqs > batch.num_decodes:
-            self._run_prefill(q, cache, batch, out)
+            self.prefill_launch(q, cache, batch, out).start()
 
-    def _run_decode(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
+    def decode_launch(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> Launch:
+        """Attention of the batch's decodes; q and out contiguous."""
+        from backbench.backends.triton.launch import Launch
+
         small = batch.num_decodes <= self.small_batch
-        kernel = self._bound("decode_small" if small else "decode", q, cache)
-        kernel(
-            (self.programs[0 if small else 1], 1, 1),
+        bound = self._bound("decode_small" if small else "decode", cache)
+        arguments = (
             q, cache.k, cache.v, batch.block_table, batch.seq_lens, out,
             self._piece_sums, self._piece_stats, self._counters,
             batch.num_decodes, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(),
         )  # fmt: skip
+        return Launch(bound, (self.programs[0 if small else 1], 1, 1), arguments)
 
-    def _run_prefill(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> None:
+    def prefill_launch(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> Launch:
+        """Attention of all other sequences; q and out contiguous."""
+        from backbench.backends.triton.launch import Launch
+
         keys: Any = cache.k
         values: Any = cache.v
         if self.prefill["DESCRIPTOR"]:
             keys, values = self._descriptor(cache.k), self._descriptor(cache.v)
-        self._bound("prefill", q, cache)(
-            (self.spec.kv_heads, self._query_tiles(batch), 1),
+        arguments = (
             q, keys, values, batch.block_table, batch.query_start, batch.seq_lens, out,
             batch.num_decodes, batch.num_seqs, batch.block_table.stride(0), cache.block_stride,
             *self._scale_and_cap(),
         )  # fmt: skip
+        grid = (self.spec.kv_heads, self._query_tiles(batch), 1)
+        return Launch(self._bound("prefill", cache), grid, arguments)
 
-    def _bound(self, bucket: str, q: Tensor, cache: PagedCache) -> BoundKernel:
+    def _bound(self, bucket: str, cache: PagedCache) -> BoundKernel:
         """The bucket's kernel with its compile-time arguments, made at first use."""
         wide = cache.k.numel() >= 2**31
         key = (bucket, wide)
         if key not in self._kernels:
-            self._kernels[key] = self._bind(bucket, q, wide)
+            self._kernels[key] = self._bind(bucket, wide)
         return self._kernels[key]
 
-    def _bind(self, bucket: str, q: Tensor, wide: bool) -> BoundKernel:
-        from backbench.backends.triton.bound_launch import BoundKernel
-        from backbench.backends.triton.decode_attention import decode_kernel
-        from backbench.backends.triton.launch import overlap
-        from backbench.backends.triton.prefill_attention import prefill_kernel
+    def _bind(self, bucket: str, wide: bool) -> BoundKernel:
+        from backbench.backends.triton.decode_kernel import decode_kernel
+        from backbench.backends.triton.launch import Place
+        from backbench.backends.triton.prefill_kernel import prefill_kernel
 
-        spec = self.spec
+        spec, place = self.spec, Place.of(self.device)
         rows = min(spec.max_seqs, self.small_batch) if bucket == "decode_small" else spec.max_seqs
         if bucket == "prefill":
             # A vector of fewer rows than threads keeps copies in registers, and the kernel spills.
@@ -180,20 +186,19 @@ class TritonRunner(AttentionRunner):
             "KV_HEADS": spec.kv_heads,
             "GROUP": self.group,
             "HEAD_DIM": spec.head_dim,
-            "PADDED_DIM": _power_of_two(spec.head_dim),
+            "PADDED_DIM": configs.padded_dim(spec),
             "BLOCK_SIZE": spec.block_size,
             "ROWS": _power_of_two(rows),
             "WINDOW": spec.window or 0,
             "CAPPED": spec.softcap is not None,
             "WIDE": wide,
-            "WIDEN": self.device.interpret,
-            **overlap(q),
+            "WIDEN": place.interpreted,
         }
         if bucket == "prefill":
-            return BoundKernel(prefill_kernel, **shared, **self.prefill)
+            return place.bind(prefill_kernel, **shared, **self.prefill)
         group_pad = _power_of_two(self.group)
         config = self.decode[0 if bucket == "decode_small" else 1]
-        return BoundKernel(decode_kernel, **shared, **config, GROUP_PAD=group_pad, M=max(16, group_pad))
+        return place.bind(decode_kernel, **shared, **config, GROUP_PAD=group_pad, M=max(16, group_pad))
 
     def _query_tiles(self, batch: Batch) -> int:
         """At most this many query tiles: every prefill row may end in a tile that is not full."""
@@ -206,7 +211,7 @@ class TritonRunner(AttentionRunner):
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         flat = cache.view(-1, self.spec.head_dim)
-        box = [self.prefill["TILE"], _power_of_two(self.spec.head_dim)]
+        box = [self.prefill["TILE"], configs.padded_dim(self.spec)]
         return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), box)
 
     def _scale_and_cap(self) -> tuple[float, float]:
@@ -223,6 +228,21 @@ class TritonRunner(AttentionRunner):
     def read(self, cache: PagedCache, ids: Tensor) -> tuple[Tensor, Tensor]:
         k, v = (side.view(torch.uint8)[ids].view(side.dtype).transpose(1, 2) for side in (cache.k, cache.v))
         return k, v
+
+
+def _too_large(spec: AttentionSpec, device: Device) -> list[str]:
+    """Which kernels take more shared memory than a block has there, as far as both are known."""
+    if device.vendor == "cpu" or not device.shared_bytes:
+        return []
+    needed = {
+        bucket: configs.shared_bytes_needed(device, spec, bucket) for bucket in configs.ATTENTION_BUCKETS
+    }
+    return [
+        f"{bucket} needs {size / 1024:.0f} KiB of shared memory a block, "
+        f"{device.arch} has {device.shared_bytes / 1024:.0f}"
+        for bucket, size in needed.items()
+        if size > device.shared_bytes
+    ]
 
 
 def _power_of_two(number: int) -> int:

@@ -1,7 +1,9 @@
-"""Query/key norm, rotary embedding and the KV cache write in one launch."""
+"""Storing keys and values in the paged cache: alone, and in one launch with their norm and rotation."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import triton
@@ -10,8 +12,79 @@ from torch import Tensor
 
 from backbench.backends.interface import AttentionSpec, Rotation
 from backbench.backends.triton.cache import PagedCache
-from backbench.backends.triton.launch import overlap, release_successor, wait_for_predecessor
-from backbench.backends.triton.rotary import heads_per_program, rotated_heads, warps_per_program
+from backbench.backends.triton.elementwise import heads_per_program, rotated_heads, warps_per_program
+from backbench.backends.triton.launch import (
+    BoundKernel,
+    Launch,
+    Place,
+    parts,
+    place_of,
+    power_of_two,
+    release_successor,
+    wait_for_predecessor,
+)
+
+
+@triton.jit
+def kv_write_kernel(
+    k, v, slots, k_cache, v_cache, k_stride, v_stride, block_stride,
+    KV_HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program a token: k, v [T, KV_HEADS, HEAD_DIM] go to slot `slots[t]`; -1 skips."""
+    release_successor(PDL)
+    wait_for_predecessor(PDL)
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        head = tl.arange(0, HEADS_PAD)[:, None]
+        column = tl.arange(0, PADDED_DIM)[None, :]
+        mask = (head < KV_HEADS) & (column < HEAD_DIM)
+        source = head * HEAD_DIM + column
+        target = (
+            slot // BLOCK_SIZE * block_stride + (head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM + column
+        )
+        key = tl.load(k + token * k_stride + source, mask=mask)
+        tl.store(k_cache + target, key.to(k_cache.dtype.element_ty), mask=mask)
+        value = tl.load(v + token * v_stride + source, mask=mask)
+        tl.store(v_cache + target, value.to(v_cache.dtype.element_ty), mask=mask)
+
+
+@cache
+def _bound_write(place: Place, kv_heads: int, head_dim: int, block_size: int) -> BoundKernel:
+    return place.bind(
+        kv_write_kernel,
+        KV_HEADS=kv_heads,
+        HEADS_PAD=power_of_two(kv_heads),
+        HEAD_DIM=head_dim,
+        PADDED_DIM=power_of_two(head_dim),
+        BLOCK_SIZE=block_size,
+        num_warps=4,
+    )
+
+
+def kv_write_launch(place: Place, cache: PagedCache, k: Tensor, v: Tensor, slots: Tensor) -> Launch:
+    """k, v [T, kv_heads, head_dim], each token's heads contiguous, go to `slots` i64[T]."""
+    tokens, kv_heads, head_dim = k.shape
+    bound = _bound_write(place, kv_heads, head_dim, cache.block_size)
+    arguments = (k, v, slots, cache.k, cache.v, k.stride(0), v.stride(0), cache.block_stride)
+    return Launch(bound, (tokens, 1, 1), arguments)
+
+
+def kv_write(cache: PagedCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    """Store k, v [T, kv_heads, head_dim] (each token's heads contiguous) at `slots` i64[T]; -1 is skipped."""
+    tokens, _, head_dim = k.shape
+    if tokens == 0:
+        return
+    place = place_of(k.device)
+    if place.interpreted:
+        # The interpreter rounds to float8 wrongly; torch does not.
+        k, v = k.to(cache.k.dtype), v.to(cache.v.dtype)
+    if k.stride()[1:] != (head_dim, 1):
+        k = k.contiguous()
+    if v.stride()[1:] != (head_dim, 1):
+        v = v.contiguous()
+    kv_write_launch(place, cache, k, v, slots).start()
 
 
 @triton.jit
@@ -81,27 +154,41 @@ def rotate_and_write_kernel(
         tl.store(target, copied.to(v_cache.dtype.element_ty), mask=mask)
 
 
-def rotate_and_write(
-    qkv: Tensor, positions: Tensor, rotation: Rotation, cache: PagedCache, slots: Tensor, spec: AttentionSpec
-) -> Tensor:
-    """Rotated queries [T, q_heads, head_dim] of qkv [T, (q + 2 kv) * head_dim]; K and V go to `slots`.
+@cache
+def _bound_rotate_and_write(
+    place: Place, q_norm: bool, k_norm: bool, heads: int, head_dim: int
+) -> BoundKernel:
+    return place.bind(
+        rotate_and_write_kernel,
+        Q_NORM=q_norm,
+        K_NORM=k_norm,
+        HEADS=heads,
+        BLOCK_D=power_of_two(head_dim),
+        num_warps=warps_per_program(heads, head_dim),
+    )
 
-    positions: i64[T], also of inert tokens inside the rotary table. slots: i64[T or more]; -1 = not written.
-    """
-    tokens, d = qkv.shape[0], spec.head_dim
-    q = torch.empty((tokens, spec.q_heads, d), dtype=qkv.dtype, device=qkv.device)
-    if tokens == 0:
-        return q
-    qkv = qkv if qkv.stride(1) == 1 else qkv.contiguous()
+
+def rotate_and_write_launch(
+    place: Place,
+    qkv: Tensor,
+    positions: Tensor,
+    rotation: Rotation,
+    cache: PagedCache,
+    slots: Tensor,
+    spec: AttentionSpec,
+    q: Tensor,
+) -> Launch:
+    """q [T, q_heads, head_dim] = the rotated queries of qkv; its keys and values go to `slots`."""
+    tokens, q_norm, k_norm = qkv.shape[0], rotation.q_norm, rotation.k_norm
     heads = heads_per_program(tokens, spec.kv_heads)
-    groups = triton.cdiv(spec.q_heads, heads) + 2 * triton.cdiv(spec.kv_heads, heads)
-    rotate_and_write_kernel[(tokens, groups)](
+    groups = parts(spec.q_heads, heads) + 2 * parts(spec.kv_heads, heads)
+    arguments = (
         qkv,
         positions,
         slots,
         rotation.rotary.cos_sin,
-        qkv if rotation.q_norm is None else rotation.q_norm,
-        qkv if rotation.k_norm is None else rotation.k_norm,
+        qkv if q_norm is None else q_norm,
+        qkv if k_norm is None else k_norm,
         q,
         cache.k,
         cache.v,
@@ -109,17 +196,28 @@ def rotate_and_write(
         qkv.stride(0),
         spec.q_heads,
         spec.kv_heads,
-        d,
+        spec.head_dim,
         rotation.rotary.rotary_dim // 2,
         cache.block_size,
         cache.block_stride,
         cache.head_stride,
         cache.slot_stride,
-        Q_NORM=rotation.q_norm is not None,
-        K_NORM=rotation.k_norm is not None,
-        HEADS=heads,
-        BLOCK_D=triton.next_power_of_2(d),
-        num_warps=warps_per_program(heads, d),
-        **overlap(qkv),
     )
+    bound = _bound_rotate_and_write(place, q_norm is not None, k_norm is not None, heads, spec.head_dim)
+    return Launch(bound, (tokens, groups, 1), arguments)
+
+
+def rotate_and_write(
+    qkv: Tensor, positions: Tensor, rotation: Rotation, cache: PagedCache, slots: Tensor, spec: AttentionSpec
+) -> Tensor:
+    """Rotated queries [T, q_heads, head_dim] of qkv [T, (q + 2 kv) * head_dim]; K and V go to `slots`.
+
+    positions: i64[T], also of inert tokens inside the rotary table. slots: i64[T or more]; -1 = not written.
+    """
+    tokens = qkv.shape[0]
+    q = torch.empty((tokens, spec.q_heads, spec.head_dim), dtype=qkv.dtype, device=qkv.device)
+    if tokens:
+        qkv = qkv if qkv.stride(1) == 1 else qkv.contiguous()
+        place = place_of(qkv.device)
+        rotate_and_write_launch(place, qkv, positions, rotation, cache, slots, spec, q).start()
     return q

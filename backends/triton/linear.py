@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backbench.backends.interface import Device, Scheme
+from backbench.backends.interface import Device, WeightSpec
 from backbench.backends.interface.device import kernels_refused
 from backbench.backends.torch.linear import TorchLinear
-from backbench.backends.triton import gemm_choice
-from backbench.backends.triton.gemm_choice import GemmConfig, Launch, ZeroBias
+from backbench.backends.triton import configs
+from backbench.backends.triton.configs import GemmConfig, Product, ZeroBias
 
 
 class TritonLinear(TorchLinear):
     """Dense weights, packed as torch's are: the [N, K] tensor.
 
-    `run` picks by `gemm_choice`. Norm, gate and residual stay launches of their own:
+    `run` picks by `configs.choose`. Norm, gate and residual stay launches of their own:
     with overlapped launches, folding them into the products gained nothing (see `benchmarks/layers.py`).
     """
 
@@ -25,34 +25,34 @@ class TritonLinear(TorchLinear):
     def __init__(self) -> None:
         self._zeros: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
-    def supports(self, scheme: Scheme, n: int, k: int, dtype: torch.dtype, device: Device) -> list[str]:
-        return kernels_refused(device) + super().supports(scheme, n, k, dtype, device)
+    def refusals(self, spec: WeightSpec, device: Device) -> list[str]:
+        return kernels_refused(device) + super().refusals(spec, device)
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        from backbench.backends.triton.launch import architecture, compute_units
+        from backbench.backends.triton.launch import place_of
 
         n, k = packed.shape
-        launch = gemm_choice.choose(
-            architecture(x.device), compute_units(x.device), x.shape[0], n, k, x.dtype
-        )
-        return self.product(x, packed, launch, bias)
+        arch, units, _ = place_of(x.device)
+        return self.product(x, packed, configs.choose(arch, units, x.shape[0], n, k, x.dtype), bias)
 
-    def product(self, x: Tensor, weight: Tensor, launch: Launch | None, bias: Tensor | None = None) -> Tensor:
-        """x [M, K] by weight [N, K] transposed, the way `launch` says; None = the library, plainly."""
-        if isinstance(launch, GemmConfig) and x.shape[0] > 0:
-            from backbench.backends.triton.skinny_launch import multiply
+    def product(self, x: Tensor, weight: Tensor, way: Product | None, bias: Tensor | None = None) -> Tensor:
+        """x [M, K] by weight [N, K] transposed in the given way; None = the library, plainly."""
+        if isinstance(way, GemmConfig) and x.shape[0] > 0:
+            from backbench.backends.triton.gemm import multiply
 
-            return multiply(x, weight, launch, bias)
-        if isinstance(launch, ZeroBias) and bias is None:
+            return multiply(x, weight, way, bias)
+        if isinstance(way, ZeroBias) and bias is None:
             bias = self._zero_bias(weight.shape[0], x)
         return functional.linear(x, weight, bias)
 
     def _zero_bias(self, n: int, x: Tensor) -> Tensor:
-        """Zeros [n], made once; see `gemm_choice.ZeroBias`."""
+        """Zeros [n], made once; see `configs.ZeroBias`."""
         key = (n, x.dtype, x.device)
         if key not in self._zeros:
             self._zeros[key] = torch.zeros(n, dtype=x.dtype, device=x.device)
         return self._zeros[key]
 
-    def tuning(self, n: int, k: int, dtype: torch.dtype, device: Device) -> dict[str, str | None] | None:
-        return None if device.vendor == "cpu" else gemm_choice.tuning(device.arch, device.units, n, k, dtype)
+    def tuning(self, spec: WeightSpec, device: Device) -> dict[str, str | None] | None:
+        if device.vendor == "cpu":
+            return None
+        return configs.product_tuning(device.arch, device.units, spec.n, spec.k, spec.dtype)

@@ -20,36 +20,36 @@ class TritonOperations(Operations):
 
     name = "triton"
 
-    def supports(self, dtype: torch.dtype, device: Device) -> list[str]:
+    def refusals(self, dtype: torch.dtype, device: Device) -> list[str]:
         reasons = kernels_refused(device)
         if dtype not in DTYPES:
             reasons.append(f"dtype {dtype} is none of float32, bfloat16, float16")
         return reasons
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
-        from backbench.backends.triton.embedding import embed
+        from backbench.backends.triton.elementwise import embed
 
         return embed(ids, table)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        from backbench.backends.triton.norm import rms_norm
+        from backbench.backends.triton.elementwise import rms_norm
 
         return rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        from backbench.backends.triton.norm import rms_norm
+        from backbench.backends.triton.elementwise import rms_norm
 
         return rms_norm(x, weight, eps, residual), residual
 
     def rotate(
         self, qkv: Tensor, positions: Tensor, rotation: Rotation, spec: AttentionSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from backbench.backends.triton.rotary import rotate
+        from backbench.backends.triton.elementwise import rotate
 
         return rotate(qkv, positions, rotation, spec)
 
     def gate(self, gate_up: Tensor) -> Tensor:
-        from backbench.backends.triton.gate import gate
+        from backbench.backends.triton.elementwise import gate
 
         return gate(gate_up)
 

@@ -7,6 +7,8 @@ The score is logit / temperature + Gumbel noise of (key, token), or the bare log
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -14,14 +16,19 @@ from torch import Tensor
 
 from backbench.backends.interface import SamplingBatch
 from backbench.backends.triton.launch import (
-    compute_units,
-    overlap,
+    BoundKernel,
+    Launch,
+    Place,
+    parts,
+    place_of,
+    power_of_two,
     release_successor,
-    speaks_ptx,
     wait_for_predecessor,
 )
-from backbench.backends.triton.thresholds import filter_thresholds
+from backbench.backends.triton.thresholds import threshold_launches
 
+CHUNK_TILE = 1024
+"""Tokens a program looks at together."""
 NEAR = tl.constexpr(2e-5)
 """Bound of the approximate score's error, relative to 1 + its size."""
 LAST_TOKEN = tl.constexpr(0x7FFFFFFF)
@@ -175,48 +182,57 @@ def best_of_row_kernel(
     tl.store(out + row, tl.minimum(winner, vocab_size - 1).to(tl.int64))
 
 
-def sample(logits: Tensor, sampling: SamplingBatch) -> Tensor:
-    """See `Operations.sample`; logits [S, V] in bf16, fp16 or fp32, rows may be strided."""
+@cache
+def _bound_greedy(place: Place) -> BoundKernel:
+    return place.bind(greedy_chunk_kernel, TILE=CHUNK_TILE, num_warps=4)
+
+
+@cache
+def _bound_random(place: Place, filtered: bool) -> BoundKernel:
+    return place.bind(
+        random_chunk_kernel, FILTER=filtered, PTX=place.speaks_ptx, TILE=CHUNK_TILE, num_warps=4
+    )
+
+
+@cache
+def _bound_best(place: Place, block: int) -> BoundKernel:
+    return place.bind(best_of_row_kernel, BLOCK=block, num_warps=1)
+
+
+def sample_launches(place: Place, logits: Tensor, sampling: SamplingBatch, out: Tensor) -> list[Launch]:
+    """What draws `out` i64[S] from logits [S, V] with unit column stride, in its order; S > 0."""
     rows, vocab_size = logits.shape
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    if rows == 0:
-        return out
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    greedy = sampling.all_greedy
-    tile = 1024
-    tiles, chunks = split_row(rows, vocab_size, compute_units(logits.device), tile)
+    tiles, chunks = split_row(rows, vocab_size, place.units, CHUNK_TILE)
     score = torch.empty((rows, chunks), dtype=torch.float32, device=logits.device)
     token = torch.empty((rows, chunks), dtype=torch.int32, device=logits.device)
-    launch = overlap(logits)
-    if greedy:
-        greedy_chunk_kernel[(rows, chunks)](
-            logits, score, token, logits.stride(0), vocab_size, tiles, TILE=tile, num_warps=4, **launch
-        )
-    else:
-        random_chunk_kernel[(rows, chunks)](
-            logits,
-            sampling.temperature,
-            sampling.noise_key,
-            filter_thresholds(logits, sampling) if sampling.any_filter else logits,
-            score,
-            token,
-            logits.stride(0),
-            vocab_size,
-            tiles,
-            FILTER=sampling.any_filter,
-            PTX=speaks_ptx(logits.device),
-            TILE=tile,
-            num_warps=4,
-            **launch,
-        )
-    best_of_row_kernel[(rows,)](
-        score, token, out, chunks, vocab_size, BLOCK=triton.next_power_of_2(chunks), num_warps=1, **launch
+    sizes = (logits.stride(0), vocab_size, tiles)
+    grid = (rows, chunks, 1)
+    best = Launch(
+        _bound_best(place, power_of_two(chunks)), (rows, 1, 1), (score, token, out, chunks, vocab_size)
     )
+    if sampling.all_greedy:
+        return [Launch(_bound_greedy(place), grid, (logits, score, token, *sizes)), best]
+    filters: list[Launch] = []
+    threshold = logits
+    if sampling.any_filter:
+        threshold = torch.empty(rows, dtype=torch.float32, device=logits.device)
+        filters = threshold_launches(place, logits, sampling, threshold)
+    arguments = (logits, sampling.temperature, sampling.noise_key, threshold, score, token, *sizes)
+    return [*filters, Launch(_bound_random(place, sampling.any_filter), grid, arguments), best]
+
+
+def sample(logits: Tensor, sampling: SamplingBatch) -> Tensor:
+    """See `Operations.sample`; logits [S, V] in bf16, fp16 or fp32, rows may be strided."""
+    out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+    if logits.shape[0]:
+        logits = logits if logits.stride(1) == 1 else logits.contiguous()
+        for launch in sample_launches(place_of(logits.device), logits, sampling, out):
+            launch.start()
     return out
 
 
 def split_row(rows: int, vocab_size: int, units: int, tile: int) -> tuple[int, int]:
     """(tiles a chunk, chunks a row): about twelve programs a compute unit, or one tile each."""
-    tiles = triton.cdiv(vocab_size, tile)
+    tiles = parts(vocab_size, tile)
     per_chunk = max(tiles * rows // (12 * units), 1)
-    return per_chunk, triton.cdiv(tiles, per_chunk)
+    return per_chunk, parts(tiles, per_chunk)

@@ -14,13 +14,23 @@ left to the third, which bisects over the whole row.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from backbench.backends.interface import SamplingBatch
-from backbench.backends.triton.launch import architecture, overlap, release_successor, wait_for_predecessor
+from backbench.backends.triton.launch import (
+    BoundKernel,
+    Launch,
+    Place,
+    parts,
+    power_of_two,
+    release_successor,
+    wait_for_predecessor,
+)
 
 GROUPS = 128
 """Groups one program of the first launch reads."""
@@ -258,7 +268,7 @@ def row_threshold_kernel(
         tl.store(threshold + index, result)
 
 
-def candidate_launch(arch: str) -> tuple[int, int, int]:
+def candidate_sizes(arch: str) -> tuple[int, int, int]:
     """(tokens a group, largest top-k served from candidates, warps): what 512 threads hold in registers.
 
     Twice as many groups are examined as the largest k, which leaves room for ties.
@@ -270,63 +280,50 @@ def candidate_launch(arch: str) -> tuple[int, int, int]:
     return 32, 256 if arch in ("sm90", "cpu") else 128, 16
 
 
-def filter_thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
-    """f32[S]: the scaled logit each row's tokens must reach; logits [S, V] with unit column stride."""
-    rows, vocab_size = logits.shape
-    group, limit, warps = candidate_launch(architecture(logits.device))
-    groups = triton.cdiv(vocab_size, group)
-    chunks = triton.cdiv(groups, GROUPS)
-    device = logits.device
-    threshold = torch.empty(rows, dtype=torch.float32, device=device)
-    maxima = torch.empty((rows, groups), dtype=torch.float32, device=device)
-    chunk_top, chunk_mass = torch.empty((2, rows, chunks), dtype=torch.float32, device=device)
-    chosen = torch.empty((rows, 2 * limit), dtype=torch.int32, device=device)
-    launch = overlap(logits)
-    group_maxima_kernel[(rows, chunks)](
-        logits,
-        sampling.temperature,
-        maxima,
-        chunk_top,
-        chunk_mass,
-        logits.stride(0),
-        vocab_size,
-        groups,
-        GROUP=group,
-        GROUPS=GROUPS,
-        num_warps=8,
-        **launch,
-    )
-    filters = (sampling.top_k, sampling.top_p, sampling.min_p)
-    candidate_threshold_kernel[(rows,)](
-        logits,
-        sampling.temperature,
-        *filters,
-        maxima,
-        chunk_top,
-        chunk_mass,
-        chosen,
-        threshold,
-        logits.stride(0),
-        vocab_size,
-        groups,
-        chunks,
+@cache
+def _bound_thresholds(place: Place, vocab_size: int) -> tuple[BoundKernel, BoundKernel, BoundKernel]:
+    """The group maxima, the candidates' threshold, the row's threshold."""
+    group, limit, warps = candidate_sizes(place.arch)
+    groups = parts(vocab_size, group)
+    maxima = place.bind(group_maxima_kernel, GROUP=group, GROUPS=GROUPS, num_warps=8)
+    candidates = place.bind(
+        candidate_threshold_kernel,
         LIMIT=limit,
         CANDIDATES=2 * limit,
         GROUP=group,
-        BLOCK_GROUPS=triton.next_power_of_2(groups),
-        BLOCK_CHUNKS=triton.next_power_of_2(chunks),
+        BLOCK_GROUPS=power_of_two(groups),
+        BLOCK_CHUNKS=power_of_two(parts(groups, GROUPS)),
         num_warps=warps,
-        **launch,
     )
-    row_threshold_kernel[(rows,)](
-        logits,
-        sampling.temperature,
-        *filters,
-        threshold,
-        logits.stride(0),
-        vocab_size,
-        TILE=min(ROW_TILE, triton.next_power_of_2(vocab_size)),
-        num_warps=16,
-        **launch,
-    )
-    return threshold
+    row = place.bind(row_threshold_kernel, TILE=min(ROW_TILE, power_of_two(vocab_size)), num_warps=16)
+    return maxima, candidates, row
+
+
+def threshold_launches(
+    place: Place, logits: Tensor, sampling: SamplingBatch, threshold: Tensor
+) -> list[Launch]:
+    """What fills `threshold` f32[S] with the scaled logit each row's tokens must reach, in its order.
+
+    logits [S, V] with unit column stride.
+    """
+    rows, vocab_size = logits.shape
+    group, limit, _ = candidate_sizes(place.arch)
+    groups = parts(vocab_size, group)
+    chunks = parts(groups, GROUPS)
+    device = logits.device
+    maxima = torch.empty((rows, groups), dtype=torch.float32, device=device)
+    chunk_top, chunk_mass = torch.empty((2, rows, chunks), dtype=torch.float32, device=device)
+    chosen = torch.empty((rows, 2 * limit), dtype=torch.int32, device=device)
+    bound_maxima, bound_candidates, bound_row = _bound_thresholds(place, vocab_size)
+    heat, row_stride = sampling.temperature, logits.stride(0)
+    filters = (logits, heat, sampling.top_k, sampling.top_p, sampling.min_p)
+    found = (maxima, chunk_top, chunk_mass)
+    return [
+        Launch(bound_maxima, (rows, chunks, 1), (logits, heat, *found, row_stride, vocab_size, groups)),
+        Launch(
+            bound_candidates,
+            (rows, 1, 1),
+            (*filters, *found, chosen, threshold, row_stride, vocab_size, groups, chunks),
+        ),
+        Launch(bound_row, (rows, 1, 1), (*filters, threshold, row_stride, vocab_size)),
+    ]

@@ -6,9 +6,10 @@ on a rule written in Python. An entry holds for the kernel sources it was measur
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ class Entry:
     """The shapes it serves, such as "m16 n4096 k4096"."""
     dtype: str
     sources: str
-    """`source_hash` of the kernel's files as they were measured."""
+    """`kernel_hash` of the kernels as they were measured."""
     config: Config | None
     """None = the vendor's library was fastest."""
 
@@ -67,12 +68,58 @@ def place(arch: str, units: int) -> str:
     return f"{arch}-{units}"
 
 
-def source_hash(files: Iterable[Path]) -> str:
-    """16 hex digits over the files' names and text, whatever their line ends."""
+def kernel_hash(file: Path, kernels: Collection[str]) -> str:
+    """16 hex digits over the text of `triton.jit` functions in `file` and of what they call and read.
+
+    Followed are jit functions and `tl.constexpr` constants at the top of `file` and of files beside it that
+    it imports from; the text around them, and where they stand, does not count. Nothing is imported.
+
+    Raises:
+        BackendError: `file` has no such kernel.
+    """
+    texts: dict[tuple[str, str], str] = {}
+    files: dict[Path, Parts] = {}
+    waiting = [(file, kernel) for kernel in kernels]
+    for where, name in waiting:
+        if where not in files:
+            files[where] = _jit_parts(where)
+        known, imported = files[where]
+        if name in imported:
+            waiting.append((imported[name], name))
+        elif name in known and (where.name, name) not in texts:
+            texts[where.name, name], used = known[name]
+            waiting += [(where, other) for other in used]
+        elif where == file and name in kernels:
+            raise BackendError(f"{file.name} has no triton.jit function {name!r}; mend the table of kernels.")
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_text(encoding="utf-8").encode() + b"\0")
+    for (_, name), text in sorted(texts.items(), key=lambda item: item[0][1]):
+        digest.update(f"{name}\0{text}\0".encode())
     return digest.hexdigest()[:16]
+
+
+Parts = tuple[dict[str, tuple[str, tuple[str, ...]]], dict[str, Path]]
+"""Name -> (text, names in it) of each jit function and constant; name -> file of each import beside."""
+
+
+def _jit_parts(file: Path) -> Parts:
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    known: dict[str, tuple[str, tuple[str, ...]]] = {}
+    imported: dict[str, Path] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom):
+            beside = file.with_name(f"{(node.module or '').rpartition('.')[2]}.py")
+            if beside.is_file():
+                imported |= {alias.asname or alias.name: beside for alias in node.names}
+        elif isinstance(node, ast.FunctionDef):
+            if not any("triton.jit" in ast.unparse(each) for each in node.decorator_list):
+                continue
+            source = "\n".join(lines[node.decorator_list[0].lineno - 1 : node.end_lineno])
+            used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            known[node.name] = source, tuple(sorted(used - {node.name}))
+        elif isinstance(node, ast.Assign) and "constexpr" in ast.unparse(node.value):
+            known[ast.unparse(node.targets[0])] = ast.unparse(node.value), ()
+    return known, imported
 
 
 def read(file: Path, where: str) -> Table:

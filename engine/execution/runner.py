@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Batch, GraphSupport, Operations
-from backbench.engine.execution.step_buffers import StepBuffers, StepInputs
-from backbench.engine.execution.step_shape import StepShape, graph_shapes, max_len_ladder
+from backbench.backends.interface import Batch, Operations
+from backbench.engine.execution.device_queue import DeviceQueue, Mark
+from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
+from backbench.engine.execution.step_shape import StepShape, max_len_ladder
+from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.scheduling.scheduler import StepPlan
 from backbench.errors import EngineError
@@ -36,33 +37,19 @@ class StepOutput:
 class StepInFlight:
     """A launched step whose results may not be there yet."""
 
-    def __init__(self, plan: StepPlan, inputs: StepInputs, output: StepOutput | None, graph: bool) -> None:
+    def __init__(
+        self, plan: StepPlan, inputs: StepInputs, results: list[Tensor], done: Mark, graph: bool
+    ) -> None:
+        """`results`: on the host from `done` on; none where the step samples nothing."""
         self.plan = plan
         self.inputs = inputs
         self.graph = graph
-        self._event: torch.cuda.Event | None = None
-        self._results: list[Tensor] = []
-        if output is None:
-            return
-        live = sum(part.samples for part in plan.slices)
-        results = [output.tokens, output.logprobs, output.top_tokens]
-        for result in results:
-            if result is None:
-                break
-            if result.is_cuda:
-                host = torch.empty(live, dtype=result.dtype, pin_memory=True)
-                host.copy_(result[:live], non_blocking=True)
-            else:
-                host = result[:live]
-            self._results.append(host)
-        if output.tokens.is_cuda:
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._results = results
+        self._done = done
 
     def read(self) -> tuple[list[int], list[float] | None, list[int] | None]:
         """Wait for the step; (tokens, log-probabilities, top tokens) of the slices that sampled, in order."""
-        if self._event is not None:
-            self._event.synchronize()
+        self._done.synchronize()
         if not self._results:
             return [], None, None
         lists: list[Any] = [result.tolist() for result in self._results]
@@ -76,48 +63,40 @@ class Runner:
         self,
         decoder: Decoder,
         operations: Operations,
+        limits: EngineLimits,
         *,
-        num_blocks: int,
-        block_size: int,
-        num_rows: int,
-        max_seqs: int,
-        max_step_tokens: int,
-        max_batch_tokens: int,
-        max_len: int,
-        device: torch.device,
         graphs: bool,
+        queue: DeviceQueue | None = None,
     ) -> None:
+        """graphs: capture where the backend allows it. queue: None = the device's own."""
         self.decoder = decoder
         self.operations = operations
-        self.device = device
-        self.max_len = max_len
-        max_blocks = -(-max_len // block_size)
+        self.limits = limits
+        device = decoder.device.torch_device
+        self.queue = queue or DeviceQueue(device)
         try:
-            self.caches = decoder.new_caches(num_blocks)
+            self.caches = decoder.new_caches(limits.num_blocks)
         except torch.cuda.OutOfMemoryError:
-            gib = num_blocks * decoder.cache_bytes_per_block() / 2**30
+            gib = limits.num_blocks * decoder.cache_bytes_per_block() / 2**30
             raise EngineError(
-                f"A pool of {num_blocks} KV blocks, {gib:.1f} GiB, does not fit beside the weights; "
+                f"A pool of {limits.num_blocks} KV blocks, {gib:.1f} GiB, does not fit beside the weights; "
                 "lower --num-blocks or --kv-memory-fraction."
             ) from None
-        self._host_table = np.zeros((num_rows + 1, max_blocks), dtype=np.int32)
-        self._table = torch.zeros(num_rows + 1, max_blocks, dtype=torch.int32, device=device)
-        self._last_tokens = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
-        rest = (self._host_table, block_size, device)
-        self._eager = StepBuffers(max_batch_tokens, max_seqs, *rest)
-        self.graphs_enabled = (
-            graphs and device.type == "cuda" and decoder.graph_support >= GraphSupport.DECODE
-        )
-        self._shapes: list[StepShape] = []
-        if self.graphs_enabled:
-            mixed = decoder.graph_support >= GraphSupport.MIXED
-            self._shapes = graph_shapes(max_seqs, max_step_tokens, mixed)
+        captured = graphs and device.type == "cuda"
+        self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
+        tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
-        self._captured = StepBuffers(largest, max_seqs, *rest)
+        self._eager = StepBuffers(limits, tables, device, self.queue)
+        self._captured = StepBuffers(limits, tables, device, self.queue, largest)
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
         self._batches: dict[StepShape, Batch] = {}
         self.graph_misses = 0
         """Steps of a shape that is captured which found no graph of their kind and ran eagerly."""
+
+    @property
+    def graphs_enabled(self) -> bool:
+        """True where steps of some shapes replay graphs."""
+        return bool(self._shapes)
 
     @property
     def num_graphs(self) -> int:
@@ -127,18 +106,33 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepInFlight:
         """Start a step; returns at once on a GPU."""
-        if plan.copies:
-            source, target = torch.tensor(plan.copies, device=self.device).T
-            self.decoder.copy_blocks(self.caches, source, target)
         live = plan.shape
         shape = next((shape for shape in self._shapes if shape.holds(live)), None)
-        if shape is not None:
-            return self._launch_graph(plan, shape)
-        self._update_tables(plan, self._eager)
-        inputs = self._eager.fill(plan)
-        self._eager.upload()
-        output = self._compute(self._eager, inputs, self._eager.batch(inputs))
-        return StepInFlight(plan, inputs, output, graph=False)
+        buffers = self._eager if shape is None else self._captured
+        inputs = buffers.fill(plan, shape)
+        buffers.upload(inputs)
+        captured = None
+        if shape is None:
+            batch = buffers.batch(inputs)
+        else:
+            batch = self._batch(inputs)
+            captured = self._graphs.get(self._graph_key(inputs, batch))
+            self.graph_misses += captured is None
+        results: list[Tensor] = []
+
+        def compute() -> None:
+            if inputs.num_copies:
+                self.decoder.copy_blocks(self.caches, *buffers.copies(inputs))
+            if captured is None:
+                output = self._compute(buffers, inputs, batch)
+            else:
+                captured[0].replay()
+                output = captured[1]
+            if output is not None:
+                results.extend(_start_reading(output, inputs.num_live_samples))
+
+        self.queue.submit(compute)
+        return StepInFlight(plan, inputs, results, self.queue.mark(), graph=captured is not None)
 
     @torch.inference_mode()
     def capture(self, *, sampled: bool = False, filtered: bool = False, logprobs: bool = False) -> int:
@@ -148,7 +142,7 @@ class Runner:
         """
         before = len(self._graphs)
         for shape in reversed(self._shapes):
-            for max_len in max_len_ladder(self.max_len):
+            for max_len in max_len_ladder(self.limits.max_len):
                 inputs = StepInputs(shape)
                 inputs.max_len = max_len
                 inputs.all_greedy = not sampled
@@ -157,32 +151,15 @@ class Runner:
                 self._capture_one(inputs)
         return len(self._graphs) - before
 
-    def _launch_graph(self, plan: StepPlan, shape: StepShape) -> StepInFlight:
-        self._update_tables(plan, self._captured)
-        inputs = self._captured.fill(plan, shape)
-        self._captured.upload()
-        batch = self._batch(inputs)
-        captured = self._graphs.get(self._graph_key(inputs, batch))
-        if captured is None:
-            self.graph_misses += 1
-            return StepInFlight(plan, inputs, self._compute(self._captured, inputs, batch), graph=False)
-        captured[0].replay()
-        return StepInFlight(plan, inputs, captured[1], graph=True)
-
     def _compute(self, buffers: StepBuffers, inputs: StepInputs, batch: Batch) -> StepOutput | None:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
-        ids, positions = buffers.unpack(inputs, self._table, self._last_tokens)
-        count = inputs.num_samples
+        ids, positions = buffers.unpack(inputs)
         wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 else None
         hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted)
-        if count == 0:
+        if inputs.num_samples == 0:
             return None
         logits = self.decoder.logits(hidden)
-        tokens = self.operations.sample(logits, buffers.sampling(inputs))
-        if inputs.any_forced:
-            forced = buffers.on_device["forced"][:count]
-            tokens = torch.where(forced >= 0, forced, tokens)
-        self._last_tokens.index_put_((buffers.on_device["sample_rows"][:count],), tokens)
+        tokens = buffers.keep(inputs, self.operations.sample(logits, buffers.sampling(inputs)))
         if not inputs.logprobs:
             return StepOutput(tokens)
         all_logprobs = torch.log_softmax(logits.float(), dim=-1)
@@ -195,8 +172,7 @@ class Runner:
         if key in self._graphs:
             return
         # Inputs that write nothing anyone reads: every row is padding.
-        self._captured.fill_inert(inputs.shape)
-        self._captured.upload()
+        self._captured.upload(self._captured.fill_inert(inputs.shape))
         # A first eager pass compiles kernels and fills library workspaces, which capture must not see.
         self._compute(self._captured, inputs, batch)
         torch.cuda.synchronize()
@@ -211,26 +187,26 @@ class Runner:
         batch = self._batches.get(inputs.shape)
         if batch is None:
             batch = self._batches[inputs.shape] = self._captured.batch(inputs)
-        batch.max_len = inputs.max_len
-        return batch
+        return replace(batch, max_len=inputs.max_len)
 
     def _graph_key(self, inputs: StepInputs, batch: Batch) -> Hashable:
         flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs)
         return (inputs.shape, flags, self.decoder.plan(batch))
 
-    def _update_tables(self, plan: StepPlan, buffers: StepBuffers) -> None:
-        """Bring the host's block table up to date; the device's follows with the step's inputs.
 
-        Where prefix hits changed more entries than those hold, the device's is updated here.
-        """
-        if not plan.table_updates:
-            return
-        updates = np.asarray(plan.table_updates)
-        self._host_table[updates[:, 0], updates[:, 1]] = updates[:, 2]
-        if len(updates) > buffers.max_updates:
-            rows, columns, blocks = torch.tensor(updates, device=self.device).T
-            self._table.index_put_((rows, columns), blocks.to(torch.int32))
-            plan.table_updates = []
+def _start_reading(output: StepOutput, live: int) -> list[Tensor]:
+    """The first `live` elements of each result, on their way to the host."""
+    hosts = []
+    for result in (output.tokens, output.logprobs, output.top_tokens):
+        if result is None:
+            break
+        if result.is_cuda:
+            host = torch.empty(live, dtype=result.dtype, pin_memory=True)
+            host.copy_(result[:live], non_blocking=True)
+        else:
+            host = result[:live]
+        hosts.append(host)
+    return hosts
 
 
 def device_seconds() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import json
 import re
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from backbench.engine.models.config import ModelConfig, eos_token_ids, from_hf
+from backbench.engine.models.config import ModelConfig
+from backbench.engine.models.formats import format_of, require_format
+from backbench.engine.models.formats.dense import weight_files
+from backbench.engine.models.hf_config import eos_token_ids, first_line, from_hf, read_json
+from backbench.engine.models.layers import ModelSpec
 from backbench.engine.models.presets import SHAPES
-from backbench.engine.models.safetensors_files import SafetensorsFiles
-from backbench.engine.models.weights import Weights, build, random_weights
+from backbench.engine.models.weights import Weights, random_weights
 from backbench.errors import EngineError
 
 if TYPE_CHECKING:
@@ -27,7 +31,10 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent.parent / "checkpoints"
 SHAPE_PREFIX = "shape:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt"]
+HUB_FILES = ["*.json", "tokenizer*", "*.model", "*.txt"]
+"""What is downloaded first; the weight files follow, as the index names them."""
+HUB_FOLDERS = ["*/*"]
+"""Never downloaded unless the index names them: other formats and precisions of the same weights."""
 EDGE_BYTES = 2**20
 """Bytes at either end of a weight file that its fingerprint covers."""
 
@@ -103,6 +110,11 @@ class ShapeSource(ModelSource):
     def hf_config(self) -> Mapping[str, Any]:
         return SHAPES[self.shape]
 
+    @cached_property
+    def config(self) -> ModelConfig:
+        """As the base class; random weights mean nothing by the class default of an end of sequence."""
+        return replace(from_hf(self.hf_config), eos_token_ids=())
+
     @property
     def revision(self) -> str:
         return "random"
@@ -121,16 +133,31 @@ class DirectorySource(ModelSource):
 
     @cached_property
     def hf_config(self) -> Mapping[str, Any]:
-        return _read_json(self.path / "config.json", self.name)
+        return read_json(self.path / "config.json", self.name)
 
     @cached_property
     def config(self) -> ModelConfig:
-        """As the base class, with the end-of-sequence ids that generation_config.json overrides."""
+        """As the base class, with what other files overrule.
+
+        generation_config.json overrules the end-of-sequence ids. A stored head that differs from the
+        embedding overrules `tie_word_embeddings`, as in transformers (`PreTrainedModel.tie_weights`).
+        """
         config = from_hf(self.hf_config)
         generation = self.path / "generation_config.json"
-        if generation.exists() and (ids := eos_token_ids(_read_json(generation, self.name))):
-            return replace(config, eos_token_ids=ids)
+        if generation.exists():
+            ids = eos_token_ids(read_json(generation, self.name).get("eos_token_id"))
+            config = replace(config, eos_token_ids=ids or config.eos_token_ids)
+        if config.tied_embeddings and self._has_own_head(config.spec):
+            config = replace(config, tied_embeddings=False)
         return config
+
+    def _has_own_head(self, spec: ModelSpec) -> bool:
+        """True where the head is stored beside the embedding and differs from it."""
+        (embedding, _), (head, _) = spec.embedding.sources[0], spec.head.sources[0]
+        weights = format_of(self.path)
+        if weights is None or not {embedding, head} <= weights.names(self.path):
+            return False
+        return weights.differ(self.path, embedding, head)
 
     @cached_property
     def revision(self) -> str:
@@ -142,18 +169,18 @@ class DirectorySource(ModelSource):
         return any((self.path / file).exists() for file in files)
 
     def load_weights(self, device: torch.device, dtype: torch.dtype) -> Weights:
-        with SafetensorsFiles(self.path) as files:
-            return build(self.config, device, dtype, files.copy_into)
+        return require_format(self.path).load(self.path, self.config.spec, device, dtype)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if not self.has_tokenizer:
             return super().tokenizer()
+        _ = self.config  # transformers reads it as well, and would name its faults as the tokenizer's
         from transformers import AutoTokenizer
 
         try:
             return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise EngineError(f"The tokenizer in {self.path} cannot be read: {_first_line(error)}") from error
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise EngineError(f"The tokenizer in {self.path} cannot be read: {first_line(error)}") from error
 
     def _fingerprint(self) -> str:
         """SHA-256 over each weight file's name, size and both ends: quick, and any retraining changes it."""
@@ -177,7 +204,7 @@ def model_names() -> list[str]:
 def find_model(name: str) -> ModelSource:
     """The model called `name`: bundled, `shape:NAME`, a local directory, or a hub id `owner/model@revision`.
 
-    A hub model is downloaded here (safetensors and json only) unless it is in the local hub cache.
+    A hub model is downloaded here (safetensors, json and tokenizer) unless it is in the local hub cache.
 
     Raises:
         EngineError: nothing of that name; the nearest names are given.
@@ -186,7 +213,10 @@ def find_model(name: str) -> ModelSource:
         return ShapeSource(name.removeprefix(SHAPE_PREFIX))
     if name in model_names():
         return DirectorySource(name, BUNDLED / name)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise EngineError(f"{name!r} names a home directory that is not there; give a full path.") from None
     if path.is_dir():
         return DirectorySource(name, path)
     if HUB_ID.fullmatch(name) and not name.startswith("."):
@@ -202,32 +232,19 @@ def _from_hub(name: str) -> DirectorySource:
 
     repository, _, revision = name.partition("@")
     try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=HUB_FILES, ignore_patterns=HUB_FOLDERS
+        )
+        # A repository may keep its weights twice, as consolidated.safetensors or in folders; take them once.
+        weights = [glob.escape(file) for file in weight_files(Path(folder))]
+        snapshot_download(repository, revision=Path(folder).name, allow_patterns=weights)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise EngineError(
-            f"Model {name!r} is neither a local directory nor to be had from the hub: {_first_line(error)}"
+            f"Model {name!r} is neither a local directory nor to be had from the hub: {first_line(error)}"
         ) from error
     return DirectorySource(name, Path(folder), revision=Path(folder).name)
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EngineError(
-            f"Model {name} has no {path.name}; {path.parent} is no checkpoint directory."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} cannot be read: {_first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise EngineError(f"{path} must hold a JSON object.")
-    return value
 
 
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, cutoff=0.4)
     return f"did you mean {' or '.join(close)}" if close else f"known are {', '.join(known)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,38 +18,33 @@ from backbench.backends.interface import (
     Selection,
     Weight,
 )
+from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
+from backbench.engine.models.layers import Product
 from backbench.engine.models.rope import rotary_table
 from backbench.engine.models.weights import LayerWeights, Weights
 from backbench.errors import BackendError
 
 
-def attention_specs(
-    config: ModelConfig,
-    *,
-    dtype: torch.dtype,
-    block_size: int,
-    max_seqs: int,
-    max_tokens: int,
-    max_len: int,
-) -> list[AttentionSpec]:
+def attention_specs(config: ModelConfig, *, dtype: torch.dtype, limits: StepLimits) -> list[AttentionSpec]:
     """Each layer's attention spec; layers that agree have equal ones."""
     return [
         AttentionSpec(
-            q_heads=config.q_heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
+            q_heads=layer.q_heads,
+            kv_heads=layer.kv_heads,
+            head_dim=layer.head_dim,
             dtype=dtype,
             kv_dtype=dtype,
-            block_size=block_size,
-            scale=config.head_dim**-0.5,
+            block_size=limits.block_size,
+            scale=layer.scale,
             # A window that covers the longest sequence hides nothing.
-            window=window if window is not None and window < max_len else None,
-            max_seqs=max_seqs,
-            max_tokens=max_tokens,
-            max_len=max_len,
+            window=layer.window if layer.window is not None and layer.window < limits.max_len else None,
+            softcap=layer.softcap,
+            max_seqs=limits.max_seqs,
+            max_tokens=limits.max_batch_tokens,
+            max_len=limits.max_len,
         )
-        for window in config.windows
+        for layer in (each.attention for each in config.spec.layers)
     ]
 
 
@@ -62,7 +57,7 @@ class Layer:
     runner: AttentionRunner
     rotation: Rotation
     qkv: Any
-    output: Any
+    attention_output: Any
     gate_up: Any
     down: Any
 
@@ -109,27 +104,17 @@ class Decoder:
         selection: Selection,
         *,
         dtype: torch.dtype,
-        block_size: int,
-        max_seqs: int,
-        max_tokens: int,
-        max_len: int,
+        limits: StepLimits,
     ) -> None:
         self.config = config
         self.weights = weights
         self.device = selection.device
         self.dtype = dtype
-        self.block_size = block_size
+        self.limits = limits
         self.operations = selection.operations
         self.linear = selection.linear
-        rotary = rotary_table(config, self.device.torch_device, max_len)
-        specs = attention_specs(
-            config,
-            dtype=dtype,
-            block_size=block_size,
-            max_seqs=max_seqs,
-            max_tokens=max_tokens,
-            max_len=max_len,
-        )
+        rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
+        specs = attention_specs(config, dtype=dtype, limits=limits)
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
             Layer(
@@ -137,14 +122,16 @@ class Decoder:
                 spec=spec,
                 runner=self.runners[spec],
                 rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
-                qkv=self._pack(layer.qkv),
-                output=self._pack(layer.output),
-                gate_up=self._pack(layer.gate_up),
-                down=self._pack(layer.down),
+                **{each.role: self._pack(each, getattr(layer, each.role)) for each in described.products},
             )
-            for layer, spec in zip(weights.layers, specs, strict=True)
+            for layer, spec, described in zip(weights.layers, specs, config.spec.layers, strict=True)
         ]
-        self.lm_head = self._pack(weights.lm_head)
+        self.lm_head = self._pack(config.spec.head, weights.lm_head)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers."""
+        return len(self.layers)
 
     @property
     def graph_support(self) -> GraphSupport:
@@ -195,7 +182,7 @@ class Decoder:
                     return residual
             out = torch.empty_like(q)
             layer.runner.run(q, cache, batch, out)
-            x = self.linear.run(out.flatten(1), layer.output)
+            x = self.linear.run(out.flatten(1), layer.attention_output)
             x, residual = operations.add_rms_norm(x, residual, layer.weights.ffn_norm, eps)
             gated = operations.gate(self.linear.run(x, layer.gate_up))
             x = self.linear.run(gated, layer.down)
@@ -211,8 +198,8 @@ class Decoder:
         """Prefill prompts of `lengths`, and `num_seqs` rows of logits, to see what memory a step needs."""
         device = self.device.torch_device
         num_tokens = sum(lengths)
-        batch = whole_sequences(lengths, self.block_size, device)
-        num_blocks = sum(-(-length // self.block_size) for length in lengths)
+        batch = whole_sequences(lengths, self.limits.block_size, device)
+        num_blocks = sum(-(-length // self.limits.block_size) for length in lengths)
         shared = {spec: runner.new_cache(num_blocks) for spec, runner in self.runners.items()}
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
@@ -230,10 +217,13 @@ class Decoder:
         runner.write(cache, k, v, batch)
         return q
 
-    def _pack(self, weight: Weight) -> Any:
-        n, k = weight.q.shape
-        if reasons := self.linear.supports(weight.scheme, n, k, self.dtype, self.device):
-            raise BackendError(f"{self.linear.name} linear cannot serve [{n}, {k}]: {'; '.join(reasons)}.")
+    def _pack(self, product: Product, weight: Weight) -> Any:
+        spec = product.weight_spec(self.dtype, weight.scheme)
+        if reasons := self.linear.refusals(spec, self.device):
+            raise BackendError(
+                f"{self.linear.name} linear cannot serve {spec.role} [{spec.n}, {spec.k}]: "
+                f"{'; '.join(reasons)}."
+            )
         return self.linear.pack(weight, self.device)
 
 

@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from backbench.backends.interface import Rotary
-from backbench.engine.models.config import ModelConfig, RopeConfig
+
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 
 
-def rotary_table(config: ModelConfig, device: torch.device, max_len: int) -> Rotary:
+@dataclass(frozen=True)
+class RopeConfig:
+    """A rotary embedding's base and how it is stretched to longer contexts."""
+
+    theta: float = 10_000.0
+    kind: str = "default"
+    """One of `ROPE_KINDS`."""
+    factor: float = 1.0
+    original_max_len: int = 0
+    """Context length before stretching (llama3, yarn)."""
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    """Multiplies cosines and sines (yarn); None = from `factor`."""
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+def rotary_table(rope: RopeConfig, rotary_dim: int, device: torch.device, max_len: int) -> Rotary:
     """Cosines and sines of positions 0 to max_len - 1, in fp32 as transformers computes them.
 
     Yarn's attention factor multiplies both, which scales the scores by its square.
     """
-    frequencies, scale = inverse_frequencies(config.rope, config.head_dim)
+    frequencies, scale = inverse_frequencies(rope, rotary_dim)
     angles = torch.arange(max_len, dtype=torch.float32)[:, None] * frequencies
-    return Rotary(torch.cat([angles.cos() * scale, angles.sin() * scale], dim=-1).to(device), config.head_dim)
+    return Rotary(torch.cat([angles.cos() * scale, angles.sin() * scale], dim=-1).to(device), rotary_dim)
 
 
 def inverse_frequencies(rope: RopeConfig, rotary_dim: int) -> tuple[Tensor, float]:

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from backbench.engine.execution.step_shape import StepShape
+from backbench.engine.limits import EngineLimits
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.sequence import Sequence
 
@@ -36,11 +37,13 @@ class StepPlan:
     num_tokens: int = 0
     copies: list[tuple[int, int]] = field(default_factory=list)
     """Copy-on-write: (source, destination) blocks, to be copied before the step writes."""
-    table_updates: list[tuple[int, int, int]] = field(default_factory=list)
-    """(row, logical block, physical block) entries of the block table that changed."""
+    table_updates: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Entries of the block table that changed since the last plan: (row, logical block) -> physical block.
+    One value an entry: a device leaves open which of two would win."""
     prefix_hit_tokens: int = 0
     """Tokens found in the cache by sequences that start for the first time."""
     preemptions: int = 0
+    """Sequences preempted since the last plan."""
 
     @property
     def shape(self) -> StepShape:
@@ -52,43 +55,43 @@ class StepPlan:
 class Scheduler:
     """First come, first served under a budget of prompt tokens a step, with recompute preemption."""
 
-    def __init__(
-        self, pool: BlockPool, *, max_seqs: int, max_step_tokens: int, prefill_chunk: int | None = None
-    ) -> None:
+    def __init__(self, pool: BlockPool, limits: EngineLimits) -> None:
         self.pool = pool
-        self.max_seqs = max_seqs
-        self.max_step_tokens = max_step_tokens
-        self.prefill_chunk = prefill_chunk or max_step_tokens
+        self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """In order of arrival."""
-        self._free_rows = list(range(2 * max_seqs - 1, -1, -1))
-        """Twice max_seqs: a finished sequence keeps its row until the steps in flight have landed."""
+        self._free_rows = list(reversed(range(limits.num_rows)))
         self._releasing = 0
         """Sequences that gave up their blocks but are still in flight."""
-        self._table_updates: list[tuple[int, int, int]] = []
-        """Collected for the next plan."""
+        self._table_updates: dict[tuple[int, int], int] = {}
+        """Collected for the next plan that has slices; the latest value of an entry counts."""
         self.preemptions = 0
-
-    @property
-    def num_rows(self) -> int:
-        """Rows the device's request tables need."""
-        return 2 * self.max_seqs
+        """Preemptions so far."""
+        self._untold_preemptions = 0
+        """Those of them that no plan has told of."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         self.waiting.append(sequence)
 
     def schedule(self) -> StepPlan:
-        """Plan the next step and advance every count as if it had run. An empty plan has no slices."""
+        """Plan the next step and advance every count as if it had run.
+
+        A plan without slices has nothing else either: table updates and preemptions wait for one that runs.
+        """
         plan = StepPlan()
         decodes: list[Slice] = []
         prefills: list[Slice] = []
+        preemptions = self.preemptions
         budget = self._schedule_running(plan, decodes, prefills)
-        if not plan.preemptions:
+        if self.preemptions == preemptions:
             self._admit(plan, prefills, decodes, budget)
         plan.slices = decodes + prefills
-        plan.table_updates, self._table_updates = self._table_updates, []
+        if not plan.slices:
+            return plan
+        plan.table_updates, self._table_updates = self._table_updates, {}
+        plan.preemptions, self._untold_preemptions = self._untold_preemptions, 0
         plan.num_decodes = len(decodes)
         plan.num_tokens = len(decodes) + sum(part.num_tokens for part in prefills)
         return plan
@@ -132,7 +135,7 @@ class Scheduler:
         The child recomputes the prompt's last token for its logits; that write copies the shared block.
         Without a free place it queues first in line instead, and shares through the prefix cache only.
         """
-        full = len(self.running) >= self.max_seqs or not self._free_rows
+        full = len(self.running) >= self.limits.max_seqs or not self._free_rows
         if full or not parent.running or parent.num_landed < parent.prompt_len:
             self.waiting.appendleft(child)
             return
@@ -142,11 +145,11 @@ class Scheduler:
         child.num_computed = child.num_landed = child.prompt_len - 1
         child.num_published = child.num_computed // self.pool.block_size
         self._start(child)
-        self._table_updates += [(child.row, i, block) for i, block in enumerate(child.blocks)]
+        self._table_updates |= {(child.row, i): block for i, block in enumerate(child.blocks)}
 
     def _schedule_running(self, plan: StepPlan, decodes: list[Slice], prefills: list[Slice]) -> int:
         """Give running sequences their tokens, decodes first and outside the budget; returns what is left."""
-        budget = self.max_step_tokens
+        budget = self.limits.max_step_tokens
         catching_up: list[Sequence] = []
         for sequence in list(self.running):
             num_tokens = sequence.num_tokens
@@ -154,11 +157,11 @@ class Scheduler:
                 continue
             if num_tokens - sequence.num_computed > 1:
                 catching_up.append(sequence)
-            elif self._make_room(plan, sequence, 1):
+            elif self._make_room(sequence, 1):
                 decodes.append(self._take(plan, sequence, 1))
         for sequence in catching_up:
-            count = min(sequence.num_tokens - sequence.num_computed, budget, self.prefill_chunk)
-            if count and sequence.running and self._make_room(plan, sequence, count):
+            count = min(sequence.num_tokens - sequence.num_computed, budget, self.limits.prefill_chunk)
+            if count and sequence.running and self._make_room(sequence, count):
                 prefills.append(self._take(plan, sequence, count))
                 budget -= count
         return budget
@@ -166,13 +169,13 @@ class Scheduler:
     def _admit(self, plan: StepPlan, prefills: list[Slice], decodes: list[Slice], budget: int) -> None:
         """Start waiting sequences while budget, places and blocks last."""
         size = self.pool.block_size
-        while self.waiting and budget and len(self.running) < self.max_seqs and self._free_rows:
+        while self.waiting and budget and len(self.running) < self.limits.max_seqs and self._free_rows:
             sequence = self.waiting[0]
             if sequence.in_flight:
                 break
             hits = self.pool.match(sequence.token_ids, sequence.digests)
             computed = len(hits) * size
-            count = min(sequence.num_tokens - computed, budget, self.prefill_chunk)
+            count = min(sequence.num_tokens - computed, budget, self.limits.prefill_chunk)
             self.pool.acquire(hits)
             if -(-(computed + count) // size) - len(hits) > self.pool.num_free:
                 self.pool.release(hits)
@@ -184,12 +187,12 @@ class Scheduler:
             if not sequence.preempted:  # else it finds the blocks that it filled itself
                 plan.prefix_hit_tokens += computed
             self._start(sequence)
-            self._table_updates += [(sequence.row, i, block) for i, block in enumerate(hits)]
+            self._table_updates |= {(sequence.row, i): block for i, block in enumerate(hits)}
             part = self._take(plan, sequence, count)
             (decodes if part.num_tokens == 1 and part.samples else prefills).append(part)
             budget -= count
 
-    def _make_room(self, plan: StepPlan, sequence: Sequence, count: int) -> bool:
+    def _make_room(self, sequence: Sequence, count: int) -> bool:
         """See to it that `count` more tokens of a running sequence have blocks, preempting later arrivals.
 
         False when the sequence itself had to go, or must wait for blocks of sequences still in flight.
@@ -198,18 +201,18 @@ class Scheduler:
             if self._releasing:
                 return False
             victim = self.running[-1]
-            self._preempt(plan, victim)
+            self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, plan: StepPlan, victim: Sequence) -> None:
+    def _preempt(self, victim: Sequence) -> None:
         victim.num_computed = 0
         victim.preempted = True
         self._stop_running(victim)
         self.waiting.appendleft(victim)
-        plan.preemptions += 1
         self.preemptions += 1
+        self._untold_preemptions += 1
 
     def _blocks_needed(self, sequence: Sequence, count: int) -> int:
         """Fresh blocks that computing `count` more tokens takes, copies of shared ones included."""
@@ -230,7 +233,7 @@ class Scheduler:
             self._copy_shared(plan, sequence, start // size)
         while len(blocks) * size < end:
             block = self.pool.allocate()
-            self._table_updates.append((sequence.row, len(blocks), block))
+            self._table_updates[sequence.row, len(blocks)] = block
             blocks.append(block)
         known = sequence.num_tokens
         samples = end == known
@@ -246,7 +249,7 @@ class Scheduler:
             if self.pool.is_shared(source):
                 copy = self.pool.allocate()
                 plan.copies.append((source, copy))
-                self._table_updates.append((sequence.row, i, copy))
+                self._table_updates[sequence.row, i] = copy
                 self.pool.release((source,))
                 sequence.blocks[i] = copy
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as TokenSequence
-
-from backbench.engine.request import SamplingParams
+from backbench.engine.request import SamplingParams, TokenIds
 
 
 class Sequence:
@@ -38,7 +36,7 @@ class Sequence:
     )
 
     def __init__(
-        self, request_id: str, index: int, prompt: TokenSequence[int], params: SamplingParams, order: int
+        self, request_id: str, index: int, prompt: TokenIds, params: SamplingParams, order: int
     ) -> None:
         self.request_id = request_id
         self.index = index

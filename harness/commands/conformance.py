@@ -10,7 +10,7 @@ WRONG = 5
 """Exit code of wrong results."""
 
 
-def check_backend(name: str, interpret: bool, full: bool, as_json: bool) -> None:
+def check_backend(name: str, interpret: bool, prefer: str | None, full: bool, as_json: bool) -> None:
     """Print the matrix; end with exit code 5 where any case is wrong."""
     if interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are decorated, before their import
@@ -18,7 +18,7 @@ def check_backend(name: str, interpret: bool, full: bool, as_json: bool) -> None
     from backbench.backends.interface.device import detect
     from backbench.harness.commands.output import print_json
 
-    matrix = check(name, detect(interpret=interpret), level="full" if full else "quick")
+    matrix = check(name, detect(interpret=interpret, prefer=prefer), level="full" if full else "quick")
     if as_json:
         print_json(matrix.to_json())
     else:

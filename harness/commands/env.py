@@ -12,7 +12,7 @@ def env(as_json: bool) -> None:
     from backbench.backends.interface.device import detect
     from backbench.harness import provenance
     from backbench.harness.commands.output import print_json, print_table
-    from backbench.harness.experiment import describe_accelerator
+    from backbench.harness.sensors.present import describe_accelerator
     from backbench.reports.compare import flatten, show
 
     device = detect()

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backbench.harness.commands.flags import flag, subject_flag
+from backbench.options import Option
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,24 +21,30 @@ if TYPE_CHECKING:
 
 GPU_SHAPES = "1q1s4k,64q1s4k,8q2k,2q1k_32q1s1k"
 CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
+MOST_ROWS = 2**20
+"""Rows of one product or fused operation."""
+SECONDS = Option(
+    "seconds",
+    "seconds",
+    float,
+    0.02,
+    "Measuring time of one cell over all its rounds. GPUs under a longer load meet their power limit.",
+    metavar="S",
+    minimum=0.001,
+    maximum=60,
+)
 
 
 @click.command()
-@click.option("--backend", "backend_names", default="torch", help="Backends, separated by commas.")
+@subject_flag("backend", parameter="backend_names", default="torch", help="Backends, separated by commas.")
 @click.option("--shapes", help="Attention batches like 8q1s32k,2q4k_32q1s1k: count q queries s keys.")
 @click.option("--kinds", default="attention", help="Of attention, linear and operations, by commas.")
-@click.option("--model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
+@subject_flag("model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
-@click.option("--dtype", help="bfloat16 (default on a GPU), float16 or float32 (default on a CPU).")
-@click.option("--block-size", default=16, type=click.IntRange(1), help="Keys in a cache block.")
-@click.option("--device", "prefer", help="cpu, cuda or cuda:N.")
-@click.option(
-    "--seconds",
-    default=0.02,
-    show_default=True,
-    type=click.FloatRange(0.001),
-    help="Measuring time of one cell. GPUs under a longer load meet their power limit and slow down.",
-)
+@subject_flag("dtype", unset="fp32 on a CPU, else bf16")
+@subject_flag("block_size")
+@subject_flag("device", parameter="prefer")
+@flag(SECONDS, default=0.02)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
@@ -46,7 +55,7 @@ def kernels(
     model: str,
     tokens: str,
     dtype: str | None,
-    block_size: int,
+    block_size: int | None,
     prefer: str | None,
     seconds: float,
     as_json: bool,
@@ -55,25 +64,38 @@ def kernels(
 ) -> None:
     """Time single operations: cold caches, permuted blocks, random values, correctness beside each time.
 
-    On a GPU every cell is timed eagerly and in a graph. Exit code 5 when a result is wrong.
+    On a GPU every cell is timed eagerly, launches and all, and in a graph, the kernel alone. Backends take
+    turns, the whole list is measured twice, and the interval is over rounds that lie that far apart; an
+    eager time still depends on the process and the host. Exit code 5 when a result is wrong.
     """
     from backbench.backends.interface.device import detect
     from backbench.backends.registry import load
+    from backbench.engine.limits import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
+    from backbench.engine.models.config import DTYPES
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.kernels import page
+    from backbench.harness.kernels.cost import require_memory, warning
     from backbench.harness.kernels.measure import measure
     from backbench.harness.peaks import device_peaks
 
     device = detect(prefer=prefer)
     on_cpu = device.torch_device.type == "cpu"
     backends = [load(name.strip()) for name in backend_names.split(",")]
-    number_type = _dtype(dtype or ("float32" if on_cpu else "bfloat16"))
+    number_type = DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
     problems = list(
         _problems(
-            kinds, shapes or (CPU_SHAPES if on_cpu else GPU_SHAPES), model, tokens, number_type, block_size
+            kinds,
+            (CPU_SHAPES if on_cpu else GPU_SHAPES) if shapes is None else shapes,
+            model,
+            tokens,
+            number_type,
+            block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE),
         )
     )
+    require_memory(problems, device)
     peaks = device_peaks(device, number_type)
+    if text := warning(problems, len(backends), device, peaks):
+        click.echo(f"warning: {text}", err=True)
 
     interactive = sys.stderr.isatty()
 
@@ -105,15 +127,6 @@ def kernels(
         print_table(title, page.COLUMNS, page.table_rows(results), right=range(4, 8))
     if any(result.correct is False for result in results):
         click.get_current_context().exit(5)
-
-
-def _dtype(name: str) -> torch.dtype:
-    from backbench.engine.models.config import DTYPES
-    from backbench.errors import HarnessError
-
-    if name not in DTYPES:
-        raise HarnessError(f"Unknown data type {name!r}; use {', '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def _problems(
@@ -154,6 +167,7 @@ def _attention_problems(
 def _counts(text: str) -> tuple[int, ...]:
     from backbench.errors import HarnessError
 
-    if not all(part.strip().isdigit() and int(part) for part in text.split(",")):
-        raise HarnessError(f"Token counts are whole numbers above 0 like 1,16,64, not {text!r}.")
-    return tuple(int(part) for part in text.split(","))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 9 and 0 < int(part) <= MOST_ROWS for part in parts):
+        raise HarnessError(f"Token counts are whole numbers from 1 to {MOST_ROWS:,} like 1,16; not {text!r}.")
+    return tuple(int(part) for part in parts)

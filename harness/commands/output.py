@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,11 +19,87 @@ if TYPE_CHECKING:
     from backbench.reports.tables import Cell, Table
 
 
+LONGEST_LINE = 290
+"""Characters of an error line, "error: " included."""
+PLAIN = {"–": "-", "—": "-", "×": "x", "µ": "u", "±": "+-", "Δ": "d", "≤": "<=", "≥": ">=", "…": "..."}
+"""How a stream that does not know these writes them."""
+
+
+def error_line(text: str) -> str:
+    """One line of at most LONGEST_LINE characters; a longer one loses its middle."""
+    line = f"error: {printable(' '.join(text.split()))}"
+    if len(line) <= LONGEST_LINE:
+        return line
+    end = LONGEST_LINE // 2 - 10  # what to do stands at the end
+    return f"{line[: LONGEST_LINE - end - 5]} ... {line[-end:]}"
+
+
+def echo(text: str, err: bool = False) -> None:
+    """A line for people."""
+    click.echo(printable(text), err=err)
+
+
+@contextlib.contextmanager
+def printing(otherwise: str) -> Iterator[None]:
+    """Print what a finished work says; where stdout takes none, a line on stderr says `otherwise`."""
+    try:
+        yield
+        flush()
+    except OSError as error:
+        silence(1)
+        with contextlib.suppress(OSError):
+            echo(f"cannot print: {error.strerror}; {otherwise}", err=True)
+
+
+def flush() -> None:
+    """Hand stdout's text over; OSError where nobody takes it."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def silence(descriptor: int) -> None:
+    """Send what is still written to stdout (1) or stderr (2) nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def open_streams() -> None:
+    """Let stdout and stderr take every text, and let closed ones be there.
+
+    A closed stream's number would be given to the next file that is opened. Characters that a stream's
+    encoding lacks are written plainly.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(descriptor, mode))
+        elif hasattr(stream, "reconfigure") and mode == "w":
+            stream.reconfigure(errors="backbench.plain")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    spelled = "".join(
+        PLAIN.get(each) or each.encode("ascii", "backslashreplace").decode() for each in characters
+    )
+    return spelled, error.end
+
+
+codecs.register_error("backbench.plain", _plainly)
+
+
 def print_json(value: Any) -> None:
-    """One indented JSON document on stdout; infinities and NaN become null."""
+    """One indented JSON document on stdout, in ASCII; infinities and NaN become null."""
     from backbench.reports.record import finite
 
-    click.echo(json.dumps(finite(value), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(finite(value), indent=2))
 
 
 def print_table(
@@ -28,13 +108,19 @@ def print_table(
     """A rich table; `right` are the indices of right-aligned columns."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = RichTable(
+        title=escape(printable(title)) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for index, name in enumerate(columns):
         table.add_column(
-            Text(printable(name)), justify="right" if index in right else "left", overflow="fold"
+            escape(printable(name)), justify="right" if index in right else "left", overflow="fold"
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))

@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backbench.harness.commands.flags import subject_flag
+
 if TYPE_CHECKING:
     from backbench.engine.engine import Engine
     from backbench.engine.models.checkpoint import ModelSource
 
+MOST_TOKENS = 2**20
+MOST_SEQUENCES = 2**16
 SAMPLE_SEED = 20240229
 SAMPLE_PROMPT = 8
 """Random tokens that start each sampled sequence."""
 
 
 @click.command()
-@click.option("--model", default="tiny", show_default=True, help="A bundled name, directory or hub id.")
-@click.option("--backend", default="torch", show_default=True)
+@subject_flag("model")
+@subject_flag("backend", default="torch")
+@subject_flag("dtype")
+@subject_flag("device", parameter="prefer")
 @click.option(
     "--text",
     default="topics",
@@ -28,23 +34,43 @@ SAMPLE_PROMPT = 8
     help="`topics` (pydoc_data.topics, English prose in every CPython), `sampled` (sequences drawn once "
     "from the model under the torch backend), or a UTF-8 file.",
 )
-@click.option("--length", default=512, show_default=True, type=click.IntRange(2), help="Tokens a sequence.")
-@click.option("--limit", default=32, show_default=True, type=click.IntRange(1), help="Sequences at most.")
-@click.option("--json", "as_json", is_flag=True)
-def perplexity(model: str, backend: str, text: str, length: int, limit: int, as_json: bool) -> None:
+@click.option(
+    "--length", default=512, show_default=True, type=click.IntRange(2, MOST_TOKENS), help="Tokens a sequence."
+)
+@click.option(
+    "--limit",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, MOST_SEQUENCES),
+    help="Sequences at most.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def perplexity(
+    model: str,
+    backend: str,
+    dtype: str | None,
+    prefer: str | None,
+    text: str,
+    length: int,
+    limit: int,
+    as_json: bool,
+) -> None:
     """Measure the perplexity of a model on text that does not ship with this product."""
     from backbench.backends.interface.device import detect
     from backbench.engine.config import EngineConfig
     from backbench.engine.engine import Engine
     from backbench.engine.models.checkpoint import find_model
+    from backbench.engine.models.config import DTYPES
     from backbench.engine.perplexity import perplexity as measure
     from backbench.harness.commands.output import print_json, print_table
 
     source = find_model(model)
-    device = detect()
+    device = detect(prefer=prefer)
     length = min(length, source.config.max_len)
     config = EngineConfig(max_seqs=limit, max_len=length, max_step_tokens=max(length, 512))
-    engine = Engine.open(source, backend=backend, device=device, config=config)
+    engine = Engine.open(
+        source, backend=backend, device=device, dtype=DTYPES[dtype] if dtype else None, config=config
+    )
     sequences, origin, digest = _sequences(engine, source, text, length, limit)
     found = measure(engine.decoder, sequences)
     result = {

@@ -1,6 +1,6 @@
 """`bench portability`: every Triton kernel compiled for every GPU, without one, against the best seen.
 
-Also `python -m harness.commands.portability`, for CI.
+Also `python -m backbench.harness.commands.portability`, for CI.
 """
 
 from __future__ import annotations
@@ -22,21 +22,30 @@ REGRESSED = 1
 
 
 @click.command()
-@click.option("--targets", help="Like sm90,gfx942; default: all ten.")
-@click.option("--only", default="", help="Kernels whose name and dtype contain this text.")
+@click.option("--backend", "-b", "backends", multiple=True, metavar="NAME", help="Default: all with kernels.")
+@click.option("--targets", help="Like sm90,gfx942; default: all.")
+@click.option("--only", default="", help="Kernels whose name and variant contain this text.")
 @click.option("--processes", default=2, type=click.IntRange(1, 64), help="Compilers at a time.")
-@click.option("--update", is_flag=True, help="Write what is new or better to the ratchet file.")
+@click.option("--update", is_flag=True, help="Write what is new or better to the baseline file.")
 @click.option("--accept", is_flag=True, help="With --update: what is worse (but runs) becomes the best seen.")
-@click.option("--ratchet", "ratchet_file", default=None, type=click.Path(path_type=Path), hidden=True)
+@click.option(
+    "--baseline",
+    "--ratchet",
+    "baseline_file",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Compare with this file instead of the backend's own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the matrix.")
 def portability(
+    backends: tuple[str, ...],
     targets: str | None,
     only: str,
     processes: int,
     update: bool,
     accept: bool,
-    ratchet_file: Path | None,
+    baseline_file: Path | None,
     as_json: bool,
     markdown: Path | None,
 ) -> None:
@@ -47,35 +56,58 @@ def portability(
     """
     import triton
 
-    from backbench.backends.aot.baseline import RATCHET, compile_all, ratchet, read_ratchet, regressions
+    from backbench.backends.aot.baseline import compile_all, kernels_of
     from backbench.backends.aot.compile import TARGETS
+    from backbench.errors import HarnessError
     from backbench.harness.commands.output import print_json
 
-    chosen = [name.strip() for name in targets.split(",")] if targets else list(TARGETS)
-    rows = compile_all(chosen, matching=only, processes=processes)
-    file = ratchet_file or RATCHET
-    stored = read_ratchet(file)
+    chosen = [name.strip() for name in targets.split(",")] if targets is not None else list(TARGETS)
+    rows: list[PortabilityRow] = []
+    worse: list[str] = []
+    for name, kernels in kernels_of(backends).items():
+        found = compile_all(name, chosen, matching=only, processes=processes)
+        if not found:
+            raise HarnessError(
+                f"No kernel's name and dtype contain {only!r}; leave out --only to see them all."
+            )
+        best = baseline_file or kernels.baseline
+        worse += compared(found, best, update=update, accept=accept, whole=not (targets or only))
+        rows += found
+    if markdown is not None:
+        markdown.write_text(to_markdown(rows, triton.__version__))
+    if as_json:
+        print_json({"triton": triton.__version__, "rows": [vars(row) for row in rows], "worse": worse})
+    else:
+        print_matrix(rows)
+    for line in worse:
+        click.echo(f"worse: {line}", err=True)
+    if worse and not accept:
+        click.get_current_context().exit(REGRESSED)
+
+
+def compared(
+    rows: Sequence[PortabilityRow], file: Path, *, update: bool, accept: bool, whole: bool
+) -> list[str]:
+    """What is worse than the baseline in `file`, which is written where asked for.
+
+    whole: `rows` are all there are, so that an update drops those of kernels that are gone.
+    """
+    import triton
+
+    from backbench.backends.aot.baseline import better, read_baseline, regressions
+
+    stored = read_baseline(file)
     same = stored["triton"] == triton.__version__
     best = stored["rows"] if same else {}
     if not same:
         click.echo(f"The best seen is of Triton {stored['triton']}, this is {triton.__version__}.", err=True)
-    found = list(regressions(rows, best))
     if update:
-        worse = {row.key for row in rows if list(regressions([row], best))}
-        forgotten = {key: facts for key, facts in best.items() if key not in worse} if accept else best
-        kept = ratchet(rows, forgotten)
+        worse = {row.key for row in rows if list(regressions([row], best))} if accept else set()
+        gone = set(best) - {row.key for row in rows} if whole else set()
+        kept = better(rows, {key: facts for key, facts in best.items() if key not in worse | gone})
         text = json.dumps({"triton": triton.__version__, "rows": dict(sorted(kept.items()))}, indent=1)
         file.write_text(text + "\n")
-    if markdown is not None:
-        markdown.write_text(to_markdown(rows, triton.__version__))
-    if as_json:
-        print_json({"triton": triton.__version__, "rows": [vars(row) for row in rows], "worse": found})
-    else:
-        print_matrix(rows)
-    for line in found:
-        click.echo(f"worse: {line}", err=True)
-    if found and not accept:
-        click.get_current_context().exit(REGRESSED)
+    return list(regressions(rows, best))
 
 
 def cell(row: PortabilityRow) -> str:
@@ -90,10 +122,10 @@ def cell(row: PortabilityRow) -> str:
 
 
 def _grid(rows: Sequence[PortabilityRow]) -> tuple[list[str], list[list[str]]]:
-    """Column names and lines: one line a kernel and dtype, one column a target."""
+    """Column names and lines: one line a kernel and variant, one column a target."""
     targets = list(dict.fromkeys(row.target for row in rows))
-    cells = {(row.kernel, row.dtype, row.target): cell(row) for row in rows}
-    kernels = list(dict.fromkeys((row.kernel, row.dtype) for row in rows))
+    cells = {(row.kernel, row.variant, row.target): cell(row) for row in rows}
+    kernels = list(dict.fromkeys((row.kernel, row.variant) for row in rows))
     lines = [
         [f"{kernel} ({dtype})", *(cells.get((kernel, dtype, target), "") for target in targets)]
         for kernel, dtype in kernels

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backbench.harness.commands.flags import subject_flag
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -17,20 +19,20 @@ if TYPE_CHECKING:
     from backbench.backends.tuning.search import Finding
     from backbench.engine.models.config import ModelConfig
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "bfloat16": "bfloat16", "float16": "float16"}
 OPERATIONS = ("gemm", "attention")
 MOST_COMPILERS = 14
 COLUMNS = ("Operation", "Shape", "Dtype", "Before", "Best", "Gain", "Tried", "Launch")
 
 
 @click.command()
-@click.option("--backend", "-b", "backend_name", default="triton", show_default=True, metavar="NAME")
-@click.option("--model", "-m", required=True, metavar="NAME|PATH|shape:NAME", help="Whose shapes are tuned.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="bf16", show_default=True)
+@subject_flag("backend", parameter="backend_name", default="triton")
+@subject_flag("model", required=True, help="Whose shapes are tuned.")
+@subject_flag("dtype", default="bfloat16")
+@subject_flag("device", parameter="prefer")
 @click.option(
     "--block-size",
     "block_sizes",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 4096),
     multiple=True,
     help="Tokens a KV block holds; may be repeated [the engine's default].",
 )
@@ -47,6 +49,7 @@ def tune(
     backend_name: str,
     model: str,
     dtype: str,
+    prefer: str | None,
     block_sizes: tuple[int, ...],
     operations: str,
     out: Path | None,
@@ -59,12 +62,15 @@ def tune(
     """
     from dataclasses import asdict
 
+    from backbench.errors import HarnessError
     from backbench.harness.commands.output import print_json, print_table
 
     chosen = _operations(operations)
     tuner = _tuner(backend_name)
-    device = _gpu()
-    problems = list(_problems(tuner, model, DTYPES[dtype], block_sizes, chosen, device))
+    if dtype == "float32":
+        raise HarnessError("bench tune measures bf16 and fp16; float32 runs on written launches.")
+    device = _gpu(prefer)
+    problems = list(_problems(tuner, model, dtype, block_sizes, chosen, device))
     file = out or tuner.file(device)
     findings = []
     for finding in measured(problems, file, device):
@@ -131,11 +137,11 @@ def _tuner(name: str) -> Tuner:
     return tuner
 
 
-def _gpu() -> Device:
+def _gpu(prefer: str | None) -> Device:
     from backbench.backends.interface.device import detect
     from backbench.errors import HarnessError
 
-    device = detect()
+    device = detect(prefer=prefer)
     if device.vendor == "cpu":
         raise HarnessError(
             "bench tune times kernels, so it needs an NVIDIA or AMD GPU, and torch sees none here; "
@@ -163,21 +169,15 @@ def _problems(
         yield from tuner.products(list(weight_shapes(config).values()), dtype, device)
     if "attention" in operations:
         sizes = block_sizes or (GPU_BLOCK_SIZE,)
-        specs = [spec for size in sizes for spec in _specs(config, dtype, size)]
+        specs = [spec for size in sizes for spec in _specs(config, dtype, size, device)]
         yield from tuner.attention(specs, device)
 
 
-def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int) -> list[AttentionSpec]:
+def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int, device: Device) -> list[AttentionSpec]:
     from backbench.engine.config import EngineConfig
+    from backbench.engine.limits import realise_limits
     from backbench.engine.models.decoder import attention_specs
 
-    limits = EngineConfig()
-    found = attention_specs(
-        config,
-        dtype=dtype,
-        block_size=block_size,
-        max_seqs=limits.max_seqs,
-        max_tokens=limits.max_batch_tokens,
-        max_len=config.max_len,
-    )
+    limits = realise_limits(EngineConfig(block_size=block_size), config, device)
+    found = attention_specs(config, dtype=dtype, limits=limits)
     return list(dict.fromkeys(found))

@@ -81,7 +81,7 @@ def prepare(
     if backend.attention is None:
         return [f"attention is served by {backend.base}"]
     spec = make_spec(rows, geometry)
-    if reasons := backend.attention.supports(spec, device):
+    if reasons := backend.attention.refusals(spec, device):
         return reasons
     stage = Stage(backend.attention, spec, rows, device)
     queries = sum(row.query for row in rows)

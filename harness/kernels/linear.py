@@ -9,7 +9,7 @@ import torch
 
 from backbench.backends.conformance import oracle
 from backbench.backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
-from backbench.backends.interface import Backend, Device, Scheme, Weight
+from backbench.backends.interface import Backend, Device, Scheme, Weight, WeightSpec
 from backbench.engine.models.config import ModelConfig
 from backbench.harness.kernels.problem import Check, Prepared, Problem, rotations
 
@@ -20,13 +20,7 @@ CHECKED_OUTPUTS = 256
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Role -> (output features, input features) of every product of the model."""
-    return {
-        "qkv": (config.qkv_size, config.hidden_size),
-        "attention output": (config.hidden_size, config.q_heads * config.head_dim),
-        "gate and up": (2 * config.ffn_size, config.hidden_size),
-        "down": (config.hidden_size, config.ffn_size),
-        "logits": (config.vocab_size, config.hidden_size),
-    }
+    return config.spec.product_shapes()
 
 
 def linear_problems(config: ModelConfig, tokens: tuple[int, ...], dtype: torch.dtype) -> Iterator[Problem]:
@@ -35,7 +29,7 @@ def linear_problems(config: ModelConfig, tokens: tuple[int, ...], dtype: torch.d
         for m in tokens:
             yield Problem(
                 "linear",
-                f"{role} {n}x{k} m{m}",
+                f"{role.replace('_', ' ')} {n}x{k} m{m}",
                 str(dtype).removeprefix("torch."),
                 (n * k + m * k + m * n) * dtype.itemsize,
                 2 * m * n * k,
@@ -49,7 +43,7 @@ def prepare(
     """Calls on as many packed copies of a random weight as make it cold."""
     if backend.linear is None:
         return [f"linear is served by {backend.base}"]
-    if reasons := backend.linear.supports(Scheme(), n, k, dtype, device):
+    if reasons := backend.linear.refusals(WeightSpec("any", n, k, Scheme(), dtype), device):
         return reasons
     linear, at = backend.linear, device.torch_device
     generator = torch.Generator(device=at).manual_seed(SEED)

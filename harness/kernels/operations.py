@@ -62,7 +62,7 @@ def prepare(
     """Calls on as many copies of the inputs as make them cold."""
     if backend.operations is None:
         return [f"operations are served by {backend.base}"]
-    if reasons := backend.operations.supports(dtype, device):
+    if reasons := backend.operations.refusals(dtype, device):
         return reasons
     at = device.torch_device
     generator = torch.Generator(device=at).manual_seed(SEED)

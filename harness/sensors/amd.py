@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-Row = dict[str, Any]
+from backbench.harness.sensors.telemetry import Row
 
 ABSENT = "N/A"
 """What amdsmi returns where the driver offers no reading."""
@@ -33,9 +33,7 @@ class AmdSmiSensor:
             "sm_clock_mhz": lambda: self._clock_mhz("GFX"),
             "memory_clock_mhz": lambda: self._clock_mhz("MEM"),
             "temperature_c": self._temperature_c,
-            "memory_used_bytes": lambda: int(
-                number(amdsmi.amdsmi_get_gpu_vram_usage(self._handle)["vram_used"]) * MIB
-            ),
+            "memory_used_bytes": self._memory_used_bytes,
             "utilization": lambda: number(amdsmi.amdsmi_get_gpu_activity(self._handle)["gfx_activity"]),
         }
 
@@ -56,6 +54,7 @@ class AmdSmiSensor:
             "driver": lambda: text(smi.amdsmi_get_gpu_driver_info(handle)["driver_version"]),
             "memory_bytes": lambda: int(number(smi.amdsmi_get_gpu_vram_usage(handle)["vram_total"]) * MIB),
             "idle_power_w": self._power_w,
+            "idle_memory_bytes": self._memory_used_bytes,
         }
         known: dict[str, Any] = {}
         for name, read in facts.items():
@@ -67,6 +66,9 @@ class AmdSmiSensor:
 
     def close(self) -> None:
         self._smi.amdsmi_shut_down()
+
+    def _memory_used_bytes(self) -> int:
+        return int(number(self._smi.amdsmi_get_gpu_vram_usage(self._handle)["vram_used"]) * MIB)
 
     def _power_w(self) -> float:
         """Of the moment on data-centre parts; others report an average only."""

@@ -1,38 +1,58 @@
-"""The reference engine as a replay's target, in the same thread."""
+"""The reference engine as a subject, and as a replay's target in the same thread."""
 
 from __future__ import annotations
 
+import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
+from backbench.errors import HarnessError
+from backbench.harness import correctness, memory, provenance, sections
+from backbench.harness.memory import Readings
+from backbench.harness.options import RunOptions
+from backbench.harness.peaks import measure_peaks
+from backbench.harness.sensors.present import describe_accelerator, open_sensors
+from backbench.harness.sensors.telemetry import Sensor
+from backbench.harness.subjects.subject import Facts, Limits
 from backbench.harness.subjects.target import TokenEvent
-from backbench.reports.metrics.roofline import ModelShape
-from backbench.workloads.request import Request
+from backbench.reports.metrics.roofline import ModelShape, Peaks
+from backbench.workloads.request import Request, Workload
 
 if TYPE_CHECKING:
     import torch
 
     from backbench.engine.engine import Engine
     from backbench.engine.models.config import ModelConfig
+    from backbench.engine.models.weights import Weights
     from backbench.engine.request import StepStats
 
 
-def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:
-    """The shape of a model that runs in `dtype`, with a KV cache in the same."""
-    head = config.vocab_size * config.hidden_size
+CPU_REQUESTS = 48
+"""Default number of requests on a CPU, where a run should take about a minute."""
+GPU_REQUESTS = 512
+CPU_CONCURRENCY = 16
+GPU_CONCURRENCY = 64
+CPU_STEP_TOKENS = 2048
+"""Default token budget of a step on a CPU, where a larger one only makes decodes wait."""
+LONGEST_SLEEP_S = 0.05
+"""An idle poll returns at least this often, so that Ctrl-C is answered."""
+
+
+def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> ModelShape:
+    """The shape of a model that runs on `weights` in `dtype`, with a KV cache in the same."""
+    head = config.spec.head.parameters
     return ModelShape(
         windows=list(config.windows),
         q_heads=config.q_heads,
         head_dim=config.head_dim,
         linear_parameters=config.linear_parameters - head,
         head_parameters=head,
-        weight_bytes_per_step=config.streamed_weight_bytes(dtype),
+        weight_bytes_per_step=weights.streamed_bytes,
         kv_bytes_per_token=config.kv_bytes_per_token(dtype),
     )
-
-
-LONGEST_SLEEP_S = 0.05
-"""An idle poll returns at least this often, so that Ctrl-C is answered."""
 
 
 class EngineTarget:
@@ -72,9 +92,11 @@ class EngineTarget:
             if deadline_ns is not None:
                 time.sleep(min(max(0.0, (deadline_ns - time.perf_counter_ns()) / 1e9), LONGEST_SLEEP_S))
             return []
-        tokens = self.engine.step()
-        now_ns = time.perf_counter_ns()
-        self.steps.extend(self.engine.take_step_stats())
+        try:
+            tokens = self.engine.step()
+            now_ns = time.perf_counter_ns()
+        finally:
+            self.steps.extend(self.engine.take_step_stats())
         ids: dict[int, list[int]] = {}
         ended: set[int] = set()
         for token in tokens:
@@ -96,3 +118,164 @@ class EngineTarget:
         while self.engine.has_work:
             self.engine.step()
         self.steps.extend(self.engine.take_step_stats())
+
+
+class EngineSubject:
+    """The reference engine in this process, with one backend."""
+
+    def __init__(self, options: RunOptions) -> None:
+        """Finds the device, the backends and the model; raises BackbenchError where one is not there."""
+        from backbench.backends.interface.device import detect
+        from backbench.backends.registry import load
+        from backbench.engine.config import EngineConfig
+        from backbench.engine.models.checkpoint import find_model
+
+        if options.interpret:
+            # Triton reads this when kernels are decorated, so it is set before any backend is imported.
+            os.environ["TRITON_INTERPRET"] = "1"
+        self._options = options
+        self.device = detect(interpret=options.interpret, prefer=options.device)
+        self.on_cpu = self.device.torch_device.type == "cpu"
+        self.config = EngineConfig(
+            **({"max_step_tokens": CPU_STEP_TOKENS} if self.on_cpu else {}) | options.engine
+        )
+        for name in {options.backend, *options.overrides.values()} - {"auto"}:
+            load(name)
+        self.source = find_model(options.model)
+        self.accelerator: dict[str, Any] = {}
+        self.idle_bytes: int | None = None
+        self.peaks = Peaks()
+        self.warm_up_s = 0.0
+        self._engine: Engine | None = None
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        return time.perf_counter_ns
+
+    @property
+    def engine(self) -> Engine:
+        """Opened by `prepare`."""
+        assert self._engine is not None
+        return self._engine
+
+    def limits(self) -> Limits:
+        model = self.source.config
+        asked = self.config.max_len
+        return Limits(
+            vocab_size=model.vocab_size,
+            max_len=model.max_len if asked is None else min(asked, model.max_len),
+            num_requests=CPU_REQUESTS if self.on_cpu else GPU_REQUESTS,
+            concurrency=CPU_CONCURRENCY if self.on_cpu else GPU_CONCURRENCY,
+            tokenize=self._tokenize if self.source.has_tokenizer else None,
+        )
+
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """Built when the first text comes: a workload of lengths needs none."""
+        return self.source.tokenizer()
+
+    def prepare(self, workload: Workload, stage: Callable[[str], None]) -> None:
+        """What must be seen on an untouched device comes first: idle readings, then the device's peaks.
+
+        The peaks are measured by copying GiBs, which the engine's pool would leave no room for.
+        """
+        from backbench.engine.engine import Engine
+
+        options = self._options
+        self.accelerator = describe_accelerator(self.device)
+        self.idle_bytes = memory.idle_device_bytes(self.device, self.accelerator)
+        dtype = self._dtype()
+        self.peaks = measure_peaks(self.device, dtype)
+        stage(f"Loading {options.model}")
+        self._engine = Engine.open(
+            self.source,
+            backend=options.backend,
+            device=self.device,
+            dtype=dtype,
+            config=self.config,
+            overrides=options.overrides,
+        )
+        require_fit(workload, self.engine)
+        stage("Warming up")
+        self.warm_up_s = warm_up(self.engine, workload)
+
+    def _dtype(self) -> torch.dtype:
+        import torch
+
+        if self._options.dtype is not None:
+            return cast("torch.dtype", getattr(torch, self._options.dtype))
+        return torch.float32 if self.on_cpu else self.source.config.dtype
+
+    def facts(self) -> Facts:
+        engine = self.engine
+        dtype = engine.decoder.dtype
+        return Facts(
+            model=self.source.describe() | {"dtype": str(dtype).removeprefix("torch.")},
+            backend=sections.backend_section(self._options, engine),
+            system=provenance.system(self.device, self.accelerator),
+            warm_up_s=self.warm_up_s,
+            batch_limit=engine.config.max_seqs,
+            block_size=engine.pool.block_size,
+            gpus=0 if self.device.vendor == "cpu" else 1,
+            shape=asdict(model_shape(engine.model_config, dtype, engine.weights)),
+            peaks=asdict(self.peaks),
+            idle_power_w=self.accelerator.get("idle_power_w"),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        return self.engine.describe()
+
+    def sensors(self) -> tuple[list[Sensor], list[str]]:
+        return open_sensors(self.device.vendor, self.device.torch_device.index or 0)
+
+    def start(self) -> EngineTarget:
+        self.engine.reset_prefix_cache()
+        self.engine.take_step_stats()
+        self.engine.reset_counts()
+        memory.reset_peaks(self.device)
+        return EngineTarget(self.engine)
+
+    def memory(self, reachable: bool = True) -> Readings:
+        readings = Readings(
+            **self.engine.memory(),
+            capacity_bytes=self.device.memory_bytes,
+            on_device=not self.on_cpu,
+            device_idle_bytes=self.idle_bytes,
+        )
+        if self.on_cpu or not reachable:
+            return readings
+        return memory.with_device(readings, self.device, sampled="idle_memory_bytes" in self.accelerator)
+
+    def check(self, workload: Workload) -> dict[str, Any]:
+        return correctness.check(self.engine, self.source, correctness.longest_context(workload))
+
+
+def warm_up(engine: Engine, workload: Workload) -> float:
+    """Compile and capture what the workload's kinds of sampling need; returns the seconds it took."""
+    from backbench.engine.request import SamplingParams
+
+    kinds = {float(request.temperature > 0) for request in workload.requests}
+    return sum(engine.warm_up(SamplingParams(temperature=kind)) for kind in sorted(kinds))
+
+
+def require_fit(workload: Workload, engine: Engine) -> None:
+    """HarnessError when a request can never be served: better now than in the middle of a run."""
+    config = engine.config
+    assert config.max_len is not None and config.num_blocks is not None
+    for request in workload.requests:
+        length = len(request.prompt) + request.output_tokens
+        if length > config.max_len:
+            raise HarnessError(
+                f"Request {request.id} needs {len(request.prompt)} prompt + {request.output_tokens} output "
+                f"tokens, more than the context of {config.max_len}; raise --max-len."
+            )
+        blocks = -(-length // engine.pool.block_size)
+        if blocks > config.num_blocks:
+            raise HarnessError(
+                f"Request {request.id} needs {blocks} KV blocks and the pool has {config.num_blocks}; "
+                "raise --num-blocks or choose shorter requests."
+            )

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from backbench.reports.metrics.requests import Context
-    from backbench.reports.metrics.window import Window
-
 SLO_NAMES = ("ttft", "tpot", "e2e")
 SECTIONS = ("metrics", "schedule", "roofline")
 """Those that follow from requests and steps alone."""
@@ -47,9 +45,3 @@ def sections(
     if "metrics" in found:
         found["metrics"]["schema"] = METRIC_SCHEMA
     return {name: resolved(section) for name, section in found.items()}
-
-
-def windows(requests: pd.DataFrame, context: Context) -> tuple[Window, Window | None]:
-    """The whole run and its steady state, if there is one."""
-    run = RunTables.read(requests, requests.iloc[:0], context)
-    return run.whole, run.steady

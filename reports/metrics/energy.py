@@ -22,16 +22,6 @@ MIN_COUNTER_S = 10.0
 """... over at least this long, or the counter (which steps about every 100 ms) is not used."""
 
 
-def tokens_in(metrics: dict[str, Any], whole: Window, steady: Window | None) -> dict[str, float | None]:
-    """Output tokens seen inside each window, from the `metrics` section's rates."""
-    rates = metrics["output_tokens_per_s"]
-    spans = {"whole_run": whole.seconds, "steady_state": steady.seconds if steady is not None else None}
-    return {
-        name: None if rates[name] is None or span is None else rates[name] * span
-        for name, span in spans.items()
-    }
-
-
 def section(
     telemetry: pd.DataFrame,
     steady: Window | None,
@@ -42,8 +32,8 @@ def section(
 ) -> dict[str, Any]:
     """The record's `energy` section. Idle power is reported, never subtracted; absent is null, never 0.
 
-    `tokens` comes from `tokens_in`; `sensor_reasons` say why a sensor is missing;
-    `idle_power_w` was read before the engine took the device.
+    `tokens` are the output tokens seen inside each stretch, None where a chunk's count is unknown;
+    `sensor_reasons` say why a sensor is missing; `idle_power_w` was read before the engine took the device.
     """
     gpu = telemetry[telemetry["device"] >= 0]
     stretches = {"whole_run": whole} | ({"steady_state": steady} if steady is not None else {})

@@ -56,3 +56,12 @@ def test_it_is_listed_beside_the_built_in_ones(installed: Path) -> None:
     done = bench(installed, "backends", "--json")
     assert done.returncode == 0, done.stderr
     assert '"name": "online"' in done.stdout and '"name": "torch"' in done.stdout
+
+
+def test_the_file_alone_serves_too(tmp_path: Path) -> None:
+    file, out = tmp_path / "backbench_online.py", tmp_path / "run"
+    file.write_text(files()["backbench_online.py"])
+    run = ["run", "--workload", "batch:2x8+2", "--model", "tiny", "--backend", str(file), "--out", str(out)]
+    done = bench(tmp_path, *run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"attention": "online"' in (out / "run.json").read_text()

@@ -45,7 +45,7 @@ def test_malformed_roles_are_one_line(text: str) -> None:
 def test_layouts_that_nobody_shares_are_refused_with_both_named() -> None:
     mixed = registry.load("prefill=sdpa,decode=triton").attention
     assert mixed is not None
-    reasons = mixed.supports(SPEC, device.detect(interpret=True))
+    reasons = mixed.refusals(SPEC, device.detect(interpret=True))
     assert reasons == [
         "sdpa (token rows) and triton (head runs) keep their caches in layouts that neither shares"
     ]

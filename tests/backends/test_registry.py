@@ -20,7 +20,7 @@ SPEC = AttentionSpec(4, 2, 32, torch.float32, torch.float32, 16, 0.2)
 class Refusing(TorchAttention):
     name = "refusing"
 
-    def supports(self, spec, device):
+    def refusals(self, spec, device):
         return ["it never wants to"]
 
 
@@ -119,3 +119,55 @@ def test_a_module_without_a_backend_is_one_line(plugins, monkeypatch):
     monkeypatch.setattr(EntryPoint, "load", lambda point: None)
     with pytest.raises(BackendError, match="'borrowed' does not export a Backend"):
         registry.load("borrowed")
+
+
+FILE = """from backbench.backends.interface import Backend
+from backbench.backends.torch.attention import TorchAttention
+
+BACKEND = Backend("mine", "From a file.", attention=TorchAttention())
+"""
+
+
+def test_a_file_is_a_backend(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    backend = registry.load(str(file))
+    assert backend.name == "mine"
+    assert registry.load(str(file)) is backend, "its module runs once"
+    selection = select(str(file))
+    assert selection.asked == str(file)
+    assert selection.used == {"attention": "torch", "linear": "torch", "operations": "torch"}
+    mixed = registry.load(f"prefill={file},decode=torch")
+    assert mixed.attention.sides[0] is backend.attention
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "There is no backend file"),
+        ("BACKEND = 3", "'wrong.py' exports no `BACKEND = Backend"),
+        ("import nosuchmodule", "'wrong.py' cannot be run: ModuleNotFoundError: No module named"),
+        ("def f(:", "'wrong.py' cannot be run: SyntaxError"),
+    ],
+)
+def test_a_file_without_a_backend_is_one_line(tmp_path, text, complaint):
+    file = tmp_path / "wrong.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(BackendError, match=complaint) as caught:
+        registry.load(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_kernels_that_serve_are_known_and_say_their_operation():
+    from backbench.backends.triton import KERNELS
+
+    assert select("torch").kernels == ()
+    device = cpu(interpret=True)
+    chosen = registry.select("triton", device=device, specs=[SPEC], dtype=torch.float32)
+    assert chosen.kernels == (KERNELS,)
+    mixed = registry.load("prefill=triton,decode=torch")
+    assert mixed.kernels is KERNELS
+    assert registry.kernel_operation("backbench.backends.triton.gemm") == "linear"
+    assert registry.kernel_operation("backbench.backends.triton.fused_write") == "attention"
+    assert registry.kernel_operation("somebody.elses") is None

@@ -11,6 +11,7 @@ import torch
 from backbench.backends.interface.device import detect
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
+from backbench.engine.limits import EngineLimits
 from backbench.engine.models.config import ModelConfig, RopeConfig
 from backbench.engine.models.weights import Weights, random_weights
 
@@ -38,6 +39,12 @@ def small_config(eos: tuple[int, ...] = ()) -> ModelConfig:
         eos_token_ids=eos,
         dtype=torch.float32,
     )
+
+
+def make_limits(**changed: int) -> EngineLimits:
+    """Limits of a tiny engine: blocks of 4 tokens, 4 sequences, 16 prompt tokens a step."""
+    sizes = {"block_size": 4, "max_len": 32, "max_seqs": 4, "max_step_tokens": 16, "num_blocks": 32} | changed
+    return EngineLimits(**({"prefill_chunk": sizes["max_step_tokens"]} | sizes))
 
 
 class SmallSource:

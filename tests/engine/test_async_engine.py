@@ -48,14 +48,24 @@ def test_leaving_a_stream_aborts_its_request() -> None:
     assert engine.pool.num_used == 0
 
 
-def test_a_refused_request_raises_in_its_own_stream_only() -> None:
+@pytest.mark.parametrize(
+    ("prompt", "params", "said"),
+    [
+        ([], PARAMS, "empty prompt"),
+        (["x"], PARAMS, "must be token ids"),
+        ([1], SamplingParams(max_tokens=2, forced_tokens=(1, 10**6)), "outside the vocabulary"),
+    ],
+)
+def test_a_refused_request_raises_in_its_own_stream_only(
+    prompt: list[int], params: SamplingParams, said: str
+) -> None:
     engine = open_small()
 
     async def main() -> None:
         async with AsyncEngine(engine) as front:
             fine = asyncio.create_task(collect(front, [1, 2]))
-            with pytest.raises(EngineError, match="empty prompt"):
-                await collect(front, [])
+            with pytest.raises(EngineError, match=said):
+                await collect(front, prompt, params)
             assert len(await fine) == 12
 
     asyncio.run(main())
@@ -85,3 +95,57 @@ def test_streaming_needs_the_context_manager() -> None:
             await collect(AsyncEngine(open_small()), [1])
 
     asyncio.run(main())
+
+
+def test_whatever_adding_a_request_raises_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_small()
+    add = engine.add_request
+
+    def adding(request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        if prompt == [9]:
+            raise ZeroDivisionError("a defect")
+        add(request_id, prompt, params)
+
+    monkeypatch.setattr(engine, "add_request", adding)
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as front:
+            fine = asyncio.create_task(collect(front, [1, 2]))
+            with pytest.raises(ZeroDivisionError):
+                await collect(front, [9])
+            assert len(await fine) == 12
+
+    asyncio.run(main())
+
+
+def test_leaving_the_context_serves_live_streams_to_their_end() -> None:
+    engine = open_small()
+
+    async def main() -> list[int]:
+        async with AsyncEngine(engine) as front:
+            task = asyncio.create_task(collect(front, [1, 2], SamplingParams(max_tokens=80, ignore_eos=True)))
+            await asyncio.sleep(0.02)
+        with pytest.raises(EngineError, match="not running"):
+            await collect(front, [3])
+        return await asyncio.wait_for(task, 20)
+
+    assert len(asyncio.run(main())) == 80
+    assert not engine.has_work
+
+
+def test_an_exception_that_leaves_the_context_aborts_live_streams() -> None:
+    engine = open_small()
+
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with AsyncEngine(engine) as front:
+                forever = SamplingParams(max_tokens=120, ignore_eos=True, n=3)
+                task = asyncio.create_task(collect(front, [1, 2], forever))
+                await asyncio.sleep(0.02)
+                raise ZeroDivisionError
+        with pytest.raises(EngineError, match="left before this stream had all its tokens"):
+            await asyncio.wait_for(task, 20)
+
+    asyncio.run(main())
+    assert not engine.has_work
+    assert engine.pool.num_used == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from engine_fixtures import VOCAB, WordTokenizer, open_small
 
 from backbench.engine.engine import Engine
 from backbench.engine.models.decoder import Decoder
-from backbench.engine.request import SamplingParams
+from backbench.engine.request import TEMPERATURES, SamplingParams
 from backbench.errors import EngineError
 
 OUTPUTS = 24
@@ -185,6 +186,11 @@ def test_forced_tokens_are_replayed_and_scored() -> None:
         ([1] * 120, SamplingParams(max_tokens=20), "more than the context of 128"),
         ([1] * 100, SamplingParams(max_tokens=20), "more than the whole pool"),
         ([1], SamplingParams(stop=("x",)), "need a tokenizer"),
+        (["x"], SamplingParams(), "must be token ids"),
+        ([1.0], SamplingParams(), "must be token ids"),
+        ([-1], SamplingParams(), "outside the vocabulary"),
+        ([1], SamplingParams(max_tokens=2, forced_tokens=(1, VOCAB)), "outside the vocabulary"),
+        ([1], SamplingParams(max_tokens=2, forced_tokens=(-1, 1)), "outside the vocabulary"),
     ],
 )
 def test_requests_that_can_never_be_served_are_refused(
@@ -195,6 +201,70 @@ def test_requests_that_can_never_be_served_are_refused(
         engine.add_request("r", prompt, params)
     assert "\n" not in str(caught.value)
     assert not engine.has_work
+
+
+@pytest.mark.parametrize("name", [None, 5, ("a",), ["a"]])
+def test_a_requests_id_is_a_string(name: object) -> None:
+    with pytest.raises(EngineError, match="id must be a string"):
+        open_small().add_request(name, [1], GREEDY)  # type: ignore[arg-type]
+
+
+def test_the_coldest_temperature_gives_the_greedy_tokens() -> None:
+    cold = replace(GREEDY, temperature=TEMPERATURES[0])
+    assert tokens_of(open_small(), prompts(), cold) == tokens_of(open_small(), prompts(), GREEDY)
+
+
+def test_min_p_alone_filters() -> None:
+    """At a temperature where every token is about as likely, a high min_p leaves the greedy one."""
+    hot = SamplingParams(max_tokens=8, ignore_eos=True, temperature=30.0, seed=2)
+    greedy = tokens_of(open_small(), prompts(2), replace(hot, temperature=0.0))
+    assert tokens_of(open_small(), prompts(2), hot) != greedy
+    assert tokens_of(open_small(), prompts(2), replace(hot, min_p=0.9999)) == greedy
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_an_aborted_request_leaves_nothing_behind(depth: int, steps: int) -> None:
+    """With forks and stop strings, before and after the fork; without another request the engine is idle."""
+    engine = open_small(tokenizer=WordTokenizer())
+    engine.max_steps_in_flight = depth
+    engine.add_request("a", [1, 2, 3], replace(GREEDY, n=3, stop=("zzz",)))
+    for _ in range(steps):
+        engine.step()
+    engine.abort("a")
+    assert not engine._watchers and not engine._unforked
+    assert not engine.has_work
+    assert engine.pool.num_used == 0
+
+
+def test_generate_keeps_the_tokens_of_others(alone: list[list[int]], params: SamplingParams) -> None:
+    engine = open_small()
+    engine.max_steps_in_flight = 2
+    first, second, third = prompts()[:3]
+    engine.add_request("short", first, replace(params, max_tokens=3))
+    engine.add_request("long", second, params)
+    assert tokens_of(engine, [third], replace(params, max_tokens=9)) == [alone[2][:9]]
+    assert tokens_of(engine, [third], replace(params, max_tokens=2)) == [alone[2][:2]]
+    got: dict[str, list[int]] = {}
+    while engine.has_work:
+        for token in engine.step():
+            got.setdefault(token.request_id, []).append(token.token_id)
+    assert got == {"short": alone[0][:3], "long": alone[1]}
+
+
+def test_a_generate_that_fails_leaves_none_of_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_small()
+    land = engine._land
+
+    def interrupted() -> None:
+        land()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "_land", interrupted)
+        engine.generate(prompts(), GREEDY)
+    assert not engine.has_work
+    assert engine.pool.num_used == 0
 
 
 def test_warm_up_leaves_no_trace() -> None:

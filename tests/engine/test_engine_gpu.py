@@ -1,8 +1,11 @@
-"""On a GPU: graphs, overlap and the Triton backend change nothing about the tokens."""
+"""On a GPU: graphs, overlap, the Triton backend and other requests change nothing about the tokens."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ import torch
 from backbench.backends.interface.device import detect
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
+from backbench.engine.execution.device_queue import DeviceQueue
+from backbench.engine.execution.runner import Runner
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.request import SamplingParams
 
@@ -69,3 +74,138 @@ def test_captured_equals_eager_and_overlap_changes_nothing(
 
 def test_torch_with_overlap(params: SamplingParams, reference: list) -> None:
     assert tokens("torch", params) == reference
+
+
+@dataclass
+class Request:
+    """One of the random traffic: when it comes, and when it is aborted, if it is."""
+
+    prompt: list[int]
+    params: SamplingParams
+    step: int
+    aborted_at: int | None
+
+
+def traffic() -> list[Request]:
+    """Forks, shared prefixes, greedy and sampled ones; some end by a stop token, some are aborted."""
+    rng = random.Random(4)
+    document = [rng.randrange(5, 4000) for _ in range(90)]
+    requests = []
+    for i in range(40):
+        own = [rng.randrange(5, 4000) for _ in range(rng.choice([1, 5, 6, 7, 9, 15, 16, 17, 40]))]
+        params = SamplingParams(
+            max_tokens=rng.choice([1, 2, 24, 24]),
+            temperature=rng.choice([0.0, 1.0, 1.0]),
+            top_k=rng.choice([0, 40]),
+            seed=i,
+            n=rng.choice([1, 2, 3]),
+            stop_token_ids=tuple(rng.sample(range(5, 600), 120)) if i % 4 == 0 else (),
+            ignore_eos=True,
+        )
+        step = rng.randrange(25)
+        aborted_at = step + rng.randrange(1, 12) if i % 7 == 3 else None
+        requests.append(Request(document[: rng.choice([0, 0, 32, 61, 90])] + own, params, step, aborted_at))
+    return requests
+
+
+def open_tiny(backend: str, **settings: Any) -> Engine:
+    config = EngineConfig(**({"block_size": 16, "max_seqs": 12, "max_len": 160} | settings))
+    source = find_model("tiny-draft")
+    return Engine.open(source, backend=backend, device=detect(), dtype=torch.float32, config=config)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[list[int], SamplingParams, int], list[int]]:
+    """The tokens of one sequence of a request, served by itself one step at a time without sharing."""
+    engine = open_tiny("torch", prefix_cache=False, overlap=False, num_blocks=40)
+    known: dict[Any, list[int]] = {}
+
+    def tokens_alone(prompt: list[int], params: SamplingParams, index: int) -> list[int]:
+        one = replace(params, n=1, seed=params.seed + index)
+        key = (tuple(prompt), one)
+        if key not in known:
+            known[key] = engine.generate([prompt], one)[0].token_ids
+        return known[key]
+
+    return tokens_alone
+
+
+class BusyQueue(DeviceQueue):
+    """Lets the device wait before everything it does, so that it is behind the host all the time."""
+
+    def submit(self, work: Callable[[], None]) -> None:
+        torch.cuda._sleep(500_000)
+        super().submit(work)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["", "device behind"])
+@pytest.mark.parametrize(("backend", "graphs"), [("torch", False), ("triton", False), ("triton", True)])
+def test_traffic_of_every_kind_equals_each_sequence_alone(
+    backend: str, graphs: bool, busy: bool, alone: Callable[[list[int], SamplingParams, int], list[int]]
+) -> None:
+    engine = open_tiny(backend, graphs=graphs, num_blocks=16, max_step_tokens=96, prefill_chunk=24)
+    if busy:
+        queue = BusyQueue(engine.selection.device.torch_device)
+        engine.runner = Runner(
+            engine.decoder, engine.selection.operations, engine.limits, graphs=graphs, queue=queue
+        )
+    for temperature, top_k in ((0.0, 0), (1.0, 0), (1.0, 40)) if graphs else ((1.0, 40),):
+        engine.warm_up(SamplingParams(temperature=temperature, top_k=top_k))
+    assert engine.max_steps_in_flight == 2
+    requests, got = traffic(), {}
+    for step in range(10**6):
+        for i, request in enumerate(requests):
+            if request.step == step:
+                engine.add_request(str(i), request.prompt, request.params)
+            if request.aborted_at == step:
+                engine.abort(str(i))
+        if not engine.has_work and step > 60:
+            break
+        for token in engine.step():
+            got.setdefault((int(token.request_id), token.sequence), []).append(token.token_id)
+    wrong = []
+    for i, request in enumerate(requests):
+        for index in range(request.params.n):
+            expected = alone(request.prompt, request.params, index)
+            tokens = got.get((i, index), [])
+            if request.aborted_at is not None:
+                expected = expected[: len(tokens)]
+            if tokens != expected:
+                wrong.append((i, index, tokens, expected))
+    assert not wrong
+    stats = engine.take_step_stats()
+    assert sum(step.preemptions for step in stats) == engine.scheduler.preemptions > 0
+    assert sum(step.prefix_hit_tokens for step in stats) > 0
+    assert any(step.graph for step in stats) == graphs
+    assert engine.runner.graph_misses == 0
+    assert engine.pool.num_used == 0
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_forks_equal_the_same_sequences_alone(
+    backend: str, alone: Callable[[list[int], SamplingParams, int], list[int]]
+) -> None:
+    """Prompts that end inside a block, with the default switches and a large pool."""
+    engine = open_tiny(backend, num_blocks=400)
+    params = SamplingParams(max_tokens=12, n=3, temperature=1.0, ignore_eos=True)
+    rng, wrong = random.Random(1), 0
+    for _ in range(30):
+        prompt = [rng.randrange(5, 4000) for _ in range(rng.choice([5, 6, 7, 9, 10, 11, 13]))]
+        done = engine.generate([prompt], params)
+        wrong += sum(one.token_ids != alone(prompt, params, index) for index, one in enumerate(done))
+        engine.reset_prefix_cache()
+    assert wrong == 0
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_forks_in_a_pool_too_small_for_them(
+    backend: str, alone: Callable[[list[int], SamplingParams, int], list[int]]
+) -> None:
+    """Plans without slices come between a fork and its first step."""
+    engine = open_tiny(backend, num_blocks=4, max_step_tokens=12, max_seqs=4)
+    params = SamplingParams(max_tokens=2, n=2, temperature=1.0, ignore_eos=True)
+    prompts = [list(range(100, 136)), list(range(136, 100, -1))]
+    done = engine.generate(prompts, params)
+    assert [one.token_ids for one in done] == [
+        alone(prompt, params, index) for prompt in prompts for index in range(2)
+    ]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from backbench.backends.interface.device import cpu
 from backbench.backends.registry import select
 from backbench.engine import perplexity as perplexity_module
+from backbench.engine.limits import StepLimits
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.models.decoder import Decoder, attention_specs
 from backbench.engine.perplexity import file_corpus, perplexity, split_corpus, teacher_forced, topics_corpus
@@ -36,11 +37,11 @@ def models(tmp_path_factory):
     model = AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(folder)
     source = find_model(str(folder))
-    limits = {"block_size": 8, "max_seqs": 1, "max_tokens": 64, "max_len": 64}
-    specs = attention_specs(source.config, dtype=torch.float32, **limits)
+    limits = StepLimits(block_size=8, max_len=64, max_seqs=1, max_step_tokens=63, prefill_chunk=63)
+    specs = attention_specs(source.config, dtype=torch.float32, limits=limits)
     selection = select("torch", device=cpu(), specs=specs, dtype=torch.float32)
     weights = source.load_weights(torch.device("cpu"), torch.float32)
-    return model, Decoder(source.config, weights, selection, dtype=torch.float32, **limits)
+    return model, Decoder(source.config, weights, selection, dtype=torch.float32, limits=limits)
 
 
 def test_perplexity_equals_transformers(models, monkeypatch):

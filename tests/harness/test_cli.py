@@ -40,6 +40,8 @@ def refused(bench: Run, *arguments: object) -> str:
     assert code == 2, err
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
+    assert len(lines[0]) < 300
+    assert lines[0].isprintable()
     assert "Traceback" not in err
     return lines[0]
 
@@ -102,10 +104,29 @@ def test_every_command_has_help_and_json(bench: Run, command: str) -> None:
         ({"dataset": "/nowhere/sharegpt.json"}, ["/nowhere/sharegpt.json"]),
         ({"workload": "/nowhere/trace.jsonl"}, ["/nowhere/trace.jsonl"]),
         ({"max_len": 10**7}, ["max_len"]),
-        ({"max_seqs": 0}, ["max_seqs"]),
+        ({"max_seqs": 0}, ["--max-seqs"]),
         ({"workload": "batch:2x5000+10"}, ["5000", "context"]),
         ({"workload": "batch:2x100+10", "num_blocks": 3}, ["blocks", "--num-blocks"]),
         ({"dtype": "float8"}, ["--dtype", "float8"]),
+        ({"concurrency": 2147483648}, ["--concurrency", "65,536"]),
+        ({"warmup": 999999999}, ["--warmup"]),
+        ({"max_seqs": 10**9}, ["--max-seqs"]),
+        ({"num_blocks": 10**12}, ["--num-blocks"]),
+        ({"max_step_tokens": 10**9}, ["--max-step-tokens"]),
+        ({"num_requests": 99999999999}, ["--num-requests"]),
+        ({"temperature": 1e308}, ["--temperature"]),
+        ({"temperature": 1e-38}, ["--temperature", "greedy"]),
+        ({"kv_memory_fraction": 1e-12}, ["--kv-memory-fraction"]),
+        ({"rate": "nan"}, ["--rate", "nan"]),
+        ({"slo": ""}, ["--slo"]),
+        ({"slo": "ttft=1,ttft=2"}, ["--slo", "twice"]),
+        ({"cv": 2}, ["--cv", "--arrival"]),
+        ({"device": "tpu"}, ["tpu", "cuda:N"]),
+        ({"config": "/nowhere/run.toml"}, ["--config", "/nowhere/run.toml"]),
+        ({"workload": "w" * 5000}, ["--workload"]),
+        ({"model": "m" * 4000}, ["mmm", "..."]),
+        ({"backend": "b" * 4000}, ["bbb", "..."]),
+        ({"arrival": "a\x1b[31m" * 90, "rate": 3}, ["\\x1b[31m"]),
     ],
 )
 def test_bad_input_is_one_line(
@@ -165,6 +186,50 @@ def test_a_directory_below_a_file_is_refused(bench: Run, tmp_path: Path) -> None
     assert "--out" in refused(bench, *run_arguments(tmp_path, out=tmp_path / "file" / "run"))
 
 
+def test_a_name_too_long_for_a_directory_is_refused(bench: Run, tmp_path: Path) -> None:
+    assert "name too long" in refused(bench, *run_arguments(tmp_path, out=tmp_path / ("o" * 300)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["portability", "--only", "nosuch"],
+        ["portability", "--targets", ""],
+        ["kernels", "--kinds", "nosuch"],
+        ["kernels", "--shapes", ""],
+        ["kernels", "--seconds", "nan"],
+        ["kernels", "--tokens", "99999999999"],
+        ["kernels", "--dtype", "fp8"],
+        ["backends", "--check", "nosuch"],
+        ["backends", "--device", "nosuch"],
+        ["backends", "--full"],
+        ["tune", "-m", "tiny", "--operations", ","],
+        ["tune", "-m", "tiny", "--dtype", "fp32"],
+        ["perplexity", "--device", "nosuch"],
+        ["perplexity", "--dtype", "fp8"],
+    ],
+    ids=" ".join,
+)
+def test_filters_that_match_nothing_are_refused(bench: Run, arguments: list[str]) -> None:
+    refused(bench, *arguments)
+
+
+@pytest.mark.parametrize("command", ["run", "kernels", "perplexity", "tune"])
+def test_flags_of_the_subject_are_the_same_everywhere(command: str) -> None:
+    from backbench.harness.cli import bench as group
+
+    found = group.get_command(None, command)  # type: ignore[arg-type]
+    assert found is not None
+    flags = {tuple(each.opts) for each in found.params}
+    assert flags >= {
+        ("-b", "--backend"),
+        ("-m", "--model"),
+        ("--dtype",),
+        ("--device",),
+        ("--block-size",),
+    } - ({("--block-size",)} if command == "perplexity" else set())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["shwo"], ["run"], ["run", "--nonsense"], ["compare", "/nowhere"], ["show", "/nowhere"], ["verify"]],
@@ -200,3 +265,73 @@ def test_env(bench: Run) -> None:
     code, out, _ = bench("env", "--json")
     assert code == 0
     assert json.loads(out)["software"]["packages"]["torch"]
+
+
+BENCH = "import sys; from backbench.harness.cli import main; main(sys.argv[1:])"
+SHORT_RUN = ("run", "-w", "batch:1x8+2", "-b", "torch", "--warmup", "0", "-o")
+
+
+def shell(
+    command: str, folder: Path, *arguments: object, code: str = BENCH
+) -> subprocess.CompletedProcess[str]:
+    """`command` in a shell, where "$@" is `bench` with the arguments."""
+    return subprocess.run(
+        ["bash", "-c", command, "bash", sys.executable, "-c", code, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_whole_run_ends_with_0_where_stdout_is_full(tmp_path: Path) -> None:
+    done = shell('"$@" > /dev/full', tmp_path, *SHORT_RUN, "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "cannot print: No space left on device; the record is in out\n"
+    assert (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "lines"),
+    [
+        ('"$@" > /dev/full', 2, 1),
+        ('"$@" >&-', 0, 0),
+        ('"$@" 2>&-', 0, 0),
+        ('"$@" <&- >&- 2>&-', 0, 0),
+        ('set -o pipefail; "$@" --json | head -c 1', 0, 0),
+        ('mkdir gone; cd gone; rmdir ../gone; "$@"', 2, 1),
+    ],
+)
+def test_whatever_stdout_is_there_is_no_stack_trace(
+    tmp_path: Path, command: str, code: int, lines: int
+) -> None:
+    done = shell(command, tmp_path, "workloads")
+    assert done.returncode == code, done.stderr
+    told = [line for line in done.stderr.splitlines() if "getcwd" not in line]  # the shell's own complaint
+    assert len(told) == lines, done.stderr
+
+
+def test_a_command_that_fails_says_so_to_a_full_stderr_too(tmp_path: Path) -> None:
+    assert shell('"$@" 2> /dev/full', tmp_path, "show", "/nowhere").returncode == 2
+
+
+def test_an_account_without_a_home(tmp_path: Path) -> None:
+    homeless = (
+        "import os, pwd\n"
+        "os.environ.pop('HOME', None)\n"
+        "def nobody(uid): raise KeyError(f'getpwuid(): uid not found: {uid}')\n"
+        "pwd.getpwuid = nobody\n" + BENCH
+    )
+    done = shell('"$@"', tmp_path, *SHORT_RUN, "out", code=homeless)
+    assert done.returncode == 0, done.stderr
+    done = shell('"$@"', tmp_path, "run", "-w", "sharegpt", "-b", "torch", "-m", "~/model", code=homeless)
+    assert done.returncode == 2
+    assert "~/model" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_shell_completion(tmp_path: Path) -> None:
+    words = {"_BENCH_COMPLETE": "bash_complete", "COMP_WORDS": "bench run --dty", "COMP_CWORD": "2"}
+    setting = " ".join(f"{name}='{value}'" for name, value in words.items())
+    assert shell(f'{setting} "$@"', tmp_path).stdout == "plain,--dtype\n"

@@ -1,7 +1,8 @@
-"""What an experiment decides before and after its replay."""
+"""What an experiment decides before and after its replay, and the whole of it on a scripted subject."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,116 @@ from backbench.errors import HarnessError
 from backbench.harness import experiment
 from backbench.harness.experiment import Observer, default_directory, default_warmup
 from backbench.harness.options import RunOptions
+from backbench.harness.sensors.cpu import HostSensor
+from backbench.harness.sensors.telemetry import Sensor
+from backbench.harness.subjects.scripted import ScriptedSubject
+from backbench.harness.subjects.subject import Facts
+from backbench.reports.page.html import render_report
+from backbench.reports.verify import verify
+from backbench.workloads.request import Workload
+
+SCRIPTED = RunOptions(
+    workload="synthetic",
+    backend="scripted",
+    load={"input_lengths": "fixed:8", "output_lengths": "fixed:5", "num_requests": 12, "concurrency": 3},
+)
+"""Twelve requests of five tokens, three at a time, on a script: 50 ms to the first token, 10 ms each more."""
+
+
+def scripted(options: RunOptions) -> ScriptedSubject:
+    return ScriptedSubject()
+
+
+def test_a_whole_experiment_on_a_script(tmp_path: Path) -> None:
+    """No engine and no model: the record holds the script's own times, verifies, and its page renders."""
+    options = replace(SCRIPTED, out=tmp_path / "run", warmup=0)
+    (outcome,) = experiment.run(options, Observer(), scripted)
+    record = outcome.directory.read_record()
+    assert record.run["status"] == "complete"
+    assert record.metrics["counts"]["completed"] == 12
+    assert record.metrics["ttft_s"]["mean"] == pytest.approx(0.050)
+    assert record.metrics["tpot_s"]["mean"] == pytest.approx(0.010)
+    assert record.metrics["e2e_s"]["mean"] == pytest.approx(0.090)
+    assert record.metrics["whole_run"]["duration_s"] == pytest.approx(4 * 0.090), "four rounds of three"
+    assert record.metrics["output_tokens_per_s"]["whole_run"] == pytest.approx(12 * 5 / 0.36)
+    assert record.validity == ["correctness was not checked: a script has no results to check"]
+    assert record.memory["total_bytes"] is None
+    assert verify(outcome.directory) == []
+    page = render_report([outcome.directory])
+    assert "synthetic on scripted" in page
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"run.json", "requests.parquet", "steps.parquet", "telemetry.parquet"}
+
+
+def test_a_script_needs_neither_engine_nor_torch_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the experiment reached for the engine")
+
+    monkeypatch.setattr("backbench.engine.engine.Engine.__init__", forbidden)
+    monkeypatch.setattr("backbench.engine.models.checkpoint.find_model", forbidden)
+    experiment.run(replace(SCRIPTED, out=tmp_path / "run"), Observer(), scripted)
+
+
+def test_a_series_is_planned_run_by_run(tmp_path: Path) -> None:
+    outcomes = experiment.run(replace(SCRIPTED, out=tmp_path / "runs", repeat=3), Observer(), scripted)
+    assert [outcome.record.run["repeat"] for outcome in outcomes] == [0, 1, 2]
+    assert len({outcome.record.run["uuid"] for outcome in outcomes}) == 3
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2", "3"]
 
 
 def test_the_default_directory_says_what_ran_and_never_collides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = RunOptions(workload="data/batch:2x3+4", backend="torch")
-    first = default_directory(options)
-    assert first.parts[0] == "runs"
-    assert first.name.endswith("Z-batch-2x3+4-torch")
-    first.mkdir(parents=True)
-    assert default_directory(options) != first
+    monkeypatch.setattr(experiment, "default_directory", lambda options: Path("runs/now-synthetic-scripted"))
+    paths = [experiment.run(SCRIPTED, Observer(), scripted)[0].directory.path for _ in range(3)]
+    assert [str(path) for path in paths] == [
+        f"runs/now-synthetic-scripted{suffix}" for suffix in ("", "-1", "-2")
+    ]
+    name = default_directory(RunOptions(workload="data/batch:2x3+4", backend="torch"))
+    assert name.parts[0] == "runs"
+    assert name.name.endswith("Z-batch-2x3+4-torch")
+
+
+def test_the_resident_set_of_a_run_holds_nothing_of_the_check_before_it(tmp_path: Path) -> None:
+    """A check that leaves 256 MiB of small pieces, in a circle, below one that stays in use."""
+    kept: list[bytearray] = []
+
+    class Hungry(ScriptedSubject):
+        def sensors(self) -> tuple[list[Sensor], list[str]]:
+            return [HostSensor()], []
+
+        def check(self, workload: Workload) -> dict[str, Any]:
+            circle: list[Any] = [bytearray(b"x" * 2**16) for _ in range(4096)]
+            circle.append(circle)
+            kept.append(bytearray(b"x" * 2**16))
+            return super().check(workload)
+
+    outcomes = experiment.run(
+        replace(SCRIPTED, out=tmp_path / "runs", repeat=2), Observer(), lambda options: Hungry()
+    )
+    first, second = (outcome.record.memory["host_rss_peak_bytes"] for outcome in outcomes)
+    assert second < first + 128 * 2**20
+    for outcome in outcomes:
+        sampled_s = outcome.directory.read_telemetry()["time_ns"] / 1e9
+        ended_s = outcome.record.metrics["whole_run"]["end_s"]
+        assert sampled_s.max() == pytest.approx(ended_s), "telemetry and replay are on the script's clock"
+
+
+def test_a_home_never_reaches_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the model's name nor in the workload's file."""
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+
+    class AtHome(ScriptedSubject):
+        def facts(self) -> Facts:
+            facts = super().facts()
+            return replace(facts, model=facts.model | {"name": str(tmp_path / "ada" / "models" / "mine")})
+
+    (outcome,) = experiment.run(replace(SCRIPTED, out=tmp_path / "run"), Observer(), lambda options: AtHome())
+    assert outcome.record.model["name"] == "~/models/mine"
+    assert str(tmp_path / "ada") not in (outcome.directory.path / "run.json").read_text()
 
 
 def test_warmup_absorbs_a_closed_loops_burst(make_workload: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def raised(call: Callable[[], Any]) -> Exception:
 
 
 def launch(
-    error: Exception, kernel_module: str = "backbench.backends.triton.decode_attention"
+    error: Exception, kernel_module: str = "backbench.backends.triton.decode_kernel"
 ) -> Callable[[], Any]:
     """A launch that fails as Triton's does: `run` of the kernel object raises, deep in triton.runtime."""
     module = ModuleType("triton.runtime.jit")
@@ -72,9 +73,9 @@ def test_tritons_errors_name_the_kernel_and_the_way_out(
 @pytest.mark.parametrize(
     ("module", "option"),
     [
-        ("backbench.backends.triton.prefill_attention", "--attention torch"),
+        ("backbench.backends.triton.prefill_kernel", "--attention torch"),
         ("backbench.backends.triton.fused_write", "--attention torch"),
-        ("backbench.backends.triton.skinny_gemm", "--linear torch"),
+        ("backbench.backends.triton.gemm", "--linear torch"),
         ("backbench.backends.triton.sampling", "--ops torch"),
         ("someone.elses", "--attention, --linear or --ops torch"),
     ],
@@ -131,6 +132,48 @@ def test_other_errors_stay_themselves() -> None:
 
 def test_no_memory_is_for_the_user() -> None:
     assert isinstance(explained(error_of("torch", "OutOfMemoryError", "CUDA out of memory")), HarnessError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
+            " to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4000 bytes."),
+        RuntimeError("unable to mmap 4000 bytes from file <weights>: Cannot allocate memory (12)"),
+    ],
+    ids=["python", "system", "torch", "torch-windows", "torch-file"],
+)
+def test_no_host_memory_is_for_the_user(error: Exception) -> None:
+    told = explained(error)
+    assert isinstance(told, HarnessError)
+    assert "This machine ran out of memory" in str(told)
+
+
+def test_a_model_that_exceeds_the_machine_ends_in_one_line(tmp_path: Path) -> None:
+    """Eight billion parameters in fp32, in an address space of 4 GB."""
+    code = (
+        "import resource, sys\n"
+        "from backbench.harness.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, "run", "-w", "batch:1x8+4", "-b", "torch"]
+    done = subprocess.run(
+        [*command, "-m", "shape:qwen3-8b", "-o", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: This machine ran out of memory")
+    assert not (tmp_path / "run").exists()
 
 
 SHORT = (
@@ -224,7 +267,7 @@ def test_a_kernel_that_fails_while_warming_up_ends_in_one_line_and_leaves_nothin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = error_of("triton.compiler.errors", "CompilationError", "at 1:1: no")
-    monkeypatch.setattr("backbench.harness.experiment.warm_up", lambda *_: launch(error)())
+    monkeypatch.setattr("backbench.harness.subjects.engine.warm_up", lambda *_: launch(error)())
     assert run_and_fail(tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: The Triton kernel decode_kernel")

@@ -158,3 +158,101 @@ def test_a_failing_target_loses_no_finished_request(make_target: Any, make_workl
 def test_no_requests_is_an_error(make_target: Any) -> None:
     with pytest.raises(HarnessError, match="no requests"):
         replay(make_target({}), Workload("empty", ()))
+
+
+def warmup_ms(done: Replay) -> list[float]:
+    return [
+        (trace.intended_ns - done.start_ns) / MS for trace in done.warmup if trace.intended_ns is not None
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "count", "expected"),
+    [
+        ([0, 10, 20, 30], 2, [-20, -10]),
+        ([0, 10, 20, 30], 5, [-50, -40, -30, -20, -10]),
+        ([0, 5, 30], 3, [-35, -10, -5]),
+        ([100, 105, 130], 3, [-35, -10, -5]),
+    ],
+)
+def test_a_warm_up_comes_in_the_streams_own_gaps_and_one_gap_before_it(
+    make_target: Any, make_workload: Any, clock: Any, arrivals: list[int], count: int, expected: list[int]
+) -> None:
+    """Not at time zero itself: a warm-up request beside the first measured one makes a burst of two."""
+    workload = make_workload([1] * len(arrivals), arrivals_ms=arrivals)
+    ids = [-1 - i for i in range(count)] + list(range(len(arrivals)))
+    target = make_target({i: [(1, 1)] for i in ids})
+    done = replay(target, workload, warmup=salted_warmup(workload, count, 100, 0), clock=clock)
+    assert warmup_ms(done) == expected
+    assert intended_ms(done) == arrivals
+    assert [trace.sent_ns for trace in done.warmup] == [trace.intended_ns for trace in done.warmup]
+
+
+def test_a_slot_is_free_when_its_request_ended_not_when_the_poll_returned(
+    make_target: Any, make_workload: Any, clock: Any
+) -> None:
+    """A poll that comes back 5 ms late delays the sending, which the next request's latency must show."""
+    target = make_target({i: [(10, 1)] for i in range(3)})
+    poll = target.poll
+
+    def late(deadline_ns: int | None) -> list[TokenEvent]:
+        found: list[TokenEvent] = poll(deadline_ns)
+        clock.now_ns += 5 * MS
+        return found
+
+    target.poll = late
+    done = replay(target, make_workload([1] * 3, concurrency=1), clock=clock)
+    assert intended_ms(done) == [0, 10, 25]
+    assert sent_ms(done) == [0, 15, 30]
+
+
+def test_a_closed_loops_warm_up_hands_its_slots_over(
+    make_target: Any, make_workload: Any, clock: Any
+) -> None:
+    """Undrained: the measured requests begin while the longer warm-up request still runs."""
+    workload = make_workload([1] * 3, concurrency=2)
+    script = {-1: [(10, 1)], -2: [(40, 1)]} | {i: [(10, 1)] for i in range(3)}
+    done = replay(make_target(script), workload, warmup=salted_warmup(workload, 2, 100, 0), clock=clock)
+    assert warmup_ms(done) == [-10, -10]
+    assert intended_ms(done) == [0, 10, 20]
+
+
+def test_a_burst_waits_for_its_warm_up(make_target: Any, make_workload: Any, clock: Any) -> None:
+    workload = make_workload([1] * 2)
+    target = make_target({-1: [(10, 1)], 0: [(10, 1)], 1: [(10, 1)]})
+    done = replay(target, workload, warmup=salted_warmup(workload, 1, 100, 0), clock=clock)
+    assert warmup_ms(done) == [-10]
+    assert intended_ms(done) == [0, 0]
+    assert target.most_in_flight == 2
+
+
+def test_what_an_interruption_never_sent_keeps_its_time(
+    make_target: Any, make_workload: Any, clock: Any
+) -> None:
+    """The request that the target was taking is due, as is the one behind it; the last one is not."""
+    workload = make_workload([1] * 4, arrivals_ms=[0, 30, 40, 1000])
+    target = make_target({0: [(500, 1)]}, submit_ms=50)
+    submit = target.submit
+
+    def stopped(request: Request) -> int:
+        if request.id == 1:
+            clock.now_ns += 50 * MS
+            raise KeyboardInterrupt
+        return submit(request)  # type: ignore[no-any-return]
+
+    target.submit = stopped
+    done = replay(target, workload, clock=clock)
+    assert done.interrupted
+    assert (done.end_ns - done.start_ns) / MS == 100
+    assert intended_ms(done) == [0, 30, 40, 1000]
+    assert sent_ms(done) == [50]
+
+
+def test_a_warm_up_shares_no_prompt_with_its_workload(make_workload: Any) -> None:
+    workload = make_workload([3, 5, 7, 9], prompt_tokens=6)
+    made = salted_warmup(workload, 2, 100, seed=7)
+    assert [request.id for request in made] == [-1, -2]
+    assert [request.output_tokens for request in made] == [3, 7], "taken evenly across the stream"
+    firsts = {request.prompt[0] for request in workload.requests}
+    assert firsts.isdisjoint(request.prompt[0] for request in made)
+    assert made != salted_warmup(workload, 2, 100, seed=8)

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from backbench.harness.run_log import LOG_FILE
 from backbench.reports.record import RunDirectory
 from backbench.reports.verify import verify
 
@@ -113,11 +115,16 @@ def test_incomparable_runs_are_refused_with_the_differences(
     assert bench("compare", first, other, "--anyway").returncode == 0
 
 
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def long_run(out: Path) -> list[str]:
     command = [sys.executable, "-c", ANNOUNCED, "run", "-w", "sharegpt", "-b", "torch", "-n", "400"]
-    command += ["--concurrency", "4", "--warmup", "1", "--max-step-tokens", "256", "--out", str(out)]
+    return [*command, "--concurrency", "4", "--warmup", "1", "--max-step-tokens", "256", "--out", str(out)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_leaves_a_readable_partial_record(tmp_path: Path, sent: signal.Signals) -> None:
+    out = tmp_path / "run"
+    command = long_run(out)
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet()
     )
@@ -125,7 +132,7 @@ def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "replaying\n"
         time.sleep(2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -137,8 +144,34 @@ def test_ctrl_c_leaves_a_readable_partial_record(tmp_path: Path) -> None:
     assert any("interrupted" in reason for reason in record.validity)
     assert 0 < record.metrics["counts"]["sent"] < 400
     assert verify(directory) == []
-    assert bench("verify", out).returncode == 0
-    assert bench("show", out).returncode == 0
+    if sent is signal.SIGINT:
+        assert bench("verify", out).returncode == 0
+        assert bench("show", out).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_terminal_that_hangs_up_leaves_a_partial_record(tmp_path: Path) -> None:
+    """Closing it sends SIGHUP, and from then on nothing can be written to stdout or stderr."""
+    out = tmp_path / "run"
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        long_run(out),
+        stdin=subprocess.DEVNULL,
+        env=quiet(),
+        preexec_fn=lambda: os.login_tty(theirs),
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"replaying" not in seen:
+            seen += os.read(ours, 4096)
+        time.sleep(1)
+        os.close(ours)
+        assert process.wait(timeout=120) == 130, seen
+    finally:
+        process.kill()
+    record = RunDirectory.open(out).read_record()
+    assert record.run["status"] == "interrupted"
 
 
 def test_ctrl_c_while_loading_exits_130_and_leaves_nothing(tmp_path: Path) -> None:
@@ -153,3 +186,61 @@ def test_ctrl_c_while_loading_exits_130_and_leaves_nothing(tmp_path: Path) -> No
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+def test_a_killed_run_is_recovered(tmp_path: Path) -> None:
+    """SIGKILL, which nothing can catch, in the middle of a replay."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", BENCH, "run", "-w", "synthetic", "-b", "torch", "-n", "400"]
+    command += ["--input-lengths", "fixed:8", "--output-lengths", "fixed:8", "--concurrency", "4"]
+    command += ["--warmup", "1", "--max-len", "64", "--max-step-tokens", "64", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True, env=quiet()
+    )
+    try:
+        log = out / LOG_FILE
+        wait_until(lambda: log.exists() and log.read_text().count("end_ns") >= 4)
+        refused = bench("recover", out)
+        assert refused.returncode == 2 and "still going" in refused.stderr
+    finally:
+        process.kill()
+        process.wait()
+    finished = log.read_text().count('"end_ns":') - 1
+    again = bench("run", "-w", "synthetic", "-b", "torch", "-n", "1", "--out", out)
+    assert again.returncode == 2 and "bench recover" in again.stderr
+    done = bench("recover", out)
+    assert done.returncode == 0, done.stderr
+    assert "interrupted" in done.stdout
+    directory = RunDirectory.open(out)
+    record = directory.read_record()
+    assert record.run["status"] == "interrupted" and record.run["recovered"] is True
+    assert record.metrics["counts"]["completed"] == finished >= 3
+    assert record.metrics["ttft_s"]["mean"] > 0
+    assert record.backend["used"]["attention"] == "torch"
+    assert record.validity[0].startswith("interrupted")
+    assert verify(directory) == []
+    assert not log.exists()
+    assert bench("show", out).returncode == 0
+    assert bench("report", out, "-o", tmp_path / "page.html").returncode == 0
+
+
+def test_two_runs_at_once_do_not_share_a_directory(tmp_path: Path) -> None:
+    out = tmp_path / "same"
+    command = [sys.executable, "-c", BENCH, "run", "-w", "batch:1x8+4", "-b", "torch", "--max-len", "64"]
+    command += ["--warmup", "0", "--num-blocks", "8", "--out", str(out)]
+    pair = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet())
+        for _ in range(2)
+    ]
+    ended = [(process.communicate(timeout=240)[1], process.returncode) for process in pair]
+    assert sorted(code == 2 for _, code in ended) == [False, True], ended
+    (refused,) = (stderr for stderr, code in ended if code == 2)
+    assert "same" in refused and len(refused.strip().splitlines()) == 1
+    assert verify(RunDirectory.open(out)) == []
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 120) -> None:
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)

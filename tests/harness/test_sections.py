@@ -12,6 +12,7 @@ from backbench.backends.interface import Device
 from backbench.backends.triton.attention import TritonAttention
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.triton.operations import TritonOperations
+from backbench.engine.limits import StepLimits
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.models.decoder import attention_specs
 from backbench.harness.sections import tuned, tuning_text
@@ -20,12 +21,18 @@ from backbench.harness.sections import tuned, tuning_text
 def engine(model: str, arch: str = "sm90", block_size: int = 64) -> Any:
     """What the section reads of an engine of the Triton backend, on a GPU that is not there."""
     config = find_model(model).config
-    limits = {"max_seqs": 256, "max_tokens": 8192, "max_len": 4096}
-    specs = attention_specs(config, dtype=torch.bfloat16, block_size=block_size, **limits)
+    limits = StepLimits(
+        block_size=block_size, max_len=4096, max_seqs=256, max_step_tokens=7936, prefill_chunk=7936
+    )
+    specs = attention_specs(config, dtype=torch.bfloat16, limits=limits)
     device = Device("nvidia", arch, "imagined", 132, 2**37, 227 * 1024, torch.device("cpu"))
     return SimpleNamespace(
         selection=SimpleNamespace(
-            device=device, attention=TritonAttention(), linear=TritonLinear(), operations=TritonOperations()
+            device=device,
+            attention=TritonAttention(),
+            linear=TritonLinear(),
+            operations=TritonOperations(),
+            weights=config.spec.weight_specs(torch.bfloat16),
         ),
         decoder=SimpleNamespace(dtype=torch.bfloat16, runners=dict.fromkeys(specs)),
         model_config=config,

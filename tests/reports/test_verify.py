@@ -14,8 +14,9 @@ import pytest
 
 from backbench.harness.frames import request_frame, telemetry_frame
 from backbench.harness.replay import replay
-from backbench.reports.metrics import energy, validity
-from backbench.reports.metrics.compute import compute, windows
+from backbench.reports.metrics import validity
+from backbench.reports.metrics.compute import sections
+from backbench.reports.metrics.run import RunTables
 from backbench.reports.record import REQUESTS_FILE, STEPS_FILE, RunDirectory, RunRecord, sign
 from backbench.reports.verify import differences, examine, verify
 
@@ -47,16 +48,14 @@ def directory(
     ]
     telemetry = telemetry_frame(samples, done.start_ns)
     context = make_context(mode="closed", concurrency=2, gpus=1, slo_s={"ttft": 0.012})
-    sections = compute(requests, steps, context)
-    whole, steady = windows(requests, context)
-    found = energy.section(
-        telemetry, steady, whole, energy.tokens_in(sections["metrics"], whole, steady), ["a reason"]
-    )
+    given = {"energy": {"sensor_reasons": ["a reason"]}}
+    run = RunTables.read(requests, steps, context, telemetry, given)
+    found = sections(run, ("metrics", "schedule", "roofline", "energy"))
     written = RunDirectory.create(tmp_path / "run")
     written.write_requests(requests)
     written.write_steps(steps)
     written.write_telemetry(telemetry)
-    record = RunRecord(run={"status": "complete", "uuid": "1"}, energy=found, **sections)
+    record = RunRecord(run={"status": "complete", "uuid": "1"}, **found)
     record = replace(record, validity=validity.of_record(record, telemetry))
     written.write_record(sign(written, record))
     return written

@@ -128,3 +128,67 @@ def test_bad_processes_are_one_line_errors(spec, rate, cv):
     with pytest.raises(WorkloadError) as caught:
         Arrivals(spec, rate, cv)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rate", "cv"),
+    [
+        ("ramp:1e-300:1e-300:1", None, None),
+        ("ramp:0:5e-324:1", None, None),
+        ("steps:1e-300@1", None, None),
+        ("bursts:1e9:1e-300:1e9", None, None),
+        ("sine:1e-300:0:1", None, None),
+        ("sine:5:1:5e-324", None, None),
+        ("constant", 1e-300, None),
+        ("poisson", 5e-324, None),
+        ("gamma", 1e-12, 20.0),
+        ("weibull", 1e-12, 20.0),
+        ("steps:" + ",".join(["1e-300@1"] * 1000), None, None),
+    ],
+)
+def test_times_that_no_clock_can_hold_are_refused(spec, rate, cv, recwarn):
+    """Not sent all at once, which is what an overflow makes of them."""
+    with pytest.raises(WorkloadError) as caught:
+        times(Arrivals(spec, rate, cv), 20)
+    assert "146 years" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert not recwarn.list
+
+
+def test_a_slow_start_that_comes_to_a_rate_is_served():
+    assert np.all(np.diff(times(Arrivals("ramp:1e-300:1:1e9"), 20)) > 0)
+
+
+@given(
+    kind=st.sampled_from(["ramp", "steps", "bursts", "sine"]),
+    numbers=st.lists(st.floats(0, 1e9), min_size=2, max_size=6),
+    count=st.integers(0, 20),
+)
+def test_any_numbers_give_times_in_order_or_one_line(kind, numbers, count):
+    parts = [repr(number) for number in numbers]
+    if kind == "steps":
+        parts = [",".join(f"{rate}@{length}" for rate, length in zip(parts[::2], parts[1::2], strict=False))]
+    try:
+        found = times(Arrivals(":".join([kind, *parts])), count)
+    except WorkloadError as error:
+        assert len(str(error)) < 300
+        return
+    assert found == sorted(found)
+    assert found[:1] in ([], [0])
+    assert all(0 <= at < 2**62 for at in found)
+
+
+@given(
+    kind=st.sampled_from(["constant", "poisson", "gamma", "weibull"]),
+    rate=st.floats(0, 1e6),
+    cv=st.floats(0.05, 20),
+)
+def test_any_rate_gives_times_in_order_or_one_line(kind, rate, cv):
+    try:
+        found = times(Arrivals(kind, rate, cv if kind in ("gamma", "weibull") else None), 20)
+    except WorkloadError as error:
+        assert len(str(error)) < 300
+        return
+    assert found == sorted(found)
+    assert all(0 <= at < 2**62 for at in found)

@@ -268,8 +268,8 @@ def test_an_openai_log(tmp_path):
         ("batch", {}, "batch:64x1024"),
         ("sharegpt", {"num_requests": 0}, "--num-requests must be at least 1"),
         ("sharegpt", {"concurrency": 0}, "--concurrency must be at least 1"),
-        ("sharegpt", {"rate": 0.0}, "--rate must be above 0"),
-        ("sharegpt", {"rate": -2.0}, "--rate must be above 0"),
+        ("sharegpt", {"rate": 0.0}, "--rate must be at least"),
+        ("sharegpt", {"rate": -2.0}, "--rate must be at least"),
         ("azure-conv", {"time_scale": 0.0}, "--time-scale must be above 0"),
         ("azure-conv", {"time_scale": float("nan")}, "--time-scale must be above 0"),
         ("sharegpt", {"seed": -1}, "--seed must be at least 0"),
@@ -309,8 +309,7 @@ def test_64_sharegpt_requests_take_under_200_ms():
 
 
 def test_no_heavy_import():
-    program = (
-        "import sys, backbench.workloads.catalogue; print(sorted({'torch', 'pandas', 'transformers'} & {*sys.modules}))"
-    )
+    heavy = "{'torch', 'pandas', 'transformers'}"
+    program = f"import sys, backbench.workloads.catalogue; print(sorted({heavy} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -96,6 +96,46 @@ def test_bad_specs_are_one_line_errors(spec):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("9" * 6000, "line 1, field length: '9999"),
+        ("10\n\n100000001", "line 3, field length: 100000001 is not between 1 and 100000000."),
+        ("10\n0", "line 2, field length: 0 is not between"),
+        ("10\n\x1b[2J", r"line 2, field length: '\\x1b"),
+        ("", "holds no lengths"),
+        ("\n \n", "holds no lengths"),
+    ],
+)
+def test_a_file_that_is_no_list_of_lengths_is_one_line(tmp_path, text, expected):
+    path = tmp_path / "lengths.txt"
+    path.write_text(text)
+    with pytest.raises(WorkloadError, match=expected) as caught:
+        parse_lengths(f"empirical:{path}")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value).replace(str(path), "")) < 300
+
+
+@given(kind=st.sampled_from(["fixed", "uniform", "empirical", "nonsense"]), rest=st.text(max_size=9000))
+def test_any_spec_gives_lengths_or_one_line(kind, rest):
+    try:
+        found = draw(f"{kind}:{rest}", 5)
+    except WorkloadError as error:
+        assert str(error).isprintable()
+        assert len(str(error)) < 300
+    else:
+        assert all(value >= 1 for value in found)
+
+
+@pytest.mark.parametrize(
+    "spec", ["empirical:" + "9" * 5000, "empirical:1," + "9" * 5000, "fixed:" + "9" * 5000]
+)
+def test_a_number_of_thousands_of_digits_is_one_line(spec):
+    with pytest.raises(WorkloadError) as caught:
+        parse_lengths(spec)
+    assert len(str(caught.value)) < 300
+
+
 def test_an_unknown_distribution_names_the_nearest():
     with pytest.raises(WorkloadError, match="did you mean lognormal"):
         parse_lengths("lognorm:512:0.6")

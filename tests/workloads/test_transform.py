@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from backbench.workloads import transform
 from backbench.workloads.packed import packed_mooncake
+from backbench.workloads.readers.mooncake import TICK_NS
 from backbench.workloads.statistics import gap_cv
 from backbench.workloads.trace import TraceRow
 
@@ -89,7 +90,7 @@ def test_clipping_takes_the_prompt_first_down_to_half():
 
 def test_spreading_keeps_ticks_order_and_removes_the_bursts():
     literal = list(packed_mooncake())
-    spread = list(transform.spread_ticks(literal, seed=0)[0])
+    spread = list(transform.spread_ticks(literal, 0, TICK_NS)[0])
     moved = np.array(arrivals(spread))
     assert (np.diff(moved) >= 0).all()
     assert sorted(row.block_ids for row in spread) == sorted(row.block_ids for row in literal)
@@ -101,6 +102,6 @@ def test_spreading_keeps_ticks_order_and_removes_the_bursts():
 
 def test_spreading_moves_within_the_tick_and_does_not_look_ahead():
     rows = rows_at(0, 0, 0, 3, 3, 6)
-    spread = arrivals(transform.spread_ticks(rows, seed=4)[0])
+    spread = arrivals(transform.spread_ticks(rows, 4, TICK_NS)[0])
     assert [arrival // (3 * SECOND_NS) for arrival in spread] == [0, 0, 0, 1, 1, 2]
-    assert arrivals(transform.spread_ticks(rows[:5], seed=4)[0]) == spread[:5]
+    assert arrivals(transform.spread_ticks(rows[:5], 4, TICK_NS)[0]) == spread[:5]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+from backbench.errors import shown
+from backbench.workloads.readers.format import has_columns, trace_format
 from backbench.workloads.readers.text import Clock, Place, read_csv
 from backbench.workloads.trace import TraceRow
 
@@ -37,13 +39,16 @@ def timestamp_ns(place: Place, text: str) -> int:
     """
     match = _TIMESTAMP.fullmatch(text.strip())
     if match is None:
-        place.fail("TIMESTAMP", f"'{text[:40]}' is not like 2023-11-16 18:15:46.6805900.")
+        place.fail("TIMESTAMP", f"{shown(text)} is not like 2023-11-16 18:15:46.6805900.")
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
     if hour > 23 or minute > 59 or second > 59:
-        place.fail("TIMESTAMP", f"'{text[:40]}' is no time of day.")
+        place.fail("TIMESTAMP", f"{shown(text)} is no time of day.")
     try:
         days = date(year, month, day).toordinal()
     except ValueError as error:
-        place.fail("TIMESTAMP", f"'{text[:40]}' is no date: {error}.")
+        place.fail("TIMESTAMP", f"{shown(text)} is no date: {error}.")
     seconds = ((days * 24 + hour) * 60 + minute) * 60 + second
     return seconds * 1_000_000_000 + int((match.group(7) or "0").ljust(9, "0"))
+
+
+FORMAT = trace_format("azure", has_columns(COLUMNS), read_azure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from backbench.workloads.readers.format import has_columns, trace_format
 from backbench.workloads.readers.text import Clock, read_csv
 from backbench.workloads.trace import TraceRow
 
@@ -22,3 +23,6 @@ def read_burstgpt(path: Path) -> Iterator[TraceRow]:
             continue
         session = row.get("Session ID", "").strip() or None
         yield TraceRow(input_tokens, output_tokens, arrival_ns, session=session)
+
+
+FORMAT = trace_format("burstgpt", has_columns(COLUMNS), read_burstgpt)

@@ -1,59 +1,52 @@
-"""Which reader a file needs: CSV by its header, JSON by its first character and fields, never by name."""
+"""The formats there are, and which one a file has: told by its first line, never by its name."""
 
 from __future__ import annotations
 
-import json
+import importlib
+import pkgutil
 from pathlib import Path
 
-from backbench.errors import WorkloadError
-from backbench.workloads.readers import azure, burstgpt, mooncake, qwen_bailian, tracelab, vidur
+from backbench.errors import WorkloadError, shown
+from backbench.workloads import readers
+from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.text import UNREADABLE, open_text
 
-FORMATS = ("azure", "burstgpt", "mooncake", "openai", "qwen-bailian", "sharegpt", "tracelab", "vidur")
-_CSV = {
-    "azure": azure.COLUMNS,
-    "burstgpt": burstgpt.COLUMNS,
-    "tracelab": tracelab.COLUMNS,
-    "vidur": vidur.COLUMNS,
-}
 _HEAD_CHARACTERS = 1 << 20
 
 
-def detect(path: Path) -> str:
-    """The format's name; WorkloadError lists the known formats when none fits.
+def formats() -> tuple[Format, ...]:
+    """What the modules beside this one declare as `FORMAT`, by name; those without one are helpers."""
+    modules = [
+        importlib.import_module(f"{readers.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(readers.__path__)
+    ]
+    declared = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
+    return tuple(sorted(declared, key=lambda each: each.name))
 
-    A file that starts with [ is ShareGPT. One that starts with { is JSONL: `chat_id` makes it qwen-bailian,
-    `hash_ids` mooncake, `messages` or `prompt` openai. Anything else is CSV, told apart by its columns.
-    """
+
+def detect(path: Path) -> Format:
+    """The format that knows most of the first line's names; WorkloadError where none does, or two alike."""
+    head = _read_head(path)
+    scores = [each.recognise(head) for each in formats()]
+    best = max(scores)
+    found = [each for each, score in zip(formats(), scores, strict=True) if score == best > 0]
+    if not found:
+        raise WorkloadError(
+            f"{shown(str(path), 150)} is no trace known here (its first line: {shown(head.text)}); formats: "
+            f"{', '.join(each.name for each in formats())}."
+        )
+    if len(found) > 1:
+        raise WorkloadError(
+            f"{shown(str(path), 150)} may be {' or '.join(each.name for each in found)}; leave out the names "
+            "that belong to the other."
+        )
+    return found[0]
+
+
+def _read_head(path: Path) -> Head:
     with open_text(path) as file:
         try:
             lines = iter(lambda: file.readline(_HEAD_CHARACTERS), "")
-            head = next((line.strip() for line in lines if line.strip()), "")
+            return Head(next((line.strip() for line in lines if line.strip()), ""))
         except UNREADABLE as error:
-            raise WorkloadError(f"'{path}' is no readable text: {error}.") from None
-    if head.startswith("["):
-        return "sharegpt"
-    found = _json_format(head) if head.startswith("{") else _csv_format(head)
-    if found is None:
-        raise WorkloadError(
-            f"'{path}' is no trace known here (its first line: '{head[:60]}'); formats: {', '.join(FORMATS)}."
-        )
-    return found
-
-
-def _json_format(head: str) -> str | None:
-    try:
-        fields = set(json.loads(head))
-    except (ValueError, RecursionError):
-        # Let the likeliest reader name the line and the mistake.
-        fields = {name for name in ("chat_id", "hash_ids", "messages", "prompt") if f'"{name}"' in head}
-    if fields >= set(qwen_bailian.FIELDS) or "chat_id" in fields:
-        return "qwen-bailian"
-    if "hash_ids" in fields or fields >= set(mooncake.FIELDS[:3]):
-        return "mooncake"
-    return "openai" if fields & {"messages", "prompt"} else None
-
-
-def _csv_format(head: str) -> str | None:
-    columns = {name.strip() for name in head.split(",")}
-    return next((name for name, needed in _CSV.items() if columns >= set(needed)), None)
+            raise WorkloadError(f"{shown(str(path), 150)} is no readable text: {error}.") from None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from backbench.workloads.readers.format import Head, trace_format
 from backbench.workloads.readers.text import Clock, read_jsonl, whole_list
 from backbench.workloads.trace import TraceRow
 
 BLOCK_TOKENS = 512
+TICK_NS = 3_000_000_000
 FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 
 
@@ -30,3 +32,11 @@ def read_mooncake(path: Path) -> Iterator[TraceRow]:
             block_ids=block_ids,
             block_tokens=BLOCK_TOKENS,
         )
+
+
+def _recognise(head: Head) -> int:
+    known = head.fields & set(FIELDS)
+    return len(known) if "hash_ids" in known or len(known) == 3 else 0
+
+
+FORMAT = trace_format("mooncake", _recognise, read_mooncake, tick_ns=TICK_NS)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from backbench.errors import WorkloadError, shown
+from backbench.workloads.draft import MAXIMUM_FILE_REQUESTS, OFFER_OPTIONS, Draft, cut
+from backbench.workloads.options import WorkloadOptions, choose_offer
+from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.text import Clock, Place, read_jsonl, whole_list
 from backbench.workloads.trace import TraceRow
+
+FIELDS = ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "timestamp")
 
 
 def read_openai(path: Path, tokenize: Callable[[str], list[int]] | None) -> Iterator[tuple[TraceRow, bool]]:
@@ -50,6 +57,7 @@ def _prompt(
         place.fail(field, "give `messages`, or a `prompt` of text or token ids.")
     if tokenize is None:
         place.fail(field, "text needs a tokenizer; choose a model that has one.")
+    place.require_encodable(field, text)
     return tuple(tokenize(text))
 
 
@@ -69,5 +77,25 @@ def _temperature(place: Place, body: dict[str, Any]) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        place.fail("temperature", f"{value!r} is no number of at least 0.")
+        place.fail("temperature", f"{shown(value)} is no number between 0 and 100.")
     return float(value)
+
+
+def draft_openai(path: Path, options: WorkloadOptions) -> Draft:
+    """The bodies in file order, at their timestamps where all have one."""
+    found = read_openai(path, options.tokenize)
+    wanted = MAXIMUM_FILE_REQUESTS + 1 if options.num_requests is None else options.num_requests
+    pairs = list(itertools.islice(found, wanted))
+    timed = [has_time for _, has_time in pairs]
+    if any(timed) and not all(timed):
+        raise WorkloadError(f"'{path}' has a timestamp on some requests only; give all or none of them one.")
+    rows = cut(path.name, (row for row, _ in pairs), options.num_requests)
+    offer = choose_offer(options, has_times=all(timed))
+    return Draft(path.name, rows, offer, {"kind": "openai", "data": path.name})
+
+
+def _recognise(head: Head) -> int:
+    return len(head.fields & set(FIELDS)) if head.fields & {"messages", "prompt"} else 0
+
+
+FORMAT = Format("openai", _recognise, OFFER_OPTIONS | {"time_scale"}, draft_openai)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from backbench.workloads.readers.format import Head, trace_format
 from backbench.workloads.readers.text import Clock, read_jsonl, whole_list
 from backbench.workloads.trace import TraceRow
 
@@ -36,3 +37,10 @@ def read_qwen_bailian(path: Path) -> Iterator[TraceRow]:
             block_tokens=BLOCK_TOKENS,
             session=str(roots[chat]),
         )
+
+
+def _recognise(head: Head) -> int:
+    return len(head.fields & set(FIELDS)) if "chat_id" in head.fields else 0
+
+
+FORMAT = trace_format("qwen-bailian", _recognise, read_qwen_bailian)

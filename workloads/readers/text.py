@@ -13,31 +13,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from backbench.errors import WorkloadError
+from backbench.errors import WorkloadError, shown
+from backbench.workloads.trace import LATEST_NS
 
 UNREADABLE = (UnicodeDecodeError, EOFError, OSError, zlib.error)
 """What reading a damaged or binary file raises; a bad gzip header is an OSError."""
 MAXIMUM_TOKENS = 100_000_000
 """A larger token count is a misread column, not a request."""
+MAXIMUM_LINE = 1 << 26
+"""Characters; a longer line is no row of a trace, and is refused before it fills the memory."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands, for errors."""
+    """Where a value stands, for errors. What they show of a file is printable, whatever it holds."""
 
     path: Path
     line: int
 
     def fail(self, field: str, problem: str) -> NoReturn:
         """Raise WorkloadError naming file, line and field."""
-        raise WorkloadError(f"{self.path}, line {self.line}, field {field}: {problem}")
+        name = field if field.isprintable() and len(field) <= 40 else shown(field)
+        raise WorkloadError(f"{self.path}, line {self.line}, field {name}: {problem}")
 
     def whole(self, field: str, value: object, minimum: int = 0, maximum: int = MAXIMUM_TOKENS) -> int:
         """A whole number in [minimum, maximum], from JSON or from CSV text."""
         text = str(value).strip()
         is_number = isinstance(value, (int, str)) and not isinstance(value, bool)
         if not is_number or not re.fullmatch(r"-?[0-9]{1,19}", text):
-            self.fail(field, f"{_shown(value)} is no whole number.")
+            self.fail(field, f"{shown(value)} is no whole number.")
         number = int(text)
         if not minimum <= number <= maximum:
             self.fail(field, f"{number} is not between {minimum} and {maximum}.")
@@ -49,16 +53,28 @@ class Place:
             if isinstance(value, bool):
                 raise TypeError
             number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            self.fail(field, f"{_shown(value)} is no number.")
-        if not (math.isfinite(number) and 0 <= number * unit_ns < 2**62):
-            self.fail(field, f"{_shown(value)} is no time of at least 0.")
+        except (TypeError, ValueError, OverflowError):
+            self.fail(field, f"{shown(value)} is no number.")
+        if not (math.isfinite(number) and 0 <= number * unit_ns < LATEST_NS):
+            self.fail(field, f"{shown(value)} is no time between 0 and 146 years.")
         return round(number * unit_ns)
 
+    def require_encodable(self, field: str, text: str) -> None:
+        """Half of a surrogate pair (a cut emoji, say) is no text that can be tokenized."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = shown(text[error.start])
+            self.fail(field, f"{half} is half of a surrogate pair and no character; mend the text.")
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+
+def is_file(path: Path) -> bool:
+    """Whether this is a file with an end: no folder, pipe or device, and a name that can be one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        # Too long, in a folder that may not be read, or with a NUL: nothing that could be opened.
+        return False
 
 
 def open_text(path: Path) -> TextIO:
@@ -78,7 +94,9 @@ def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
     number = 0
     with open_text(path) as file:
         try:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(MAXIMUM_LINE), ""), 1):
+                if len(line) == MAXIMUM_LINE:
+                    Place(path, number).fail("(the whole line)", f"longer than {MAXIMUM_LINE} characters.")
                 yield Place(path, number), line
         except UNREADABLE as error:
             Place(path, number + 1).fail("(the whole line)", f"unreadable: {error}")
@@ -99,7 +117,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[s
         header = [name.strip() for name in next(rows, [])]
         missing = [name for name in columns if name not in header]
         if missing:
-            place.fail(missing[0], f"no such column; the header has {', '.join(header) or 'nothing'}.")
+            place.fail(missing[0], f"no such column; the header has {shown(', '.join(header), 120)}.")
         for row in rows:
             if not row:
                 continue
@@ -119,19 +137,28 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[tuple[Place, dict[
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            place.fail("(the whole line)", f"malformed JSON: {error}")
+            place.fail("(the whole line)", json_problem(error))
         if not isinstance(row, dict):
-            place.fail("(the whole line)", f"{_shown(row)} is no JSON object.")
+            place.fail("(the whole line)", f"{shown(row)} is no JSON object.")
         for name in fields:
             if name not in row:
                 place.fail(name, "is missing.")
         yield place, row
 
 
+def json_problem(error: ValueError | RecursionError) -> str:
+    """What is wrong with a JSON text, from what Python's reader raised."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"malformed JSON: {error.msg} at character {error.colno}."
+    if isinstance(error, RecursionError):
+        return "nested too deeply."
+    return "holds a number of thousands of digits."
+
+
 def whole_list(place: Place, field: str, value: object) -> tuple[int, ...]:
     """A JSON list of whole numbers of at least 0 (block ids)."""
     if not isinstance(value, list):
-        place.fail(field, f"{_shown(value)} is no list.")
+        place.fail(field, f"{shown(value)} is no list.")
     return tuple(place.whole(field, item, 0, 2**63 - 1) for item in value)
 
 
@@ -143,8 +170,10 @@ class Clock:
     last_ns: int = 0
 
     def check(self, place: Place, arrival_ns: int) -> int:
-        """The time itself; WorkloadError when it lies before the row above."""
+        """The time itself; WorkloadError when it lies before the row above, or beyond LATEST_NS."""
         if arrival_ns < self.last_ns:
             place.fail(self.field, "goes back in time; sort the file by time.")
+        if arrival_ns >= LATEST_NS:
+            place.fail(self.field, "is more than 146 years after the first.")
         self.last_ns = arrival_ns
         return arrival_ns

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from backbench.errors import shown
+from backbench.workloads.readers.format import has_columns, trace_format
 from backbench.workloads.readers.text import read_csv
 from backbench.workloads.trace import Segment, TraceRow
 
@@ -50,7 +52,7 @@ def read_tracelab(path: Path) -> Iterator[TraceRow]:
         if found.prefix_tokens + found.input_tokens == 0:
             place.fail("input_len", "the prompt is empty.")
         if found.index in sessions.setdefault(name, {}):
-            place.fail("round_idx", f"session '{name}' has round {found.index} twice.")
+            place.fail("round_idx", f"session {shown(name)} has round {found.index} twice.")
         sessions[name][found.index] = found
     rows = (_session_rows(name, rounds.values()) for name, rounds in sessions.items())
     yield from sorted(itertools.chain.from_iterable(rows), key=lambda row: row.arrival_ns)
@@ -79,3 +81,6 @@ def _head(segments: tuple[Segment, ...], tokens: int) -> tuple[Segment, ...]:
             head.append(Segment(part.stream, part.index, taken))
         tokens -= taken
     return tuple(head)
+
+
+FORMAT = trace_format("tracelab", has_columns(COLUMNS), read_tracelab, notes=(NOTE,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from backbench.workloads.readers.format import has_columns, trace_format
 from backbench.workloads.readers.text import Clock, read_csv
 from backbench.workloads.trace import TraceRow
 
@@ -20,3 +21,6 @@ def read_vidur(path: Path) -> Iterator[TraceRow]:
             output_tokens=place.whole("num_decode_tokens", row["num_decode_tokens"], 1),
             arrival_ns=clock.check(place, place.seconds_ns("arrived_at", row["arrived_at"])),
         )
+
+
+FORMAT = trace_format("vidur", has_columns(COLUMNS), read_vidur)

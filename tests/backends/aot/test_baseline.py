@@ -1,4 +1,4 @@
-"""The ahead-of-time ratchet: what turns it red, and that a real kernel goes through it."""
+"""The ahead-of-time baseline: what turns it red, and that a real kernel goes through it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 
+from backbench.backends.aot import baseline
 from backbench.backends.aot.baseline import (
-    KernelCase,
     PortabilityRow,
     arithmetic,
+    better,
     compile_all,
     compile_row,
-    ratchet,
+    kernels_of,
     regressions,
     summary,
 )
 from backbench.backends.aot.compile import TARGETS, Resources
+from backbench.backends.interface import KernelCase
 from backbench.errors import BackendError
 from backbench.harness.cli import run_command
+from backbench.harness.commands.portability import compared
 
 ROW = PortabilityRow("attention/decode", "bf16", "sm90", 200, 0, 70_000, 32, "bf16")
 
@@ -35,7 +38,7 @@ def compiled(**facts: Any) -> Any:
 
 
 def best(*rows: PortabilityRow) -> dict[str, dict[str, Any]]:
-    return ratchet(rows, {})
+    return better(rows, {})
 
 
 def test_a_summary_counts_each_target_alone() -> None:
@@ -68,12 +71,12 @@ def test_a_planted_regression_is_named_with_its_row(worse: PortabilityRow, messa
     assert line == f"attention/decode bf16 sm90: {message}"
 
 
-def test_the_ratchet_only_turns_one_way() -> None:
-    better = replace(ROW, shared_bytes=60_000)
-    kept = ratchet([replace(ROW, spill_bytes=99)], best(ROW))
+def test_the_baseline_only_gets_better() -> None:
+    smaller = replace(ROW, shared_bytes=60_000)
+    kept = better([replace(ROW, spill_bytes=99)], best(ROW))
     assert kept == best(ROW)
-    assert ratchet([better], kept)[ROW.key]["shared_bytes"] == 60_000
-    assert ROW.key not in ratchet([replace(ROW, problem="does not fit")], {})
+    assert better([smaller], kept)[ROW.key]["shared_bytes"] == 60_000
+    assert ROW.key not in better([replace(ROW, problem="does not fit")], {})
 
 
 @pytest.mark.parametrize(
@@ -83,13 +86,16 @@ def test_the_ratchet_only_turns_one_way() -> None:
         ({"matrix_instructions": 0, "kinds": ()}, "uses no matrix instruction: falls to plain multiply-adds"),
     ],
 )
-def test_an_oversized_tile_and_a_silent_fall_are_problems(facts: dict[str, Any], problem: str) -> None:
+def test_an_oversized_tile_and_a_silent_fall_are_problems(
+    facts: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline, "compile_launch", lambda resources, target: resources)
     assert compile_row(KernelCase("k", "bf16", True, compiled(**facts)), "gfx942").problem == problem
     assert not compile_row(KernelCase("k", "bf16", True, compiled()), "gfx942").problem
 
 
 def test_a_compiler_error_is_the_rows_problem_and_a_refusal_is_not() -> None:
-    def fail(target: str) -> Resources:
+    def fail(target: str) -> Any:
         raise ValueError("no such type\nsecond line")
 
     row = compile_row(KernelCase("k", "fp8", True, fail), "sm80")
@@ -119,10 +125,33 @@ def test_fp8_that_became_fp16_maths_shows(instruction: str, inputs: str) -> None
 
 def test_an_unknown_target_names_the_known_ones() -> None:
     with pytest.raises(BackendError, match="sm90"):
-        compile_all(["sm42"])
+        compile_all("triton", ["sm42"])
 
 
-def test_the_committed_ratchet_covers_every_target() -> None:
+def test_a_backend_without_kernels_is_said_and_each_set_counts_once() -> None:
+    with pytest.raises(BackendError, match="'torch' launches no Triton kernels"):
+        kernels_of(["torch"])
+    assert list(kernels_of()) == ["triton"], "rocm launches triton's"
+    assert list(kernels_of(["rocm"])) == ["rocm"]
+
+
+@pytest.mark.slow
+def test_a_filter_that_matches_nothing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["portability", "--targets", "sm90", "--processes", "1", "--only", "nosuch"]
+    assert run_command(arguments) == 2
+    assert "No kernel of triton is named like 'nosuch' on sm90" in capsys.readouterr().err
+
+
+def test_an_update_of_everything_drops_the_rows_of_kernels_that_are_gone(tmp_path: Path) -> None:
+    file, gone = tmp_path / "best.json", replace(ROW, kernel="gone")
+    for rows, whole, kept in (([gone], False, {gone.key}), ([ROW], False, {gone.key, ROW.key})):
+        assert compared(rows, file, update=True, accept=False, whole=whole) == []
+        assert set(json.loads(file.read_text())["rows"]) == kept
+    compared([ROW], file, update=True, accept=False, whole=True)
+    assert set(json.loads(file.read_text())["rows"]) == {ROW.key}
+
+
+def test_the_committed_baseline_covers_every_target() -> None:
     stored = json.loads((Path(__file__).parents[3] / "backends/triton/portability.json").read_text())
     assert {key.rsplit(" ", 1)[1] for key in stored["rows"]} == set(TARGETS)
     assert not any(facts["problem"] for facts in stored["rows"].values())
@@ -134,7 +163,7 @@ def test_a_real_kernel_is_compiled_judged_and_turns_red(
 ) -> None:
     file = tmp_path / "best.json"
     arguments = ["portability", "--targets", "sm90,gfx942", "--only", "operations/gate bf16"]
-    arguments += ["--ratchet", str(file), "--json"]
+    arguments += ["--baseline", str(file), "--json"]
     assert run_command([*arguments, "--update"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["kernel"], row["target"]) for row in rows] == [

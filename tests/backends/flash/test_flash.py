@@ -255,12 +255,12 @@ def test_what_is_missing_is_one_line_with_every_reason(installed: Callable[[str]
     text = str(raised.value)
     assert "\n" not in text and "pip install flash-attn-4==4.0.0b36" in text and "sdpa or torch would" in text
     installed("flash-attn")
-    reasons = attention.supports(SPEC, machine("nvidia", "sm80"))
+    reasons = attention.refusals(SPEC, machine("nvidia", "sm80"))
     assert any("fa2: block size 16 is no multiple of 256" in reason for reason in reasons)
     installed("fa3-fwd")
     windowed = replace(SPEC, window=128, dtype=torch.float16, kv_dtype=torch.float16)
     fa3_reasons = next(
-        r for r in attention.supports(windowed, machine("nvidia", "sm90")) if r.startswith("fa3")
+        r for r in attention.refusals(windowed, machine("nvidia", "sm90")) if r.startswith("fa3")
     )
     assert "float16 is not torch.bfloat16" in fa3_reasons and "no sliding window" in fa3_reasons
 
@@ -321,11 +321,11 @@ def test_flash_runs_on_tritons_cache_through_its_views(installed: Callable[[str]
 def test_only_libraries_made_for_the_device_are_talked_about() -> None:
     attention = registry.load("flash").attention
     assert attention
-    (only,) = attention.supports(SPEC, device.cpu())
+    (only,) = attention.refusals(SPEC, device.cpu())
     assert "no library of the family has kernels for" in only
-    reasons = attention.supports(SPEC, machine("amd", "gfx942"))
+    reasons = attention.refusals(SPEC, machine("amd", "gfx942"))
     assert [reason.split(":")[0] for reason in reasons] == ["ck", "triton-amd"]
     pinned = registry.load("flash:fa4").attention
     assert pinned
-    (reason,) = pinned.supports(SPEC, machine("nvidia", "sm80"))
+    (reason,) = pinned.refusals(SPEC, machine("nvidia", "sm80"))
     assert reason == "fa4: needs sm90 or sm100 or sm103 or sm110, this is sm80"

@@ -118,7 +118,7 @@ def test_aiter_agrees_with_the_oracle_through_the_stand_ins(kind: str, shape: st
 def test_selection_by_architecture_and_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     rocm = RocmAttention()
     monkeypatch.setattr(Release, "version", lambda self: None)
-    assert rocm.supports(SPEC, machine("gfx942")) == []
+    assert rocm.refusals(SPEC, machine("gfx942")) == []
     assert rocm.served_by(machine("gfx942")) == "rocm (triton)"
     monkeypatch.setattr(Release, "version", lambda self: "0.1.7")
     assert rocm.served_by(machine("gfx950")) == "rocm (rocm:aiter (amd-aiter 0.1.7; compiled, not run))"
@@ -127,7 +127,7 @@ def test_selection_by_architecture_and_what_is_installed(monkeypatch: pytest.Mon
 
 
 def test_other_vendors_and_geometries_are_refused_with_every_reason() -> None:
-    reasons = RocmAttention().supports(SPEC, machine("sm90", "nvidia"))
+    reasons = RocmAttention().refusals(SPEC, machine("sm90", "nvidia"))
     assert reasons == ["needs an AMD GPU, this is fake sm90; triton serves NVIDIA, torch anything"]
     odd = replace(SPEC, head_dim=64, block_size=32, window=100, scale=0.5)
     with pytest.raises(BackendError) as raised:

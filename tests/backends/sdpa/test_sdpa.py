@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -49,7 +51,7 @@ def test_the_bucketed_decodes_of_gpus_agree_with_the_oracle_too() -> None:
     class Shaped(Attention):
         name = "shaped"
 
-        def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+        def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
             return ["no softcap"] if spec.softcap is not None else []
 
         def open(self, spec: AttentionSpec, device: Device) -> SdpaRunner:
@@ -87,3 +89,14 @@ def test_buckets_hold_every_row_once_within_the_bounds(lengths: list[int], most:
         held = [lengths[row] for row in bucket]
         assert min(held) >= BUCKET_RATIO * max(held)
         assert len(bucket) == 1 or max(held) * len(bucket) <= most
+
+
+def test_loading_every_backend_does_not_wait_for_dynamo() -> None:
+    """`bench backends` loads them all; torch._dynamo alone takes as long as the rest of torch."""
+    code = (
+        "import sys; from backbench.backends.registry import load, names\n"
+        "for name in names(): load(name)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

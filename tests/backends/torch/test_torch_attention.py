@@ -108,7 +108,8 @@ def test_block_sizes(block_size):
     check(make_spec(block_size=block_size))
 
 
-@pytest.mark.parametrize("window", [1, 6, 16, 100])
+# 2 and 3: the first key in sight is the last one of its block, for the rows of 17, 33 and 40 keys.
+@pytest.mark.parametrize("window", [1, 2, 3, 6, 16, 100])
 def test_window(window):
     check(make_spec(window=window))
 
@@ -167,12 +168,22 @@ def test_copy_blocks():
         torch.testing.assert_close(source, copy, rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_copy_leaves_its_source_as_it_was():
+    runner = open_runner(make_spec())
+    cache = runner.new_cache(4)
+    for place, blocks in enumerate(cache.blocks()):
+        blocks.copy_(torch.arange(4.0).view(4, 1, 1, 1).expand_as(blocks) + 10 * place)
+    runner.copy_blocks(cache, torch.tensor([0, 2]), torch.tensor([1, 3]))
+    for place, blocks in enumerate(cache.blocks()):
+        assert (blocks[:, 0, 0, 0] - 10 * place).tolist() == [0.0, 0.0, 2.0, 2.0]
+
+
 def test_cache_bytes_per_block():
     assert open_runner(make_spec()).cache_bytes_per_block() == 2 * 16 * 2 * 32 * 4
 
 
 def test_what_it_cannot_serve_is_named():
     spec = AttentionSpec(5, 2, 32, torch.float64, torch.float8_e4m3fn, 16, 1.0)
-    assert len(BACKEND.attention.supports(spec, cpu())) == 3
+    assert len(BACKEND.attention.refusals(spec, cpu())) == 3
     with pytest.raises(BackendError, match="5 query heads do not divide among 2"):
         open_runner(spec)

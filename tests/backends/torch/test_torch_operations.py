@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from backbench.backends.interface import AttentionSpec, Rotary, Rotation, SamplingBatch, Scheme, Weight
+from backbench.backends.interface import (
+    AttentionSpec,
+    Rotary,
+    Rotation,
+    SamplingBatch,
+    Scheme,
+    Weight,
+    WeightSpec,
+)
 from backbench.backends.interface.device import cpu
 from backbench.backends.noise import noise_key
 from backbench.backends.torch import BACKEND
@@ -46,6 +54,14 @@ def test_rms_norm_and_residual():
     expected = expected / (expected.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
     torch.testing.assert_close(total, x + residual)
     torch.testing.assert_close(normed.double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_norm_of_small_values_is_held_down_by_eps():
+    """Of nothing it is nothing, and of values as small as sqrt(eps) it is theirs over sqrt(2 eps)."""
+    weight = torch.ones(8)
+    assert torch.equal(OPERATIONS.rms_norm(torch.zeros(2, 8), weight, 1e-6), torch.zeros(2, 8))
+    small = torch.full((1, 8), 1e-3)
+    torch.testing.assert_close(OPERATIONS.rms_norm(small, weight, 1e-6), torch.full((1, 8), 0.5**0.5))
 
 
 def test_gate():
@@ -93,6 +109,14 @@ def test_greedy_takes_the_first_maximum():
     assert OPERATIONS.sample(logits, sampling([0.0, 0.0])).tolist() == [1, 0]
 
 
+def test_greedy_rows_beside_drawn_ones_take_the_maximum():
+    logits = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+    batch = sampling([0.0, 5.0] * 20)
+    tokens = OPERATIONS.sample(logits, batch)
+    assert torch.equal(tokens[::2], logits[::2].argmax(-1))
+    assert not torch.equal(tokens[1::2], logits[1::2].argmax(-1))
+
+
 def test_filters_keep_what_they_should():
     probabilities = [0.4, 0.3, 0.15, 0.1, 0.05]
     assert support(probabilities) == {0, 1, 2, 3, 4}
@@ -133,7 +157,7 @@ def test_linear_is_dense_only():
     x, bias = torch.randn(3, 4), torch.randn(6)
     packed = linear.pack(Weight(Scheme(), weight), cpu())
     torch.testing.assert_close(linear.run(x, packed, bias), x @ weight.T + bias)
-    assert linear.supports(Scheme("int4", group=128), 6, 4, torch.float32, cpu())
+    assert linear.refusals(WeightSpec("qkv", 6, 4, Scheme("int4", group=128), torch.float32), cpu())
     with pytest.raises(BackendError, match="only dense weights"):
         linear.pack(Weight(Scheme("int8"), weight), cpu())
 

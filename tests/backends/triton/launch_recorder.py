@@ -1,7 +1,7 @@
-"""Runs attention twice under a driver that records launches: a script for tests, in a process of its own.
+"""Launches every kernel twice under a driver that records launches: a script in a process of its own.
 
-Prints JSON: per kind of batch, whether the second launch (bound) hands the driver exactly what the first
-(through Triton's own binding) did, and whether an unaligned tensor chose another binary.
+Prints JSON: kernel -> whether the second launch (bound) hands the driver exactly what the first (through
+Triton's own binding) did, and whether an unaligned tensor chose another binary.
 """
 
 from __future__ import annotations
@@ -16,14 +16,27 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from attention_aot import SPECS, make_device
-
-from backbench.backends.interface import Batch
+from backbench.backends.interface import (
+    AttentionSpec,
+    Batch,
+    Device,
+    Rotary,
+    Rotation,
+    SamplingBatch,
+)
 from backbench.backends.triton.attention import TritonRunner
+from backbench.backends.triton.configs import GemmConfig
+from backbench.backends.triton.elementwise import embed_launch, gate_launch, norm_launch, rotate_launch
+from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_write_launch
+from backbench.backends.triton.gemm import product_launch
+from backbench.backends.triton.launch import Launch, Place
+from backbench.backends.triton.sampling import sample_launches
 
 LAUNCHES: list[tuple[Any, ...]] = []
+SPEC = AttentionSpec(32, 8, 128, torch.bfloat16, torch.bfloat16, 64, 128**-0.5)
+DEVICE = Device("nvidia", "sm90", "H100", 132, 2**36, 227 * 1024, torch.device("cpu"))
+ROWS, VOCABULARY = 3, 4000
 
 
 class Recorder:
@@ -78,23 +91,53 @@ def make_batch(query: int) -> Batch:
     )
 
 
+def every_launch() -> list[Launch]:
+    """One launch of every kernel, each with a tensor first."""
+    place = Place.of(DEVICE)
+    runner = TritonRunner(SPEC, DEVICE)
+    cache = runner.new_cache(8)
+    q = torch.zeros(3, SPEC.q_heads, SPEC.head_dim, dtype=SPEC.dtype)
+    prompt = torch.zeros(15, SPEC.q_heads, SPEC.head_dim, dtype=SPEC.dtype)
+    x, weight = torch.zeros(ROWS, 256, dtype=SPEC.dtype), torch.zeros(256, dtype=SPEC.dtype)
+    ids, floats = torch.zeros(ROWS, dtype=torch.int64), torch.zeros(ROWS)
+    head = torch.zeros(SPEC.head_dim, dtype=SPEC.dtype)
+    rotation = Rotation(Rotary(torch.zeros(64, SPEC.head_dim), SPEC.head_dim), head, head)
+    qkv = torch.zeros(ROWS, (SPEC.q_heads + 2 * SPEC.kv_heads) * SPEC.head_dim, dtype=SPEC.dtype)
+    k = torch.zeros(ROWS, SPEC.kv_heads, SPEC.head_dim, dtype=SPEC.dtype)
+    logits = torch.zeros(ROWS, VOCABULARY, dtype=SPEC.dtype)
+    sampling = SamplingBatch(floats, ids.int(), floats, floats, ids, all_greedy=False, any_filter=True)
+    greedy = SamplingBatch(floats, ids.int(), floats, floats, ids)
+    products = torch.zeros(ROWS, 48, dtype=SPEC.dtype)
+    matrix = torch.zeros(48, 256, dtype=SPEC.dtype)
+    return [
+        runner.decode_launch(q, cache, make_batch(1), torch.empty_like(q)),
+        runner.prefill_launch(prompt, cache, make_batch(5), torch.empty_like(prompt)),
+        kv_write_launch(place, cache, k, k, ids),
+        rotate_and_write_launch(place, qkv, ids, rotation, cache, ids, SPEC, q),
+        rotate_launch(place, qkv, ids, rotation, SPEC, q, k),
+        norm_launch(place, x, weight, 1e-6, torch.empty_like(x), x),
+        embed_launch(place, ids, x, torch.empty_like(x)),
+        gate_launch(place, x, torch.empty(ROWS, 128, dtype=SPEC.dtype)),
+        product_launch(place, x[:1], matrix, None, products[:1], GemmConfig(0, 4, 64, 4, 1)),
+        product_launch(place, x, matrix, matrix[0], products, GemmConfig(16, 16, 64, 4, 2)),
+        *sample_launches(place, logits, sampling, ids),
+        sample_launches(place, logits, greedy, ids)[0],
+    ]
+
+
 def main() -> None:
     driver.set_active(Recorder())
     found = {}
-    spec = SPECS["block64"]
-    runner = TritonRunner(spec, make_device("sm90"))
-    cache = runner.new_cache(8)
-    for kind, query in (("decode", 1), ("prefill", 5)):
-        batch = make_batch(query)
-        q = torch.zeros(3 * query, spec.q_heads, spec.head_dim, dtype=spec.dtype)
-        out = torch.empty_like(q)
-        shifted = torch.zeros(q.numel() + 1, dtype=q.dtype)[1:].view(q.shape)
+    for launch in every_launch():
+        first_argument = launch.arguments[0]
+        shifted = torch.zeros(first_argument.numel() + 1, dtype=first_argument.dtype)[1:]
         LAUNCHES.clear()
-        for query_tensor in (q, q, shifted):
-            runner.run(query_tensor, cache, batch, out)
+        launch.start()
+        launch.start()
+        launch._replace(arguments=(shifted.view(first_argument.shape), *launch.arguments[1:])).start()
         first, second, unaligned = LAUNCHES
         equal = len(first) == len(second) and all(map(same, first, second))
-        found[kind] = {"equal": equal, "other_binary": unaligned[4] is not first[4]}
+        found[launch.kernel.__name__] = {"equal": equal, "other_binary": unaligned[4] is not first[4]}
     print(json.dumps(found))
 
 

@@ -19,7 +19,7 @@ from backbench.backends.interface import AttentionRunner, AttentionSpec, GraphSu
 from backbench.backends.interface import device as devices
 from backbench.backends.torch.attention import TorchAttention
 from backbench.backends.triton.attention import TritonAttention, TritonRunner
-from backbench.backends.triton.attention_tuning import BUCKETS, attention_config, small_batch
+from backbench.backends.triton.configs import ATTENTION_BUCKETS, attention_config, small_batch
 from backbench.errors import BackendError
 
 DEVICE = devices.gpu(0) if torch.cuda.is_available() else devices.cpu(interpret=True)
@@ -32,7 +32,7 @@ def problem(case: AttentionCase, **replaced: Any) -> str:
     runner = TritonRunner(case.spec, DEVICE, **replaced)
     actual = deviation(step(runner, setup), setup.expected)
     torch_attention = TorchAttention()
-    if torch_attention.supports(case.spec, DEVICE):
+    if torch_attention.refusals(case.spec, DEVICE):
         reference = Deviation(float("inf"), float("inf"))  # only the ceiling in roundings holds
     else:
         reference = deviation(step(torch_attention.open(case.spec, DEVICE), setup), setup.expected)
@@ -242,15 +242,15 @@ def test_cache_bytes() -> None:
     assert runner.cache_bytes_per_block() * 3 == cache.k.nbytes + cache.v.nbytes
 
 
-def test_supports_names_what_is_wrong_and_what_would_work() -> None:
+def test_refusals_name_what_is_wrong_and_what_would_work() -> None:
     spec = make_case("decode", torch.bfloat16).spec
     attention = TritonAttention()
-    assert attention.supports(spec, DEVICE) == []
-    (reason,) = attention.supports(spec, devices.cpu())
+    assert attention.refusals(spec, DEVICE) == []
+    (reason,) = attention.refusals(spec, devices.cpu())
     assert "--backend torch" in reason
     assert "--interpret" in reason
     for wrong in ({"head_dim": 300}, {"kv_dtype": torch.int8}, {"dtype": torch.float64}, {"q_heads": 3}):
-        assert attention.supports(replace(spec, **wrong), DEVICE)
+        assert attention.refusals(replace(spec, **wrong), DEVICE)
     with pytest.raises(BackendError, match="head_dim 300"):
         attention.open(replace(spec, head_dim=300), DEVICE)
 
@@ -264,7 +264,7 @@ def test_small_and_large_decode_batches_have_a_configuration(arch: str) -> None:
     device = replace(DEVICE, vendor="amd" if arch.startswith("gfx") else "nvidia", arch=arch, units=132)
     spec = AttentionSpec(32, 8, 128, torch.bfloat16, torch.bfloat16, 16, 1.0)
     assert small_batch(device, spec) == 16
-    for bucket in BUCKETS:
+    for bucket in ATTENTION_BUCKETS:
         config = attention_config(device, spec, bucket)
         assert config["TILE"] >= 16
         assert config["STAGES"] >= 1

@@ -8,18 +8,18 @@ from torch.nn import functional
 
 from backbench.backends.conformance import oracle
 from backbench.backends.conformance.tolerance import complaint, deviation, limit
-from backbench.backends.interface import Scheme, Weight
-from backbench.backends.triton import gemm_choice, tuned
-from backbench.backends.triton.gemm_choice import (
-    BUCKETS,
+from backbench.backends.interface import Scheme, Weight, WeightSpec
+from backbench.backends.triton import configs
+from backbench.backends.triton.configs import (
     KERNEL_BUCKETS,
+    ROW_BUCKETS,
     GemmConfig,
     ZeroBias,
     bucket,
     choose,
 )
+from backbench.backends.triton.gemm import multiply
 from backbench.backends.triton.linear import TritonLinear
-from backbench.backends.triton.skinny_launch import multiply
 from backbench.backends.tuning.table import Entry
 from backbench.errors import BackendError
 
@@ -77,17 +77,17 @@ def test_pack_refuses_quantized_weights() -> None:
 def test_without_a_gpu_the_reason_names_alternatives() -> None:
     from backbench.backends.interface.device import cpu
 
-    (reason,) = TritonLinear().supports(Scheme(), 64, 64, torch.float32, cpu())
+    (reason,) = TritonLinear().refusals(WeightSpec("qkv", 64, 64, Scheme(), torch.float32), cpu())
     assert "--backend torch" in reason
     assert "--interpret" in reason
 
 
 def test_buckets_hold_their_rows() -> None:
-    for rows in range(1, BUCKETS[-1] + 1):
+    for rows in range(1, ROW_BUCKETS[-1] + 1):
         size = bucket(rows)
         assert size is not None
         assert size >= rows
-    assert bucket(BUCKETS[-1] + 1) is None
+    assert bucket(ROW_BUCKETS[-1] + 1) is None
 
 
 def test_a_bias_of_zeros_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_bias_of_zeros_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> N
     linear, generator = TritonLinear(), torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, 64, generator=generator, dtype=torch.bfloat16) for n in (96, 48))
     bias = torch.randn(48, generator=generator, dtype=torch.bfloat16)
-    monkeypatch.setattr(gemm_choice, "choose", lambda *given: ZeroBias())
+    monkeypatch.setattr(configs, "choose", lambda *given: ZeroBias())
     assert torch.equal(linear.run(x, weight), torch.nn.functional.linear(x, weight))
     assert torch.equal(linear.run(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
     made = linear._zero_bias(48, x)
@@ -108,14 +108,14 @@ def test_true_fp32_goes_to_the_library() -> None:
     assert choose("sm90", 132, 1, 4096, 4096, torch.float32) is None
 
 
-MEASURED = [entry for entry in tuned.table("sm90", 132).entries.values() if entry.operation == "gemm"]
+MEASURED = [entry for entry in configs.table("sm90", 132).entries.values() if entry.operation == "gemm"]
 
 
 def test_measured_launches_are_chosen_and_everything_else_follows_the_rule() -> None:
     assert choose("sm90", 132, 1, 28672, 4096, torch.bfloat16) == GemmConfig(0, 2, 2048, 4, 1)
     assert choose("sm90", 132, 9, 6144, 4096, torch.float16) == GemmConfig(16, 16, 512, 2, 3, lines=2)
     assert choose("sm90", 132, 16, 28672, 4096, torch.bfloat16) is None
-    assert choose("sm90", 114, 16, 28672, 4096, torch.bfloat16) == gemm_choice.default(
+    assert choose("sm90", 114, 16, 28672, 4096, torch.bfloat16) == configs.written_product(
         "sm90", 16, 28672, 4096
     )
 
@@ -124,11 +124,11 @@ def test_measured_launches_are_chosen_and_everything_else_follows_the_rule() -> 
 def test_measured_launches_are_possible(entry: Entry) -> None:
     """A vector launch serves one row only; a matrix launch holds its bucket's rows in one tile."""
     size, n, k = (int(word[1:]) for word in entry.bucket.split())
-    assert entry.bucket == gemm_choice.bucket_name(size, n, k)
-    assert size in BUCKETS
+    assert entry.bucket == configs.bucket_name(size, n, k)
+    assert size in ROW_BUCKETS
     if entry.config is None:
         return
-    config = gemm_choice.launch(entry.config)
+    config = configs.product(entry.config)
     if isinstance(config, ZeroBias):
         assert size > KERNEL_BUCKETS[-1]
         return
@@ -140,4 +140,4 @@ def test_measured_launches_are_possible(entry: Entry) -> None:
 
 
 def test_odd_depths_go_to_the_library() -> None:
-    assert gemm_choice.default("sm90", 1, 64, 65) is None
+    assert configs.written_product("sm90", 1, 64, 65) is None

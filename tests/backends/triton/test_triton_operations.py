@@ -50,6 +50,24 @@ def test_norm_with_residual_keeps_the_sum(dtype: torch.dtype) -> None:
     assert_close(actual, expected, oracle.rms_norm(total, weight, EPS))
 
 
+@pytest.mark.parametrize("eps", [1e-3, 1.0])
+def test_small_rows_are_held_down_by_eps(eps: float) -> None:
+    """Rows whose mean square is far under eps: without it they would come out a thousand times larger."""
+    x, weight = 1e-4 * random(3, 96), random(96, seed=1)
+    torch.testing.assert_close(TRITON.rms_norm(x, weight, eps), TORCH.rms_norm(x, weight, eps))
+    normed, _ = TRITON.add_rms_norm(x, x.clone(), weight, eps)
+    torch.testing.assert_close(normed, TORCH.add_rms_norm(x, x.clone(), weight, eps)[0])
+    spec, rotary, norm = rotary_case(64, 64, torch.float32)
+    rotation, positions = Rotation(rotary, norm, norm, eps), torch.arange(3, device=DEVICE)
+    qkv = 1e-4 * random(3, 8 * 64)
+    for actual, expected in zip(
+        TRITON.rotate(qkv, positions, rotation, spec),
+        TORCH.rotate(qkv, positions, rotation, spec),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_norm_of_strided_rows() -> None:
     wide = random(4, 96)
     x = wide[:, 32:]
@@ -126,6 +144,9 @@ def test_rotation_with_the_cache_write(dtype: torch.dtype, tokens: int, head_dim
     positions = torch.arange(tokens, device=DEVICE) * 5 % 64
     slots = torch.randperm(96, generator=torch.Generator().manual_seed(1))[:tokens].to(DEVICE)
     slots[tokens // 2] = -1
+    if tokens > 1:
+        slots[slots == 0] = 95
+        slots[0] = 0  # the first slot of the first block is one like any other
     cache = new_cache(6, 2, 16, head_dim, dtype, DEVICE)
     for tensor in (cache.k, cache.v):
         tensor.fill_(torch.nan)

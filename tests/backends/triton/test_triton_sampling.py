@@ -9,8 +9,9 @@ from torch import Tensor
 from backbench.backends.interface import SamplingBatch
 from backbench.backends.noise import noise_key
 from backbench.backends.torch.operations import TorchOperations, filter_logits
+from backbench.backends.triton.launch import place_of
 from backbench.backends.triton.sampling import sample
-from backbench.backends.triton.thresholds import filter_thresholds
+from backbench.backends.triton.thresholds import threshold_launches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -34,6 +35,14 @@ def parameters(
         all_greedy=temperature == 0,
         any_filter=top_k > 0 or top_p < 1 or min_p > 0,
     )
+
+
+def thresholds(logits: Tensor, sampling: SamplingBatch) -> Tensor:
+    """f32[S]: the scaled logit each row's tokens must reach."""
+    found = torch.empty(logits.shape[0], device=logits.device)
+    for launch in threshold_launches(place_of(logits.device), logits, sampling, found):
+        launch.start()
+    return found
 
 
 def random_logits(rows: int, vocab_size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -97,7 +106,7 @@ def test_filters_keep_the_reference_set(filters: dict[str, float], dtype: torch.
     batch = parameters(3, 0.7, **filters)  # type: ignore[arg-type]
     scaled = logits.float() / batch.temperature[:, None]
     kept = filter_logits(scaled, batch.top_k, batch.top_p, batch.min_p) > -torch.inf
-    threshold = filter_thresholds(logits, batch)
+    threshold = thresholds(logits, batch)
     assert torch.equal(scaled >= threshold[:, None], kept)
     assert torch.equal(sample(logits, batch), TorchOperations().sample(logits, batch))
 
@@ -107,19 +116,26 @@ def test_rows_the_candidates_do_not_cover() -> None:
     vocab_size = 40_000
     flat = torch.linspace(-1, 1, vocab_size, device=DEVICE)[None]
     tied = torch.zeros(1, vocab_size, device=DEVICE)
-    for logits, filters in ((flat, {"top_p": 0.8}), (flat, {"top_k": 1000}), (tied, {"top_k": 3})):
+    peaked = tied.clone()
+    peaked[0, -5:] = 1  # in the last group, after more tied groups than are examined
+    for logits, filters in (
+        (flat, {"top_p": 0.8}),
+        (flat, {"top_k": 1000}),
+        (tied, {"top_k": 3}),
+        (peaked, {"top_k": 3}),
+    ):
         batch = parameters(1, 1.0, **filters)  # type: ignore[arg-type]
         kept = filter_logits(logits, batch.top_k, batch.top_p, batch.min_p) > -torch.inf
-        actual = logits >= filter_thresholds(logits, batch)[:, None]
+        actual = logits >= thresholds(logits, batch)[:, None]
         # Where the mass reaches p, sums of 40,000 terms in another order may differ by a few tokens.
         assert int((actual != kept).sum()) <= (4 if "top_p" in filters else 0)
 
 
 def test_ties_with_the_threshold_stay() -> None:
     logits = torch.tensor([[3.0, 2.0, 2.0, 2.0, -1.0, -0.0, 0.0]], device=DEVICE)
-    threshold = filter_thresholds(logits, parameters(1, 1.0, top_k=2))
+    threshold = thresholds(logits, parameters(1, 1.0, top_k=2))
     assert (logits >= threshold[:, None]).tolist() == [[True, True, True, True, False, False, False]]
-    threshold = filter_thresholds(logits, parameters(1, 1.0, top_k=5))
+    threshold = thresholds(logits, parameters(1, 1.0, top_k=5))
     assert (logits >= threshold[:, None]).tolist() == [[True] * 4 + [False, True, True]]
 
 

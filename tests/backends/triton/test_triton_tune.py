@@ -13,14 +13,20 @@ import torch
 from backbench.backends.interface import AttentionSpec, Device
 from backbench.backends.interface import device as devices
 from backbench.backends.interface.device import cpu
-from backbench.backends.triton import attention_problem, gemm_problem
-from backbench.backends.triton.attention_problem import AttentionProblem
-from backbench.backends.triton.attention_tuning import BUCKETS as KINDS
-from backbench.backends.triton.attention_tuning import RULED, default
-from backbench.backends.triton.gemm_choice import BUCKETS, KERNEL_BUCKETS, GemmConfig, ZeroBias
-from backbench.backends.triton.gemm_problem import GemmProblem
-from backbench.backends.triton.search_space import decode_launches, gemm_launches, prefill_launches
-from backbench.backends.triton.tune import TritonTuner
+from backbench.backends.triton import configs, tune
+from backbench.backends.triton.configs import (
+    ATTENTION_BUCKETS,
+    KERNEL_BUCKETS,
+    ROW_BUCKETS,
+    RULED,
+    GemmConfig,
+    ZeroBias,
+    decode_launches,
+    gemm_launches,
+    prefill_launches,
+    written_attention,
+)
+from backbench.backends.triton.tune import AttentionProblem, GemmProblem, TritonTuner
 from backbench.backends.tuning.search import Problem, parallel_compiler, sweep
 
 HERE = devices.gpu(0) if torch.cuda.is_available() else cpu(interpret=True)
@@ -44,7 +50,7 @@ def test_every_bucket_of_the_model_is_a_problem_once() -> None:
     tuner = TritonTuner()
     problems = [*tuner.products(weights, torch.bfloat16, H200), *tuner.attention(specs, H200)]
     keys = [(problem.operation, problem.bucket, problem.dtype) for problem in problems]
-    assert len(keys) == len(set(keys)) == 2 * len(BUCKETS) + 2 * len(KINDS)
+    assert len(keys) == len(set(keys)) == 2 * len(ROW_BUCKETS) + 2 * len(ATTENTION_BUCKETS)
     assert tuner.file(H200).name == "sm90-132.json"
 
 
@@ -67,14 +73,14 @@ def test_right_products_pass_and_wrong_ones_do_not(monkeypatch: pytest.MonkeyPat
     assert problem.error(launch) < problem.tolerance
     assert len(problem.weights) > 1
     assert not torch.equal(problem.weights[0], problem.weights[1])
-    from backbench.backends.triton import skinny_launch
+    from backbench.backends.triton import gemm
 
-    multiply = skinny_launch.multiply
-    monkeypatch.setattr(skinny_launch, "multiply", lambda *given, **more: 1.02 * multiply(*given, **more))
+    multiply = gemm.multiply
+    monkeypatch.setattr(gemm, "multiply", lambda *given, **more: 1.02 * multiply(*given, **more))
     assert problem.error(launch) > problem.tolerance
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION_BUCKETS)
 def test_right_attention_passes_and_wrong_does_not(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = small_attention(kind)
     launch = problem.baseline()
@@ -105,7 +111,7 @@ def test_products_are_timed_on_rotating_weights(monkeypatch: pytest.MonkeyPatch)
             call()
         return 5.0, 0.1
 
-    monkeypatch.setattr(gemm_problem, "graph_time_us", timer)
+    monkeypatch.setattr(tune, "graph_time_us", timer)
     problem = small_product()
     assert problem.times_us(None) == [5.0]
     assert problem.times_us(asdict(GemmConfig(0, 4, 64, 4, 1))) == [5.0]
@@ -136,7 +142,7 @@ def test_more_rows_try_the_library_in_both_ways(monkeypatch: pytest.MonkeyPatch)
         biases.append(bias)
         return linear(x, weight, bias)
 
-    monkeypatch.setattr(gemm_problem, "graph_time_us", timer)
+    monkeypatch.setattr(tune, "graph_time_us", timer)
     monkeypatch.setattr(torch.nn.functional, "linear", spy)
     found = sweep(problem)
     assert found.entry.config == {"zero_bias": True}
@@ -147,12 +153,12 @@ def test_more_rows_try_the_library_in_both_ways(monkeypatch: pytest.MonkeyPatch)
 def test_a_whole_sweep_with_a_fake_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles are "fast"; the interpreter checks each candidate that is possible here."""
     monkeypatch.setattr(
-        gemm_problem,
+        configs,
         "gemm_launches",
         lambda size, vendor: [GemmConfig(0, n, 64, 4, 1) for n in (8, 4, 2)] + [GemmConfig(0, 1, 7, 4, 1)],
     )
     monkeypatch.setattr(
-        gemm_problem,
+        tune,
         "graph_time_us",
         lambda calls, replays: (launched_tile(calls[0]), 0.0),
     )
@@ -170,8 +176,8 @@ def test_attention_is_timed_on_rotating_blocks(monkeypatch: pytest.MonkeyPatch) 
         tables.extend(call.args[2].block_table for call in calls)
         return 7.0, 0.1
 
-    monkeypatch.setattr(attention_problem, "graph_time_us", timer)
-    monkeypatch.setattr(attention_problem, "MAX_CALLS", 2)
+    monkeypatch.setattr(tune, "graph_time_us", timer)
+    monkeypatch.setattr(tune, "MAX_CALLS", 2)
     problem = small_attention("decode")
     problem.shapes = ((1, 40), (2, 40))
     assert problem.times_us(problem.baseline()) == [7.0, 7.0]
@@ -179,12 +185,12 @@ def test_attention_is_timed_on_rotating_blocks(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unequal_sequences_are_checked_at_their_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_problem, "graph_time_us", lambda calls, replays: (7.0, 0.1))
+    monkeypatch.setattr(tune, "graph_time_us", lambda calls, replays: (7.0, 0.1))
     problem = small_attention("decode")
     runner = problem.runner({})
-    pool = attention_problem.Pool(SMALL, 256, 3, HERE.torch_device)
-    assert attention_problem.measure(pool, runner, [30, 100, 7], 1) == (7.0, 0.1)
-    (batch,) = attention_problem.batches(pool, [30, 100, 7], 1, SMALL.block_size, 1)
+    pool = tune.Pool(SMALL, 256, 3, HERE.torch_device)
+    assert tune.measure(pool, runner, [30, 100, 7], 1) == (7.0, 0.1)
+    (batch,) = tune.batches(pool, [30, 100, 7], 1, SMALL.block_size, 1)
     assert batch.seq_lens.tolist() == [30, 100, 7]
     assert batch.block_table.shape == (3, 7)
 
@@ -201,7 +207,7 @@ def test_candidates_suit_the_device(device: Device) -> None:
         ("decode", list(decode_launches())),
         ("prefill", list(prefill_launches(device, SPEC))),
     ):
-        written = default(device, SPEC, kind)
+        written = written_attention(device, SPEC, kind)
         assert launches
         for launch in launches:
             assert set(written) - set(RULED) <= set(launch), "an entry leaves nothing else to the rule"
@@ -209,7 +215,7 @@ def test_candidates_suit_the_device(device: Device) -> None:
     assert all(not launch["DESCRIPTOR"] for launch in prefill_launches(H200, replace(SPEC, block_size=16)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION_BUCKETS)
 def test_representative_shapes_belong_to_their_kind(kind: str) -> None:
     problem = AttentionProblem.of(replace(SPEC, window=512, softcap=30.0), kind, H200)
     assert problem.spec.window is None
@@ -228,7 +234,7 @@ def test_real_sweeps_on_a_gpu() -> None:
     """Small shapes, compiled in two processes and timed for real: right launches and finite times."""
     layer = replace(SPEC, block_size=16)
     problems: list[Problem] = [GemmProblem(1, 512, 1024, torch.bfloat16, HERE, 2**22, 2**22)]
-    problems += [AttentionProblem(layer, kind, HERE, ((2, 256),)) for kind in KINDS]
+    problems += [AttentionProblem(layer, kind, HERE, ((2, 256),)) for kind in ATTENTION_BUCKETS]
     with parallel_compiler(2) as compile_all:
         for problem in problems:
             found = sweep(problem, compile_all)

@@ -105,11 +105,70 @@ def test_where_nothing_can_be_written_the_error_says_so(tmp_path: Path) -> None:
         tuning.write(tmp_path / "file" / "table.json", table(ONE))
 
 
-def test_the_hash_follows_the_text_and_not_the_line_ends(tmp_path: Path) -> None:
-    file = tmp_path / "kernel.py"
-    file.write_bytes(b"a = 1\nb = 2\n")
-    first = tuning.source_hash([file])
-    file.write_bytes(b"a = 1\r\nb = 2\r\n")
-    assert tuning.source_hash([file]) == first
-    file.write_bytes(b"a = 1\nb = 3\n")
-    assert tuning.source_hash([file]) != first
+KERNEL = """import triton
+from package.beside import helper
+
+LINE = tl.constexpr(64)
+
+
+@triton.jit
+def kernel(x, BLOCK: tl.constexpr):
+    return helper(x) + LINE
+
+
+@triton.jit
+def other(x):
+    return x
+
+
+def launch(x):
+    kernel[(1,)](x)
+"""
+HELPER = "@triton.jit\ndef helper(x):\n    return x * 2\n\n\n@triton.jit\ndef stranger(x):\n    return x\n"
+
+
+def hashed(folder: Path, kernel: str = KERNEL, helper: str = HELPER) -> str:
+    (folder / "kernels.py").write_bytes(kernel.encode())
+    (folder / "beside.py").write_bytes(helper.encode())
+    return tuning.kernel_hash(folder / "kernels.py", ["kernel"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kernel": KERNEL.replace("+ LINE", "- LINE")},
+        {"kernel": KERNEL.replace("constexpr(64)", "constexpr(32)")},
+        {"kernel": KERNEL.replace("@triton.jit\ndef kernel", "@triton.jit(debug=True)\ndef kernel")},
+        {"helper": HELPER.replace("x * 2", "x * 3")},
+    ],
+)
+def test_the_hash_follows_a_kernel_and_what_it_calls_and_reads(
+    tmp_path: Path, changed: dict[str, str]
+) -> None:
+    assert hashed(tmp_path, **changed) != hashed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kernel": KERNEL.replace("(1,)", "(2,)")},
+        {"kernel": KERNEL.replace("def other(x):\n    return x", "def other(x):\n    return -x")},
+        {"kernel": "# words\n" + KERNEL},
+        {"kernel": KERNEL.replace("\n", "\r\n"), "helper": HELPER.replace("\n", "\r\n")},
+        {"helper": HELPER.replace("def stranger(x):\n    return x", "def stranger(x):\n    return -x")},
+    ],
+)
+def test_the_hash_does_not_follow_what_stands_around(tmp_path: Path, changed: dict[str, str]) -> None:
+    assert hashed(tmp_path, **changed) == hashed(tmp_path)
+
+
+def test_the_hash_does_not_follow_where_a_function_stands(tmp_path: Path) -> None:
+    moved = KERNEL.replace("from package.beside import helper\n", "") + "\n\n" + HELPER
+    assert hashed(tmp_path, kernel=moved) == hashed(tmp_path)
+
+
+def test_a_kernel_that_is_not_there_is_named(tmp_path: Path) -> None:
+    hashed(tmp_path)
+    for name in ("launch", "nosuch"):
+        with pytest.raises(BackendError, match=f"kernels.py has no triton.jit function '{name}'"):
+            tuning.kernel_hash(tmp_path / "kernels.py", [name])

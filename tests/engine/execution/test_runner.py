@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from engine_fixtures import open_small
+from late_device import LateQueue, open_late
 
 from backbench.engine.execution.step_buffers import StepBuffers
 from backbench.engine.execution.step_shape import graph_shapes
@@ -24,8 +26,9 @@ def test_padded_steps_change_no_token(temperature: float, chunk: int | None) -> 
         if padded:
             runner._shapes = graph_shapes(20, 128, mixed=True)
             largest = max(shape.num_tokens for shape in runner._shapes)
-            size, device = engine.pool.block_size, runner.device
-            runner._captured = StepBuffers(largest, 20, runner._host_table, size, device)
+            runner._captured = StepBuffers(
+                runner.limits, runner._eager.tables, torch.device("cpu"), runner.queue, largest
+            )
         done = []
         for first in range(0, len(prompts), 3):  # later prompts join running decodes
             for i, prompt in enumerate(prompts[first : first + 3], start=first):
@@ -50,6 +53,17 @@ def test_more_prefix_hits_than_a_step_buffer_holds() -> None:
     warm = [done.token_ids for done in engine.generate(prompts, params)]
     assert warm == cold
     assert sum(step.prefix_hit_tokens for step in engine.take_step_stats()) == 4 * 108
+
+
+def test_a_step_that_samples_nothing_is_waited_for_too() -> None:
+    """Its blocks may be found and its memory written again once it has landed."""
+    engine = open_late(prefill_chunk=4)
+    queue = engine.runner.queue
+    assert isinstance(queue, LateQueue)
+    engine.add_request("a", list(range(20)), SamplingParams(max_tokens=2))
+    for _ in range(3):
+        assert engine.step() == []
+        assert queue.num_pending == 2, "the upload and the computing of one step in flight"
 
 
 @pytest.mark.parametrize("graphs", [True, False])

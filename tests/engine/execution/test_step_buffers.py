@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import pytest
 import torch
+from engine_fixtures import make_limits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from late_device import LateQueue
 
 from backbench.backends.noise import noise_key
-from backbench.engine.execution.step_buffers import StepBuffers, StepInputs
+from backbench.engine.execution.device_queue import DeviceQueue
+from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
 from backbench.engine.execution.step_shape import StepShape
+from backbench.engine.limits import EngineLimits
 from backbench.engine.request import SamplingParams
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
 from backbench.engine.scheduling.sequence import Sequence
 
 SIZE = 4
+CPU = torch.device("cpu")
 
 
-def setup() -> tuple[Scheduler, StepBuffers, np.ndarray]:
-    scheduler = Scheduler(BlockPool(32, SIZE), max_seqs=4, max_step_tokens=16)
-    table = np.zeros((scheduler.num_rows + 1, 8), dtype=np.int32)
-    return scheduler, StepBuffers(20, 4, table, SIZE, torch.device("cpu")), table
+def make_buffers(limits: EngineLimits, queue: DeviceQueue | None = None) -> StepBuffers:
+    return StepBuffers(limits, RequestTables(limits, CPU), CPU, queue or DeviceQueue(CPU))
 
 
-def apply(plan: StepPlan, table: np.ndarray) -> None:
-    for row, column, block in plan.table_updates:
-        table[row, column] = block
+def setup() -> tuple[Scheduler, StepBuffers]:
+    limits = make_limits()
+    return Scheduler(BlockPool(32, SIZE), limits), make_buffers(limits)
+
+
+def unpack(buffers: StepBuffers, inputs: StepInputs) -> tuple[list[int], list[int]]:
+    """Token ids and positions, as the device sees them."""
+    buffers.upload(inputs)
+    ids, positions = buffers.unpack(inputs)
+    return ids.tolist(), positions.tolist()
 
 
 def land(scheduler: Scheduler, plan: StepPlan, token: int) -> None:
@@ -36,29 +46,26 @@ def land(scheduler: Scheduler, plan: StepPlan, token: int) -> None:
         scheduler.land(part, token if part.samples else None)
 
 
-def decoding(scheduler: Scheduler, table: np.ndarray) -> Sequence:
+def decoding(scheduler: Scheduler, buffers: StepBuffers) -> Sequence:
     """A sequence of three prompt tokens whose next step decodes token 9."""
     sequence = Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0)
     scheduler.add(sequence)
     plan = scheduler.schedule()
-    apply(plan, table)
+    unpack(buffers, buffers.fill(plan))
     land(scheduler, plan, token=9)
     return sequence
 
 
 def test_a_prefill_and_a_decode_padded() -> None:
-    scheduler, buffers, table = setup()
+    scheduler, buffers = setup()
     first = Sequence("a", 0, [10, 11, 12, 13, 14], SamplingParams(max_tokens=4), 0)
     scheduler.add(first)
     plan = scheduler.schedule()
-    apply(plan, table)
     inputs = buffers.fill(plan)
-    buffers.upload()
-    device_table, last = torch.zeros(9, 8, dtype=torch.int32), torch.zeros(9, dtype=torch.int64)
-    ids, positions = buffers.unpack(inputs, device_table, last)
+    ids, positions = unpack(buffers, inputs)
     batch = buffers.batch(inputs)
-    assert ids.tolist() == [10, 11, 12, 13, 14]
-    assert positions.tolist() == [0, 1, 2, 3, 4]
+    assert ids == [10, 11, 12, 13, 14]
+    assert positions == [0, 1, 2, 3, 4]
     assert batch.query_start.tolist() == [0, 5]
     assert (inputs.max_query, inputs.max_len, inputs.shape) == (5, 5, StepShape(0, 1, 5))
     blocks = first.blocks
@@ -70,15 +77,13 @@ def test_a_prefill_and_a_decode_padded() -> None:
     second = Sequence("b", 0, [20, 21, 22], SamplingParams(max_tokens=2, temperature=1.0, seed=5), 1)
     scheduler.add(second)
     first.token_ids.pop()
-    last[first.row] = 77
+    buffers.tables.last_tokens[first.row] = 77
     plan = scheduler.schedule()
-    apply(plan, table)
     inputs = buffers.fill(plan, StepShape(1, 3, 7))
-    buffers.upload()
-    ids, positions = buffers.unpack(inputs, device_table, last)
+    ids, positions = unpack(buffers, inputs)
     batch = buffers.batch(inputs)
-    assert ids.tolist() == [77, 20, 21, 22, 0, 0, 0, 0]
-    assert positions.tolist()[:4] == [5, 0, 1, 2]
+    assert ids == [77, 20, 21, 22, 0, 0, 0, 0]
+    assert positions[:4] == [5, 0, 1, 2]
     assert batch.query_start.tolist() == [0, 1, 4, 4, 4]
     assert batch.seq_lens.tolist() == [6, 3, 0, 0]
     assert batch.slots.tolist()[4:] == [-1] * 4
@@ -89,29 +94,27 @@ def test_a_prefill_and_a_decode_padded() -> None:
     assert not sampling.all_greedy and not sampling.any_filter
     assert sampling.temperature.tolist() == [0, 1, 0, 0]
     assert sampling.noise_key.tolist()[1] == noise_key(5, 0)
-    assert buffers.on_device["sample_tokens"][:2].tolist() == [0, 3]
-    assert buffers.on_device["sample_rows"][:4].tolist() == [first.row, second.row, 8, 8]
+    assert buffers.on_device.logits_indices[:2].tolist() == [0, 3]
+    assert buffers.on_device.logits_rows[:4].tolist() == [first.row, second.row, 8, 8]
 
 
 def test_prompts_follow_the_padded_decodes() -> None:
     """One decode laid out for two: the prompt's rows and tokens start at two, and so does its sample."""
-    scheduler, buffers, table = setup()
-    first = decoding(scheduler, table)
+    scheduler, buffers = setup()
+    first = decoding(scheduler, buffers)
     second = Sequence("b", 0, [4, 5], SamplingParams(max_tokens=4), 1)
     scheduler.add(second)
     plan = scheduler.schedule()
-    apply(plan, table)
     # What an earlier step left in the buffers must not show.
-    for host in buffers._views:
-        for values in host.values():
-            values[:] = 7
+    for staging in buffers._stagings:
+        staging.integers.fill_(7)
+        staging.floats.fill_(7)
     shape = StepShape(2, 2, 6)
     inputs = buffers.fill(plan, shape)
-    buffers.upload()
-    ids, positions = buffers.unpack(inputs, torch.from_numpy(table), torch.zeros(9, dtype=torch.int64))
+    ids, positions = unpack(buffers, inputs)
     batch = buffers.batch(inputs)
-    assert ids.tolist() == [9, 0, 4, 5, 0, 0, 0, 0]
-    assert positions.tolist() == [3, 0, 0, 1, 0, 0, 0, 0]
+    assert ids == [9, 0, 4, 5, 0, 0, 0, 0]
+    assert positions == [3, 0, 0, 1, 0, 0, 0, 0]
     assert batch.query_start.tolist() == [0, 1, 2, 4, 4]
     assert batch.seq_lens.tolist() == [4, 0, 2, 0]
     assert [slot >= 0 for slot in batch.slots.tolist()] == [True, False, True, True, *[False] * 4]
@@ -122,14 +125,14 @@ def test_prompts_follow_the_padded_decodes() -> None:
     wanted = buffers.wanted(inputs, batch)
     assert wanted.tokens.tolist() == [0, 3, 0, 0]
     assert wanted.batch.seq_lens.tolist() == [4, 2, 4, 4]
-    assert buffers.on_device["sample_rows"][:4].tolist() == [first.row, second.row, 8, 8]
+    assert buffers.on_device.logits_rows[:4].tolist() == [first.row, second.row, 8, 8]
 
 
-def live_part(buffers: StepBuffers, plan: StepPlan, captured: StepShape | None, table: np.ndarray) -> Any:
+def live_part(buffers: StepBuffers, plan: StepPlan, captured: StepShape | None) -> Any:
     """What a step computes, wherever it is laid out: ids, positions, slots, blocks of each row; samples."""
     inputs = buffers.fill(plan, captured)
-    buffers.upload()
-    ids, positions = buffers.unpack(inputs, torch.from_numpy(table), torch.arange(len(table)))
+    buffers.upload(inputs)
+    ids, positions = buffers.unpack(inputs)
     batch = buffers.batch(inputs)
     assert batch.query_start[batch.num_decodes] == batch.num_decodes
     rows = []
@@ -140,41 +143,39 @@ def live_part(buffers: StepBuffers, plan: StepPlan, captured: StepShape | None, 
             continue
         blocks = batch.block_table[row, : -(-length // SIZE)]
         rows.append([part.tolist() for part in (ids[tokens], positions[tokens], batch.slots[tokens], blocks)])
-    sampled_rows = buffers.on_device["sample_rows"][: inputs.num_samples]
-    live = sampled_rows != buffers.dummy_row
-    sampled_ids = ids[buffers.on_device["sample_tokens"][: inputs.num_samples]]
+    sampled_rows = buffers.on_device.logits_rows[: inputs.num_samples]
+    live = sampled_rows != buffers.tables.padding_row
+    sampled_ids = ids[buffers.on_device.logits_indices[: inputs.num_samples]]
     return rows, sampled_rows[live].tolist(), sampled_ids[live].tolist(), int((batch.slots >= 0).sum())
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_padding_moves_slices_and_changes_nothing_in_them(data: st.DataObject) -> None:
-    scheduler = Scheduler(BlockPool(64, SIZE), max_seqs=6, max_step_tokens=16)
-    table = np.zeros((scheduler.num_rows + 1, 8), dtype=np.int32)
-    tight, padded = (StepBuffers(60, 20, table, SIZE, torch.device("cpu")) for _ in range(2))
+    scheduler = Scheduler(BlockPool(64, SIZE), make_limits(max_seqs=6, num_blocks=64))
+    tight, padded = (make_buffers(make_limits(max_seqs=20, max_step_tokens=40)) for _ in range(2))
+    for buffers in (tight, padded):
+        buffers.tables.last_tokens.copy_(torch.arange(41))
     for order in range(data.draw(st.integers(2, 6))):
         prompt = data.draw(st.lists(st.integers(0, 99), min_size=1, max_size=20))
         scheduler.add(Sequence(str(order), 0, prompt, SamplingParams(max_tokens=6), order))
         plan = scheduler.schedule()
-        apply(plan, table)
         live, more = plan.shape, st.integers(0, 5)
         room = (data.draw(more), data.draw(more)) if live.prompts else (0, 0)
         shape = StepShape(
             live.decodes + data.draw(more), live.prompts + room[0], live.prompt_tokens + room[1]
         )
-        found = live_part(padded, plan, shape, table)
-        assert found == live_part(tight, plan, None, table)
+        found = live_part(padded, plan, shape)
+        assert found == live_part(tight, plan, None)
         assert found[-1] == plan.num_tokens
         land(scheduler, plan, token=data.draw(st.integers(0, 99)))
 
 
 def test_a_captured_shape_starts_inert() -> None:
-    _, buffers, _ = setup()
+    _, buffers = setup()
     shape = StepShape(2, 2, 6)
-    buffers.fill_inert(shape)
-    buffers.upload()
-    inputs = StepInputs(shape)
-    buffers.unpack(inputs, torch.zeros(9, 8, dtype=torch.int32), torch.zeros(9, dtype=torch.int64))
+    inputs = buffers.fill_inert(shape)
+    unpack(buffers, inputs)
     batch = buffers.batch(inputs)
     assert batch.query_start.tolist() == [0, 1, 2, 2, 2]
     assert batch.seq_lens.tolist() == [0] * 4
@@ -183,18 +184,16 @@ def test_a_captured_shape_starts_inert() -> None:
 
 def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
     """A prompt in two chunks between a whole one and a decode: the first chunk samples nothing."""
-    scheduler, buffers, table = setup()
-    first = decoding(scheduler, table)
+    scheduler, buffers = setup()
+    first = decoding(scheduler, buffers)
     whole = Sequence("b", 0, [4, 5], SamplingParams(max_tokens=4), 1)
     chunked = Sequence("c", 0, list(range(20)), SamplingParams(max_tokens=4), 2)
     scheduler.add(whole)
     scheduler.add(chunked)
     plan = scheduler.schedule()
-    apply(plan, table)
     assert [part.samples for part in plan.slices] == [True, True, False]
     inputs = buffers.fill(plan)
-    buffers.upload()
-    buffers.unpack(inputs, torch.from_numpy(table), torch.zeros(9, dtype=torch.int64))
+    unpack(buffers, inputs)
     batch = buffers.batch(inputs)
     wanted = buffers.wanted(inputs, batch)
     assert wanted.tokens.tolist() == [0, 2]
@@ -206,22 +205,57 @@ def test_wanted_tokens_are_decodes_of_the_sequences_that_sample() -> None:
         assert wanted.batch.block_table[row, 0] == sequence.blocks[0]
     # A graph of exactly this shape samples three rows all the same: the third one inertly.
     inputs = buffers.fill(plan, plan.shape)
-    buffers.upload()
+    buffers.upload(inputs)
     assert inputs.num_samples == 3
-    assert buffers.on_device["sample_rows"][:3].tolist() == [first.row, whole.row, buffers.dummy_row]
+    assert buffers.on_device.logits_rows[:3].tolist() == [first.row, whole.row, buffers.tables.padding_row]
     assert buffers.sampling(inputs).temperature.tolist() == [0, 0, 0]
 
 
-def test_alternate_host_buffers_keep_the_previous_step() -> None:
-    scheduler, buffers, table = setup()
-    scheduler.add(Sequence("a", 0, [1, 2, 3], SamplingParams(max_tokens=4), 0))
+def test_a_device_that_is_late_finds_every_step_as_it_was_filled() -> None:
+    """Steps that sample nothing may run far ahead of the device: no upload reads a later step's inputs."""
+    queue = LateQueue()
+    buffers = make_buffers(make_limits(), queue)
+    scheduler = Scheduler(BlockPool(32, SIZE), make_limits(prefill_chunk=2))
+    scheduler.add(Sequence("a", 0, list(range(10, 20)), SamplingParams(max_tokens=4), 0))
+    seen: list[list[int]] = []
+    for _ in range(5):
+        plan = scheduler.schedule()
+        buffers.upload(buffers.fill(plan))
+        queue.submit(lambda: seen.append(buffers.on_device.ids[:2].tolist()))
+        land(scheduler, plan, 5)
+    queue.mark().synchronize()
+    assert seen == [[10, 11], [12, 13], [14, 15], [16, 17], [18, 19]]
+
+
+def test_more_updates_than_the_buffers_hold_come_beside_them() -> None:
+    scheduler, buffers = setup()
+    decoding(scheduler, buffers)
     plan = scheduler.schedule()
-    apply(plan, table)
-    buffers.fill(plan)
-    turn = buffers._turn
-    land(scheduler, plan, 5)
+    plan.table_updates |= {(7, column): column + 1 for column in range(buffers.tables.blocks.shape[1])}
+    plan.table_updates |= {(6, column): column + 9 for column in range(buffers.tables.blocks.shape[1])}
+    assert len(plan.table_updates) > buffers.max_updates
+    unpack(buffers, buffers.fill(plan))
+    assert buffers.tables.blocks.tolist() == buffers.tables.host_blocks.tolist()
+    assert buffers.tables.blocks[7].tolist() == list(range(1, 9))
+
+
+def test_copies_of_blocks_travel_with_the_step() -> None:
+    scheduler, buffers = setup()
+    decoding(scheduler, buffers)
     plan = scheduler.schedule()
-    apply(plan, table)
-    buffers.fill(plan)
-    assert buffers._views[turn]["ids"][:3].tolist() == [1, 2, 3]
-    assert buffers._views[turn ^ 1]["ids"][0] == 5
+    plan.copies = [(3, 9), (4, 8)]
+    inputs = buffers.fill(plan)
+    buffers.upload(inputs)
+    assert [blocks.tolist() for blocks in buffers.copies(inputs)] == [[3, 4], [9, 8]]
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {}], ids=str)
+def test_each_filter_alone_is_applied(filters: dict[str, Any]) -> None:
+    scheduler, buffers = setup()
+    scheduler.add(Sequence("a", 0, [1, 2, 3], SamplingParams(temperature=1.0, **filters), 0))
+    inputs = buffers.fill(scheduler.schedule())
+    buffers.upload(inputs)
+    sampling = buffers.sampling(inputs)
+    assert sampling.any_filter == bool(filters)
+    for name, default in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        assert getattr(sampling, name).tolist() == pytest.approx([filters.get(name, default)])

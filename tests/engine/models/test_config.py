@@ -1,4 +1,4 @@
-"""Configs are read as transformers means them, and what cannot be computed is refused by name."""
+"""The sizes that follow from a config, and the published shapes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from backbench.engine.models.checkpoint import find_model
-from backbench.engine.models.config import ModelConfig, from_hf
+from backbench.engine.models.config import ModelConfig
+from backbench.engine.models.hf_config import from_hf
 from backbench.engine.models.presets import SHAPES
-from backbench.errors import EngineError
 
 BASE = {
     "architectures": ["LlamaForCausalLM"],
@@ -24,68 +24,6 @@ BASE = {
 
 def read(**changes) -> ModelConfig:
     return from_hf({**BASE, **changes})
-
-
-def test_new_and_old_rope_layouts_agree():
-    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    scaling["original_max_position_embeddings"] = 128
-    new = read(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
-    old = read(rope_theta=5e5, rope_scaling={"type": "llama3", **scaling})
-    assert new == old
-    assert (new.rope.kind, new.rope.theta, new.rope.original_max_len) == ("llama3", 5e5, 128)
-
-
-def test_defaults():
-    config = read()
-    assert (config.head_dim, config.tied_embeddings, config.dtype) == (16, False, torch.float32)
-    assert config.windows == (None, None, None) and config.eos_token_ids == ()
-    assert read(num_key_value_heads=None).kv_heads == 4
-
-
-def test_declared_differences():
-    assert read(architectures=["Qwen2ForCausalLM"]).qkv_bias
-    assert read(architectures=["Qwen3ForCausalLM"]).qk_norm
-    assert not read().qkv_bias and not read().qk_norm
-    assert read(eos_token_id=[3, 4]).eos_token_ids == (3, 4)
-    assert read(dtype="bfloat16").dtype == read(torch_dtype="torch.bfloat16").dtype == torch.bfloat16
-
-
-def test_windows():
-    assert read(sliding_window=9).windows == (None,) * 3  # llama ignores it
-    assert read(architectures=["MistralForCausalLM"], sliding_window=9).windows == (9,) * 3
-    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 9}
-    assert read(**qwen).windows == (None,) * 3
-    assert read(**qwen, use_sliding_window=True, max_window_layers=1).windows == (None, 9, 9)
-    kinds = ["sliding_attention", "full_attention", "full_attention"]
-    assert read(**qwen, use_sliding_window=True, layer_types=kinds).windows == (9, None, None)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"architectures": ["GPT2LMHeadModel"]},
-            "Unknown architecture GPT2LMHeadModel; known are LlamaForCausalLM, MistralForCausalLM, "
-            "Qwen2ForCausalLM, Qwen3ForCausalLM.",
-        ),
-        ({"architectures": None}, "Unknown architecture none given"),
-        ({"hidden_size": None}, "needs a positive integer 'hidden_size'; it has None"),
-        ({"num_key_value_heads": 3}, "4 attention heads do not divide among 3"),
-        ({"hidden_act": "gelu"}, "Activation 'gelu' is not served"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized \(gptq\)"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "Unknown rope type 'longrope'; known are default"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs a 'factor'"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor of 0.5"),
-        ({"dtype": "float8_e4m3fn"}, "checkpoint in float8_e4m3fn"),
-    ],
-)
-def test_what_cannot_be_computed_is_refused(changes, message):
-    with pytest.raises(EngineError, match=message) as caught:
-        read(**changes)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from backbench.backends.interface import Batch
 from backbench.backends.interface.device import cpu
 from backbench.backends.registry import select
+from backbench.engine.limits import StepLimits
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.models.decoder import Decoder, Wanted, attention_specs
 
@@ -151,11 +152,11 @@ def save_random(case: Case, folder) -> Any:
 
 def open_decoder(name: str, backend: str = "torch") -> Decoder:
     source = find_model(name)
-    limits = {"block_size": BLOCK, "max_seqs": 4, "max_tokens": 64, "max_len": MAX_LEN}
-    specs = attention_specs(source.config, dtype=torch.float32, **limits)
+    limits = StepLimits(block_size=BLOCK, max_len=MAX_LEN, max_seqs=4, max_step_tokens=60, prefill_chunk=60)
+    specs = attention_specs(source.config, dtype=torch.float32, limits=limits)
     selection = select(backend, device=cpu(), specs=specs, dtype=torch.float32)
     weights = source.load_weights(torch.device("cpu"), torch.float32)
-    return Decoder(source.config, weights, selection, dtype=torch.float32, **limits)
+    return Decoder(source.config, weights, selection, dtype=torch.float32, limits=limits)
 
 
 def random_decoder(case: Case, folder) -> Decoder:

@@ -33,6 +33,23 @@ def test_a_hit_needs_the_same_prefix_not_only_the_same_block() -> None:
     assert pool.match([9, 9, 9, 9, 5, 6, 7, 8, 9], []) == []
 
 
+def test_a_block_is_not_found_behind_another_prefix_that_is_cached_too() -> None:
+    pool, _ = published_pool([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    other = [9, 9, 9, 9]
+    block = pool.allocate()
+    pool.publish(block, pool.digest(other, [], 0))
+    assert pool.match([*other, 5, 6, 7, 8, 9], []) == [block]
+
+
+def test_a_block_that_can_be_found_is_shared_though_one_sequence_reads_it() -> None:
+    """Writing to it would change what a later hit reads."""
+    pool, blocks = published_pool(list(range(6)))
+    assert [pool.readers(block) for block in blocks] == [1, 1]
+    assert [pool.is_shared(block) for block in blocks] == [True, False]
+    pool.acquire(blocks[1:])
+    assert pool.is_shared(blocks[1])
+
+
 def test_digest_depends_on_parent_tokens_and_extra() -> None:
     base = block_digest(b"", [1, 2])
     assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from engine_fixtures import make_limits
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,8 +20,7 @@ def make(prompt: list[int], max_tokens: int = 4, order: int = 0, name: str = "r"
 
 
 def scheduler(num_blocks: int = 32, size: int = 4, **limits: int) -> Scheduler:
-    settings_ = {"max_seqs": 4, "max_step_tokens": 16} | limits
-    return Scheduler(BlockPool(num_blocks, size), **settings_)  # type: ignore[arg-type]
+    return Scheduler(BlockPool(num_blocks, size), make_limits(**limits))
 
 
 def land(engine: Scheduler, plan: StepPlan, token: int = 7) -> None:
@@ -154,18 +154,107 @@ def test_a_fork_shares_blocks_and_copies_on_write() -> None:
     assert parent.blocks[1] != child.blocks[1]
 
 
+def test_the_victim_is_the_latest_arrival_whoever_asks() -> None:
+    s = scheduler(num_blocks=6, size=2)
+    sequences = [make([order] * 4, 5, order) for order in range(3)]
+    for sequence in sequences:
+        s.add(sequence)
+    land(s, s.schedule())
+    plan = s.schedule()
+    assert shape(plan) == [("r0", 4, 1), ("r1", 4, 1)]
+    assert list(s.waiting) == [sequences[2]]
+    assert plan.preemptions == 1
+
+
+def test_a_step_that_preempted_admits_nobody() -> None:
+    """The blocks it won belong to those who run: whoever it admitted would be the next to go."""
+    pool = BlockPool(5, 2, prefix_cache=False)
+    s = Scheduler(pool, make_limits(prefill_chunk=4))
+    old, victim = make([1] * 4, 5, 0), make([2] * 6, 5, 1)
+    s.add(old)
+    s.add(victim)
+    land(s, s.schedule())
+    plan = s.schedule()
+    assert plan.preemptions == 1
+    assert pool.num_free == 2, "enough for the victim's next chunk"
+    assert shape(plan) == [("r0", 4, 1)]
+    assert list(s.waiting) == [victim]
+
+
+def test_copies_of_shared_blocks_are_reserved() -> None:
+    """A fork's first write copies a block: with none free, the latest arrival goes, and none is missing."""
+    s = scheduler(num_blocks=4)
+    parent, other = make(list(range(6)), 4, 0), make([9] * 8, 4, 1)
+    s.add(parent)
+    s.add(other)
+    plan = s.schedule()
+    land(s, plan)
+    s.fork(parent, child := make(list(range(6)), 4, 0, name="child"))
+    assert s.pool.num_free == 0
+    plan = s.schedule()
+    assert [part.sequence for part in plan.slices] == [parent, child]
+    assert list(s.waiting) == [other]
+    assert len(plan.copies) == 1
+
+
+def test_updates_of_a_plan_without_slices_wait_for_one_that_runs() -> None:
+    s = scheduler(num_blocks=4)
+    parent, other = make(list(range(6)), 4, 0), make([9] * 8, 4, 1)
+    s.add(parent)
+    s.add(other)
+    first, second = s.schedule().slices
+    s.land(first, 7)
+    s.fork(parent, child := make(list(range(6)), 4, 0, name="child"))
+    s.finish(other, "abort")
+    # Every block is held, two of them by the step in flight.
+    empty = s.schedule()
+    assert (empty.slices, empty.table_updates, empty.copies) == ([], {}, [])
+    s.land(second, 7)
+    updates = s.schedule().table_updates
+    assert {column: updates[child.row, column] for column in (0, 1)} == dict(enumerate(child.blocks))
+    assert updates[parent.row, 1] == parent.blocks[1] != child.blocks[1]
+
+
+def test_preemptions_of_a_plan_without_slices_are_told_by_one_that_runs() -> None:
+    s = scheduler(num_blocks=4, size=2)
+    s.add(make([1] * 4, 4, 0))
+    s.add(make([2] * 4, 4, 1))
+    plan = s.schedule()
+    empty = s.schedule()
+    assert (empty.slices, empty.preemptions, s.preemptions) == ([], 0, 1)
+    land(s, plan)
+    assert s.schedule().preemptions == 1
+
+
+def test_an_entry_of_the_block_table_is_updated_once_a_step() -> None:
+    """A fork's shared block and the copy that replaces it are one entry: the copy."""
+    s = scheduler()
+    parent = make(list(range(6)), 4, 0)
+    s.add(parent)
+    land(s, s.schedule())
+    children = [make(list(range(6)), 4, 0, name=f"child{i}") for i in range(2)]
+    for child in children:
+        s.fork(parent, child)
+    plan = s.schedule()
+    for child in children:
+        assert [plan.table_updates[child.row, i] for i in range(2)] == child.blocks
+    assert len({child.blocks[1] for child in children}) == 2
+
+
 class TrafficMachine(RuleBasedStateMachine):
     """Random add, step, land, abort and fork with up to two steps in flight and a tight pool."""
 
     @initialize(blocks=st.integers(8, 20), chunk=st.sampled_from([None, 1, 3]), budget=st.integers(3, 12))
     def begin(self, blocks: int, chunk: int | None, budget: int) -> None:
         self.size = 2
-        self.s = Scheduler(
-            BlockPool(blocks, self.size), max_seqs=3, max_step_tokens=budget, prefill_chunk=chunk
-        )
+        limits = make_limits(max_seqs=3, max_step_tokens=budget, prefill_chunk=chunk or budget)
+        self.s = Scheduler(BlockPool(blocks, self.size), limits)
         self.flying: deque[StepPlan] = deque()
         self.all: list[Sequence] = []
         self.orders = 0
+        self.table: dict[tuple[int, int], int] = {}
+        """The device's block table, as the plans that ran made it."""
+        self.told = 0
 
     @rule(prompt=st.lists(st.integers(0, 2), min_size=1, max_size=8), outputs=st.integers(1, 6))
     def add(self, prompt: list[int], outputs: int) -> None:
@@ -178,14 +267,15 @@ class TrafficMachine(RuleBasedStateMachine):
     def step(self) -> None:
         if len(self.flying) == 2:
             self.land_oldest()
-        plan = self.s.schedule()
+        plan = self.schedule()
         if not plan.slices:
             return
-        assert plan.num_tokens - plan.num_decodes <= self.s.max_step_tokens
-        assert plan.num_decodes <= self.s.max_seqs
+        assert plan.num_tokens - plan.num_decodes <= self.s.limits.max_step_tokens
+        assert plan.num_decodes <= self.s.limits.max_seqs
         assert len(plan.slices) == len({id(part.sequence) for part in plan.slices})
         targets = [target for _, target in plan.copies]
         assert len(targets) == len(set(targets))
+        assert len(targets) <= len(plan.slices), "more copies than a step's buffers hold"
         for part in plan.slices:
             sequence = part.sequence
             if not sequence.running:
@@ -195,6 +285,21 @@ class TrafficMachine(RuleBasedStateMachine):
                 assert self.s.pool.readers(block) == 1, "a write reaches a block with two readers"
                 assert not self.s.pool.is_published(block), "a write changes a block that can be found"
         self.flying.append(plan)
+
+    def schedule(self) -> StepPlan:
+        """The next plan; a step that runs finds every block it needs in the table."""
+        plan = self.s.schedule()
+        if not plan.slices:
+            assert plan == StepPlan(), "a plan that is not launched would lose something"
+            return plan
+        self.told += plan.preemptions
+        assert self.told == self.s.preemptions
+        self.table |= plan.table_updates
+        for part in plan.slices:
+            sequence = part.sequence
+            for column in range(-(-(part.start + part.num_tokens) // self.size)):
+                assert self.table[sequence.row, column] == sequence.blocks[column]
+        return plan
 
     @rule()
     def land_oldest(self) -> None:
@@ -238,7 +343,7 @@ class TrafficMachine(RuleBasedStateMachine):
         if not hasattr(self, "s"):
             return
         for _ in range(2000):
-            plan = self.s.schedule()
+            plan = self.schedule()
             if plan.slices:
                 self.flying.append(plan)
             if len(self.flying) == 2 or not plan.slices:

@@ -77,7 +77,7 @@ def tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTuner:
     """A backend with a fake tuner, on a GPU that is not there."""
     fake = FakeTuner(tmp_path)
     monkeypatch.setattr("backbench.backends.registry.load", lambda name: Backend(name, "", tuner=fake))
-    monkeypatch.setattr("backbench.backends.interface.device.detect", lambda: H200)
+    monkeypatch.setattr("backbench.backends.interface.device.detect", lambda prefer: H200)
 
     @contextmanager
     def nothing(workers: int) -> Iterator[None]:

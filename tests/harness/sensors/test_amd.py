@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from backbench.harness.sensors.amd import AmdSmiSensor
-from backbench.harness.sensors.telemetry import open_sensors
+from backbench.harness.sensors.present import open_sensors
 
 
 class AmdSmiException(Exception):
@@ -90,6 +90,7 @@ def test_a_sample_in_our_units(monkeypatch: pytest.MonkeyPatch, second_gpu: None
         "driver": "6.12.12",
         "memory_bytes": 196_592 * 2**20,
         "idle_power_w": 146.0,
+        "idle_memory_bytes": 283 * 2**20,
     }
 
 

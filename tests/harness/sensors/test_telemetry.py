@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from backbench.harness.sensors.telemetry import HostSensor, Telemetry, open_sensors
+from backbench.harness.sensors.cpu import HostSensor
+from backbench.harness.sensors.present import open_sensors
+from backbench.harness.sensors.telemetry import Telemetry
 
 
 class Counter:

@@ -183,3 +183,128 @@ def test_sections_are_complete_without_steps(
     sections = compute(request_frame(done), make_steps(), make_context(mode=done.mode))
     assert set(sections) == {"metrics", "schedule", "roofline"}
     assert sections["roofline"]["decode_fit"]["intercept_s"] is None
+
+
+@pytest.fixture
+def sections(make_context: Any, make_steps: Any, clock: Any) -> Any:
+    """Replay a scripted target and compute the record's sections from its request table."""
+
+    def run(target: Any, workload: Any, **context: Any) -> dict[str, Any]:
+        done = replay(target, workload, clock=clock)
+        known = make_context(
+            mode=done.mode,
+            end_ns=done.end_ns - done.start_ns,
+            interrupted=done.interrupted,
+            concurrency=workload.concurrency,
+            **context,
+        )
+        return compute(request_frame(done), make_steps(), known)
+
+    return run
+
+
+def test_a_gap_is_divided_by_the_tokens_that_ended_it(
+    make_target: Any, make_workload: Any, sections: Any
+) -> None:
+    """Chunks of 1, 3 and 2 tokens at 10, 40, 50 ms: three gaps of 10 ms and two of 5 ms."""
+    found = sections(make_target({0: [(10, 1), (40, 3), (50, 2)]}), make_workload([6]))["metrics"]
+    assert found["itl_s"]["count"] == 5
+    assert (found["itl_s"]["min"], found["itl_s"]["max"]) == pytest.approx((0.005, 0.010))
+    assert found["itl_s"]["mean"] == pytest.approx(0.040 / 5)
+    assert (found["icl_s"]["min"], found["icl_s"]["max"]) == pytest.approx((0.010, 0.030))
+    assert found["icl_s"]["count"] == 2
+    assert found["tpot_s"]["mean"] == pytest.approx(0.040 / 5)
+
+
+def test_an_unknown_count_gives_no_gap_and_no_rate(
+    make_target: Any, make_workload: Any, sections: Any
+) -> None:
+    target = make_target({0: [(10, 1), (90, None)], 1: [(10, 1), (20, 1)]})
+    found = sections(target, make_workload([2, 2]))["metrics"]
+    assert found["itl_s"]["count"] == 1
+    assert found["itl_s"]["max"] == pytest.approx(0.010)
+    assert found["icl_s"]["max"] == pytest.approx(0.080)
+    assert found["output_tokens"] is None
+    assert found["output_tokens_per_s"]["whole_run"] is None
+
+
+def test_total_tokens_leave_out_the_prompts_that_gave_no_token(
+    make_target: Any, make_workload: Any, sections: Any
+) -> None:
+    """6 prompt and 2 output tokens in 20 ms; the failed request's 6 prompt tokens bought nothing."""
+    target = make_target({0: [(10, 1), (20, 1)], 1: [("error", 5)]})
+    found = sections(target, make_workload([2, 2], prompt_tokens=6))["metrics"]
+    assert found["total_tokens_per_s"]["whole_run"] == pytest.approx(8 / 0.020)
+    assert found["output_tokens_per_s"]["whole_run"] == pytest.approx(2 / 0.020)
+
+
+def test_a_failed_request_misses_every_limit_however_quick_it_was(
+    make_target: Any, make_workload: Any, sections: Any
+) -> None:
+    """One answers in time, one fails after tokens in time, one fails before any: 1 of 3 by each limit."""
+    script: dict[int, Any] = {
+        0: [(10, 1), (20, 1)],
+        1: [(10, 1), (20, 1), ("error", 21)],
+        2: [("error", 5)],
+    }
+    limits = {"ttft": 1.0, "tpot": 1.0, "e2e": 1.0}
+    found = sections(make_target(script), make_workload([2] * 3), slo_s=limits)["metrics"]
+    assert found["goodput"]["attainment"] == pytest.approx(1 / 3)
+    assert found["goodput"]["attainment_by_slo"] == pytest.approx(dict.fromkeys(limits, 1 / 3))
+    assert found["goodput_requests_per_s"] == pytest.approx(1 / 0.020)
+
+
+def test_a_limit_is_met_at_its_very_value_and_missed_above(
+    make_target: Any, make_workload: Any, sections: Any
+) -> None:
+    target = make_target({0: [(10, 1), (20, 1)], 1: [(11, 1), (21, 1)]})
+    found = sections(target, make_workload([2] * 2), slo_s={"ttft": 0.010})["metrics"]
+    assert found["goodput"]["attainment"] == 0.5
+
+
+def test_a_failure_is_infinitely_slow_in_every_latency_of_a_request(
+    make_target: Any, make_workload: Any, sections: Any
+) -> None:
+    script: dict[int, Any] = {i: [(10, 1), (30, 1)] for i in range(5)} | {5: [("error", 5)]}
+    found = sections(make_target(script), make_workload([2] * 6))["metrics"]
+    for name in ("ttft_s", "ttft_sent_s", "tpot_s", "e2e_s", "normalized_latency_s"):
+        assert found[name]["failures"] == 1, name
+        assert found[name]["p50"]["high"] == np.inf, name
+    # Sent when intended, so both count from the same moment.
+    assert repr(found["ttft_sent_s"]) == repr(found["ttft_s"])
+    assert found["interactivity_tokens_per_s"]["p50"]["low"] == 0.0
+
+
+def test_latencies_count_from_the_intended_time_and_one_from_the_sending(
+    make_target: Any, make_workload: Any, sections: Any
+) -> None:
+    """Taking a request blocks for 20 ms: it lies in TTFT and E2E, and not in `ttft_sent_s`."""
+    workload = make_workload([2] * 2, arrivals_ms=[0, 500])
+    found = sections(make_target({i: [(10, 1), (40, 1)] for i in range(2)}, submit_ms=20), workload)
+    assert found["metrics"]["ttft_s"]["mean"] == pytest.approx(0.030)
+    assert found["metrics"]["ttft_sent_s"]["mean"] == pytest.approx(0.010)
+    assert found["metrics"]["e2e_s"]["mean"] == pytest.approx(0.060)
+    assert found["metrics"]["normalized_latency_s"]["mean"] == pytest.approx(0.030)
+    assert found["schedule"]["lag_s"]["mean"] == pytest.approx(0.020)
+
+
+def test_what_was_due_and_never_sent_stays_in_an_interrupted_run(
+    make_target: Any, make_workload: Any, sections: Any, clock: Any
+) -> None:
+    """Due at 0, 30, 40 ms and 1 s; interrupted at 100 ms while the second was being taken."""
+    target = make_target({0: [(20, 1)]}, submit_ms=50)
+    submit = target.submit
+
+    def stopped(request: Any) -> int:
+        if request.id == 1:
+            clock.now_ns += 50_000_000
+            raise KeyboardInterrupt
+        return submit(request)  # type: ignore[no-any-return]
+
+    target.submit = stopped
+    workload = make_workload([1] * 4, arrivals_ms=[0, 30, 40, 1000])
+    found = sections(target, workload, slo_s={"ttft": 1.0})
+    counts = found["metrics"]["counts"]
+    assert (counts["intended"], counts["sent"], counts["never_sent"]) == (3, 1, 2)
+    assert found["metrics"]["goodput"]["attainment"] == 0.0
+    assert found["schedule"]["never_sent"] == 2

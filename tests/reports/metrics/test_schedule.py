@@ -31,6 +31,12 @@ def test_constant_arrivals(make_target: Any, make_workload: Any, clock: Any, mak
     assert found["never_sent"] == 0
 
 
+def test_dispersion_is_the_samples_variance_over_the_mean_in_whole_windows() -> None:
+    """Windows of 10 from 0 hold 3, 1 and 2 arrivals: variance 2 / 2, mean 2; the one at 33 is left out."""
+    assert schedule.index_of_dispersion([0, 1, 2, 10, 20, 29, 33], 10) == pytest.approx(0.5)
+    assert schedule.index_of_dispersion([0, 19], 10) is None
+
+
 def test_a_closed_loop_offers_no_rate(
     make_target: Any, make_workload: Any, clock: Any, make_context: Any
 ) -> None:

@@ -29,6 +29,13 @@ def test_quantile_is_numpy_linear(values: list[float], level: float) -> None:
     assert quantile(ordered, level) == pytest.approx(np.quantile(ordered, level), rel=1e-12, abs=1e-9)
 
 
+def test_the_summary_of_three_values_by_hand() -> None:
+    """Mean 4, deviations -3, -1, 4: a sample's variance is 26 / 2."""
+    found = summarise([3.0, 1.0, 8.0])
+    assert (found["count"], found["mean"], found["min"], found["max"]) == (3, 4.0, 1.0, 8.0)
+    assert found["sd"] == pytest.approx(math.sqrt(13))
+
+
 def test_quantile_between_a_number_and_infinity_is_infinity() -> None:
     ordered = np.array([1.0, 2.0, math.inf])
     assert quantile(ordered, 0.5) == 2.0

@@ -1,0 +1,100 @@
+"""The shipped tables, and what the backend says about the shapes they lack."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbench.backends.composite import CompositeAttention
+from backbench.backends.interface import AttentionSpec, Device, Scheme, WeightSpec
+from backbench.backends.interface.device import cpu
+from backbench.backends.torch.attention import TorchAttention
+from backbench.backends.triton import configs
+from backbench.backends.triton.attention import TritonAttention
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.tuning.table import Entry
+
+H200 = Device("nvidia", "sm90", "H200", 132, 2**37, 227 * 1024, torch.device("cpu"))
+SPEC = AttentionSpec(32, 8, 128, torch.bfloat16, torch.bfloat16, 64, 128**-0.5)
+FILES = sorted(configs.FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_shipped_entry_is_stale(file: Path) -> None:
+    """A kernel's text changed: tune again, or where only words changed, write the new hash into the table."""
+    arch, units = file.stem.rsplit("-", 1)
+    table = configs.table(arch, int(units))
+    assert table.entries
+    stale = {
+        f"{entry.operation}: {entry.sources} is now {configs.sources(entry.operation)}"
+        for entry in table.entries.values()
+        if entry.sources != configs.sources(entry.operation)
+    }
+    assert not stale
+
+
+def product(n: int, k: int, dtype: torch.dtype) -> WeightSpec:
+    return WeightSpec("gate_up", n, k, Scheme(), dtype)
+
+
+def test_the_models_of_the_published_rows_are_tuned() -> None:
+    for block_size in (16, 64):
+        for q_heads in (16, 32):
+            layer = replace(SPEC, block_size=block_size, q_heads=q_heads)
+            found = TritonAttention().tuning(layer, H200)
+            assert found is not None
+            assert len(found) == len(configs.ATTENTION_BUCKETS)
+            assert set(found.values()) == {None}
+    for n, k in ((6144, 4096), (24576, 4096), (1024, 3072), (151936, 1024)):
+        products = TritonLinear().tuning(product(n, k, torch.bfloat16), H200)
+        assert products is not None
+        assert set(products.values()) == {None}
+
+
+def test_other_shapes_and_devices_are_said_to_be_untuned() -> None:
+    products = TritonLinear().tuning(product(4096, 4104, torch.bfloat16), H200)
+    assert products is not None
+    assert set(products.values()) == {"no entry for sm90-132"}
+    wide = TritonAttention().tuning(replace(SPEC, q_heads=256), H200)
+    assert wide is not None
+    assert set(wide.values()) == {"no entry for sm90-132"}
+    elsewhere = TritonAttention().tuning(SPEC, replace(H200, arch="gfx942", units=304))
+    assert elsewhere is not None
+    assert set(elsewhere.values()) == {"no entry for gfx942-304"}
+
+
+def test_there_is_nothing_to_tune_without_a_gpu_or_in_true_fp32() -> None:
+    assert TritonAttention().tuning(SPEC, cpu(interpret=True)) is None
+    assert TritonLinear().tuning(product(64, 64, torch.bfloat16), cpu(interpret=True)) is None
+    assert TritonLinear().tuning(product(6144, 4096, torch.float32), H200) is None
+
+
+def test_a_mix_speaks_for_both_sides() -> None:
+    mixed = CompositeAttention(TorchAttention(), TritonAttention())
+    assert mixed.tuning(SPEC, H200) == TritonAttention().tuning(SPEC, H200)
+    assert CompositeAttention(TorchAttention(), TorchAttention()).tuning(SPEC, H200) is None
+
+
+def test_an_entry_replaces_what_the_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    operation, bucket, dtype = configs.entry_key(SPEC, "decode")
+    faster = Entry(operation, bucket, dtype, configs.sources(operation), {"TILE": 32, "num_warps": 2})
+    table = configs.table("sm90", 132).merged([faster])
+    monkeypatch.setattr(configs, "table", lambda arch, units: table)
+    expected = configs.written_attention(H200, SPEC, "decode") | {"TILE": 32, "num_warps": 2}
+    assert configs.attention_config(H200, SPEC, "decode") == expected
+    monkeypatch.setattr(configs, "sources", lambda operation: "another text")
+    assert configs.attention_config(H200, SPEC, "decode") == configs.written_attention(H200, SPEC, "decode")
+    found = TritonAttention().tuning(SPEC, H200)
+    assert found is not None
+    assert all(re.search("other kernel sources", why or "") for why in found.values())
+
+
+def test_an_fp8_cache_is_a_dtype_of_its_own() -> None:
+    small = replace(SPEC, kv_dtype=torch.float8_e4m3fn)
+    assert configs.entry_key(small, "prefill")[2] == "bfloat16 on float8_e4m3fn"
+    half = replace(small, dtype=torch.float16)
+    assert configs.complaint("sm90", 132, *configs.entry_key(half, "prefill")) == "no entry for sm90-132"
