@@ -29,6 +29,7 @@ from backbench.backends.interface import (
 from backbench.backends.torch.attention import TorchAttention, TorchRunner
 from backbench.backends.torch.linear import TorchLinear
 from backbench.backends.torch.operations import TorchOperations
+from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.decoder import Decoder, whole_sequences
 from backbench.engine.models.weights import Weights
@@ -91,8 +92,14 @@ def _decoder(
     operations: Operations,
 ) -> Decoder:
     selection = Selection("torch", device, attention, linear, operations)
-    limits = {"max_seqs": 1, "max_tokens": config.max_len, "max_len": config.max_len}
-    return Decoder(config, weights, selection, dtype=dtype, block_size=BLOCK_SIZE, **limits)
+    limits = StepLimits(
+        block_size=BLOCK_SIZE,
+        max_len=config.max_len,
+        max_seqs=1,
+        max_step_tokens=config.max_len,
+        prefill_chunk=config.max_len,
+    )
+    return Decoder(config, weights, selection, dtype=dtype, limits=limits)
 
 
 @torch.inference_mode()
@@ -102,8 +109,8 @@ def score(decoder: Decoder, texts: Sequence[Text]) -> Scores:
     # The last token of a text predicts nothing that is asked for.
     ids = [(text.prompt + text.output)[:-1] for text in texts]
     lengths = [len(each) for each in ids]
-    batch = whole_sequences(lengths, decoder.block_size, device)
-    blocks = sum(-(-length // decoder.block_size) for length in lengths)
+    batch = whole_sequences(lengths, decoder.limits.block_size, device)
+    blocks = sum(-(-length // decoder.limits.block_size) for length in lengths)
     shared = {spec: runner.new_cache(blocks) for spec, runner in decoder.runners.items()}
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
     tokens = torch.tensor([token for each in ids for token in each], device=device)
@@ -126,7 +133,7 @@ def score(decoder: Decoder, texts: Sequence[Text]) -> Scores:
 class WideAttention(TorchAttention):
     """The torch backend's attention in any dtype."""
 
-    def supports(self, spec: AttentionSpec, device: Device) -> list[str]:
+    def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         return []
 
     def open(self, spec: AttentionSpec, device: Device) -> TorchRunner:
@@ -138,7 +145,7 @@ class WideLinear(Linear):
 
     name = "torch, widened"
 
-    def supports(self, *args: Any, **kwargs: Any) -> list[str]:
+    def refusals(self, *args: Any, **kwargs: Any) -> list[str]:
         return []
 
     def pack(self, weight: Weight, device: Device) -> Tensor:
@@ -158,7 +165,7 @@ class WideOperations(Operations):
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def supports(self, *args: Any, **kwargs: Any) -> list[str]:
+    def refusals(self, *args: Any, **kwargs: Any) -> list[str]:
         return []
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
