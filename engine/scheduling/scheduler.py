@@ -42,6 +42,7 @@ class StepPlan:
     """Entries of the block table that changed since the last plan: (row, logical block) -> physical block.
     One value an entry: a device leaves open which of two would win."""
     prefix_hit_tokens: int = 0
+    """Tokens found in the cache by sequences that start for the first time."""
     preemptions: int = 0
     """Sequences preempted since the last plan."""
 
@@ -184,7 +185,8 @@ class Scheduler:
             sequence.blocks = hits
             sequence.num_computed = sequence.num_landed = computed
             sequence.num_published = len(hits)
-            plan.prefix_hit_tokens += computed
+            if not sequence.preempted:  # else it finds the blocks that it filled itself
+                plan.prefix_hit_tokens += computed
             self._start(sequence)
             self._table_updates |= {(sequence.row, i): block for i, block in enumerate(hits)}
             part = self._take(plan, sequence, count)
@@ -207,6 +209,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         victim.num_computed = 0
+        victim.preempted = True
         self._stop_running(victim)
         self.waiting.appendleft(victim)
         self.preemptions += 1
