@@ -139,7 +139,7 @@ def quantity_tables(record: RunRecord) -> list[Table]:
     for title, groups in (
         ("Throughput", ("Throughput",)),
         ("Memory", ("Memory",)),
-        ("Efficiency and load", ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule")),
+        ("Efficiency and load", ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule", "Machine")),
     ):
         rows = []
         for each in compared([record]):

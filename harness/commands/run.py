@@ -82,14 +82,14 @@ def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
 
 def exit_code(outcome: Outcome) -> int:
     """What one run makes the command end with."""
-    from backbench.reports.metrics.validity import INTERPRETED
+    from backbench.reports.metrics.validity import fails
 
     record = outcome.record
     if record.run["status"] == "interrupted":
         return INTERRUPTED
     if record.correctness.get("passed") is False:
         return WRONG
-    return INVALID if set(record.validity) - {INTERPRETED} else 0
+    return INVALID if fails(record) else 0
 
 
 def _print_json(outcomes: list[Outcome]) -> None:

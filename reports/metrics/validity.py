@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backbench.reports.metrics import disturbance
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
 
 INTERPRETED = "kernels ran in Triton's interpreter: the times say nothing about any device"
 """Known to whoever asked for it, so it is no failure of the command."""
+
+DISTURBED = "disturbed: "
+"""How the reasons begin that are no fault of what was measured: the machine was not its own."""
 
 _SLOWDOWNS = {
     0x08: "hardware slowdown",
@@ -74,4 +79,15 @@ def reasons(
     for value in seen.unique():
         bits |= int(value)
     found += [f"the GPU was throttled: {name}" for bit, name in _SLOWDOWNS.items() if bits & bit]
+    found += [DISTURBED + reason for reason in disturbance.reasons(metrics.get("disturbance") or {})]
     return found
+
+
+def disturbed(record: RunRecord) -> list[str]:
+    """The reasons why the machine was not this run's own, without their common beginning."""
+    return [each.removeprefix(DISTURBED) for each in record.validity if each.startswith(DISTURBED)]
+
+
+def fails(record: RunRecord) -> bool:
+    """Whether something is wrong with what was measured; a busy machine is not, nor what was asked for."""
+    return any(each != INTERPRETED and not each.startswith(DISTURBED) for each in record.validity)

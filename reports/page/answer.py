@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from backbench.reports.compare import incomparable, ratio
 from backbench.reports.metrics.metric import Quantity
+from backbench.reports.metrics.validity import disturbed
 from backbench.reports.quantities import (
     Reading,
     digits,
@@ -146,6 +147,8 @@ def chips(record: RunRecord, problems: Sequence[str] = ()) -> list[Chip]:
         found.append(Chip("bad", f"Doubtful: {reasons} reason{'s' if reasons > 1 else ''}"))
     else:
         found.append(Chip("good", "Valid"))
+    if why := disturbed(record):
+        found.append(Chip("bad", f"Disturbed: {why[0]}"))
     found.append(correctness_chip(record))
     if record.run["status"] != "complete":
         found.append(Chip("warn", record.run["status"].capitalize()))
