@@ -102,11 +102,18 @@ def _print_json(outcomes: list[Outcome]) -> None:
 
 
 def _print(outcome: Outcome, report: Path) -> None:
-    from backbench.harness.commands.output import headline, print_report_table, print_tuning, print_validity
+    from backbench.harness.commands.output import (
+        headline,
+        print_clipping,
+        print_report_table,
+        print_tuning,
+        print_validity,
+    )
     from backbench.reports.tables import summary_table
 
     click.echo(headline(outcome.record))
     print_tuning(outcome.record)
+    print_clipping(outcome.record)
     print_report_table(summary_table(outcome.record))
     print_validity(outcome.record)
     echo(f"Run directory: {outcome.directory.path}")

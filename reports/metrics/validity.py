@@ -65,7 +65,7 @@ def reasons(
     if counts["wrong_length"]:
         found.append(f"{counts['wrong_length']} requests got another number of tokens than asked for")
     if schedule["client_saturated"]:
-        found.append("the client was saturated: requests went out slower than they were due")
+        found.append(_saturated(schedule.get("late_requests"), counts))
     if correctness.get("passed") is False:
         found.append(
             "wrong results: " + correctness.get("reason", "log-probabilities differ from the torch backend's")
@@ -81,6 +81,15 @@ def reasons(
     found += [f"the GPU was throttled: {name}" for bit, name in _SLOWDOWNS.items() if bits & bit]
     found += [DISTURBED + reason for reason in disturbance.reasons(metrics.get("disturbance") or {})]
     return found
+
+
+def _saturated(late: int | None, counts: dict[str, Any]) -> str:
+    if late is None:  # a record of before they were counted
+        return "the client was saturated: requests went out slower than they were due"
+    return (
+        f"the client was saturated: {late:,} of {counts['sent']:,} requests went out more than a step late; "
+        "lower --rate, or leave it a CPU of its own"
+    )
 
 
 def disturbed(record: RunRecord) -> list[str]:

@@ -24,10 +24,10 @@ def test_a_run_beside_a_spinning_process_is_disturbed(tmp_path: Path) -> None:
     """One spinning process a usable CPU, so that a machine of any size is a busy one."""
     spinning = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in usable_cpus()]
     try:
-        load = ("--rate", "8", "--arrival", "constant", "-n", "16", "--output-lengths", "fixed:8")  # 2 s
+        load = ("--rate", "8", "--arrival", "constant", "-n", "16")  # 2 s, however fast the machine is
+        lengths = ("--input-lengths", "fixed:16", "--output-lengths", "fixed:8", "-o", str(tmp_path / "run"))
         done = subprocess.run(
-            [sys.executable, "-c", BENCH, "run", "-w", "synthetic", "-b", "torch", *load]
-            + ["--input-lengths", "fixed:16", "-o", str(tmp_path / "run")],
+            [sys.executable, "-c", BENCH, "run", "-w", "synthetic", "-b", "torch", *load, *lengths],
             capture_output=True,
             text=True,
             timeout=240,
