@@ -13,7 +13,8 @@ import click
 from backbench.errors import INTERRUPTED, INVALID, WRONG
 from backbench.harness.commands.flags import GroupedCommand, flag
 from backbench.harness.commands.output import echo, printing
-from backbench.harness.options import GROUPS, option_names
+from backbench.harness.options import GROUPS, Talk, option_names
+from backbench.options import options_of
 
 if TYPE_CHECKING:
     from backbench.harness.experiment import Outcome
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for _, option in reversed(option_names().values()):
+    declared = [option for _, option in option_names().values()] + [*options_of(Talk)]
+    for option in reversed(declared):
         function = flag(option, GROUPS[option.group])(function)
     return function
 
@@ -35,7 +37,7 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Options by name, in tables or flat; what is typed here wins. See docs/command-line.md.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table.")
-def run(as_json: bool, config: Path | None, **given: Any) -> None:
+def run(as_json: bool, config: Path | None, quiet: bool | None, verbose: bool | None, **given: Any) -> None:
     """Replay a workload on the engine with one backend, and write a run directory.
 
     Exit codes: 0 ok, 2 usage or a fault, 4 not valid, 5 wrong results, 130 interrupted.
@@ -48,8 +50,9 @@ def run(as_json: bool, config: Path | None, **given: Any) -> None:
     from backbench.harness.experiment import run as run_experiment
     from backbench.harness.progress import open_observer
 
+    talk = Talk(quiet=bool(quiet), verbose=bool(verbose))
     options = _options(given, config)
-    with open_observer() as observer:
+    with open_observer(talk) as observer:
         outcomes = run_experiment(options, observer)
         reports = [_report(outcome, observer.stage) for outcome in outcomes]
     with printing(f"the record is in {outcomes[0].directory.path}"):
