@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backbench.harness.cli import run_command
-from backbench.reports.record import RunDirectory
+from backbench.reports.record import TELEMETRY_COLUMNS, RunDirectory
 from backbench.reports.verify import examine
 
 OLD = Path(__file__).parent / "fixtures" / "schema-1"
@@ -37,6 +37,13 @@ def test_an_old_run_verifies_and_says_what_was_not_recomputed(
     assert "metric schema 1" in line
     for name in ("roofline.decode_fit", "metrics.itl_s (low, high)", "metrics.steps.host_share"):
         assert name in line
+
+
+def test_an_old_runs_telemetry_says_nothing_of_other_processes() -> None:
+    telemetry = RunDirectory.open(OLD / "torch").read_telemetry()
+    assert list(telemetry.columns) == list(TELEMETRY_COLUMNS)
+    assert len(telemetry) and telemetry["machine_cpu_s"].isna().all() and telemetry["processes"].isna().all()
+    assert telemetry["host_rss_bytes"].notna().all()
 
 
 def test_an_old_runs_other_numbers_are_still_checked(tmp_path: Path) -> None:

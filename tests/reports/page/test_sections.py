@@ -154,6 +154,13 @@ def test_doubts_and_interruptions_are_chips(cpu_run: RunDirectory) -> None:
     assert {"Doubtful: 2 reasons", "Interrupted"} <= {chip.text for chip in chips(record)}
 
 
+def test_a_machine_that_was_shared_is_a_chip_with_the_figure(cpu_run: RunDirectory) -> None:
+    reason = "other processes took 48.0% of the 2 usable CPUs (limit 10%)"
+    record = replace(cpu_run.read_record(), validity=[f"disturbed: {reason}"])
+    assert f"Disturbed: {reason}" in {chip.text for chip in chips(record)}
+    assert not any(chip.text.startswith("Disturbed") for chip in chips(cpu_run.read_record()))
+
+
 def test_provenance_holds_command_seed_and_hashes(cpu_run: RunDirectory) -> None:
     record = cpu_run.read_record()
     fields = {f"{section}.{name}": value for section, rows in provenance(record) for name, value in rows}
