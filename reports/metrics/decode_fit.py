@@ -27,6 +27,9 @@ MIN_STEPS = 16
 MOST_SHARED = 0.99
 """A term whose variance the other terms explain this far (R^2) is not identified: its standard error is
 ten times that of a term alone."""
+MIN_R_SQUARED = 0.1
+"""Terms that explain less of the step times' variance are not what a step costs: over thousands of steps a
+slope is told from zero that moves no step by as much as its neighbours differ."""
 MIN_T = 2.0
 """A slope nearer to zero than two standard errors is not distinguished from zero."""
 
@@ -51,8 +54,8 @@ def fit(steps: pd.DataFrame, floor: Mapping[str, float | Missing]) -> dict[str, 
 
     Fewer than 16 such steps, or all with the same context, give no fit. Where every step had as many
     sequences as the others, their term is part of the intercept. A term that the steps do not identify, or
-    a slope that is negative or not distinguished from zero, is `Missing`: it would name a cause that the
-    steps do not show.
+    a slope that is negative or not distinguished from zero, is `Missing`, as are all where they explain next
+    to nothing (R^2): it would name a cause that the steps do not show.
     """
     chosen = plain_decodes(steps)
     seconds = step_times_ns(steps)[chosen] / 1e9
@@ -76,7 +79,7 @@ def fit(steps: pd.DataFrame, floor: Mapping[str, float | Missing]) -> dict[str, 
     if alone:
         same = Missing("every decode step had the same number of sequences")
         values |= {TERMS[1]: same, ERRORS[1]: same}
-    return head | _withheld(values) | {"r_squared": squared}
+    return head | _withheld(values, squared) | {"r_squared": squared}
 
 
 def _least_squares(columns: list[Floats], seconds: Floats) -> tuple[Floats, Floats, float | Missing]:
@@ -101,12 +104,15 @@ def _explained(one: Floats, other: Floats) -> float:
     return float((a @ b) ** 2 / ((a @ a) * (b @ b)))
 
 
-def _withheld(values: dict[str, Any]) -> dict[str, Any]:
+def _withheld(values: dict[str, Any], squared: float | Missing) -> dict[str, Any]:
     """The terms that mean what they are called; the intercept only beside a slope that stands."""
     slope, error = values["slope_s_per_token"], values["slope_se_s_per_token"]
     if slope <= 0 or slope < MIN_T * error:
         why = "the slope is negative" if slope <= 0 else "the slope is not distinguished from zero"
         return values | dict.fromkeys((*TERMS, *ERRORS), Missing(f"{why}: other work hides the KV read"))
+    if not isinstance(squared, Missing) and squared < MIN_R_SQUARED:
+        why = f"the terms explain {squared:.0%} of the step times' variance, {MIN_R_SQUARED:.0%} needed"
+        return values | dict.fromkeys((*TERMS, *ERRORS), Missing(why))
     for term, its_error in zip(TERMS[:2], ERRORS[:2], strict=True):
         if not isinstance(values[term], Missing) and values[term] <= 0:
             negative = Missing("it is negative: the step time is no line in these terms")

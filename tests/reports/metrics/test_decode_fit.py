@@ -112,3 +112,15 @@ def test_a_slope_that_means_nothing_is_withheld(make_steps: Any) -> None:
         assert found["slope_s_per_token"] is None
         assert found["intercept_s"] is None
         assert why in found["absent"]["slope_s_per_token"]
+
+
+def test_a_line_that_explains_next_to_nothing_is_withheld(make_steps: Any) -> None:
+    """Over 4,000 steps a slope is told from zero by six standard errors, and explains a hundredth."""
+    random = np.random.default_rng(3)
+    tokens = np.tile(np.arange(100, 2100, 50), 100)
+    noise = random.exponential(1_000_000, len(tokens))
+    rows = {"context_tokens": tokens, "num_decodes": np.ones_like(tokens)}
+    found = fitted(back_to_back(make_steps, (1_000_000 + 170 * tokens + noise).astype(int), **rows))
+    assert 0 < found["r_squared"] < decode_fit.MIN_R_SQUARED
+    assert found["slope_s_per_token"] is None and found["intercept_s"] is None
+    assert "of the step times' variance, 10% needed" in found["absent"]["slope_s_per_token"]
