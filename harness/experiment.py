@@ -221,7 +221,7 @@ def _run_once(planned: Plan, log: RunLog, observer: Observer) -> Outcome:
         return Outcome(log.directory, record, None if failure is None else explained(failure))
     observer.stage("Checking results")
     try:
-        record = replace(record, correctness=planned.subject.check())
+        record = replace(record, correctness=planned.subject.check(planned.workload))
     except KeyboardInterrupt:
         record = replace(record, run=record.run | {"status": "interrupted"})
     return Outcome(log.directory, write(log.directory, record, tables))

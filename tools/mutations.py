@@ -94,10 +94,13 @@ MUTATIONS = [
         ("padding writes to slot 0", "[tokens] = -1", "[tokens] = 0"),
         ("a prompt's slots lie one block off", "[sequence.row, position // size]", "[sequence.row, (position + 1) // size]"),
         ("a token in flight is taken from the next row", "last_tokens[(-1 - ids).clamp_min_(0)]", "last_tokens[(0 - ids).clamp_min_(0)]"),
-        ("min-p alone filters nothing", "any(p.top_k or p.top_p < 1 or p.min_p for", "any(p.top_k or p.top_p < 1 for"),
         ("a prompt samples from its first token", "[1:][seqs] - 1", "[:-1][seqs]"),
         ("every draw has the same noise", "noise_key(sequence.seed, part.draw)", "noise_key(sequence.seed, 0)"),
         ("a shape without room counts as fitting", "and live.prompt_tokens <= self.prompt_tokens\n", ""),
+    ),
+    *_mutations(
+        "step buffers", "engine/request.py", STEP_TESTS,
+        ("min-p alone filters nothing", " or self.min_p > 0", ""),
     ),
     *_mutations(
         "sampling", "backends/torch/operations.py", TORCH_TESTS,

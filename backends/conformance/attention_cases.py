@@ -23,8 +23,13 @@ SHAPES: dict[str, tuple[Row, ...]] = {
 }
 """Decodes, one long decode, fresh prompts, prompts behind a cached prefix, and all of it at once."""
 
-FULL_SHAPES: dict[str, tuple[Row, ...]] = {
+LONG_SHAPES: dict[str, tuple[Row, ...]] = {
     "long decode 5000": (Row(1, 5000), Row(1, 3)),
+    "long prefix 4500": (Row(20, 4500),),
+}
+"""Several thousand keys: what a kernel loses beyond some length, no shorter case shows."""
+
+FULL_SHAPES: dict[str, tuple[Row, ...]] = {
     "long prefill 1500": (Row(1100, 1500),),
     "wide decode": tuple(Row(1, 3 + 11 * n) for n in range(40)),
     "uniform 3": tuple(Row(3, n) for n in (3, 19, 130, 64)),
@@ -58,7 +63,7 @@ def make_case(
     pad: int = 0,
 ) -> AttentionCase:
     """The case of a shape's rows at one geometry; `group` is query heads per KV head."""
-    rows = SHAPES[shape] if shape in SHAPES else FULL_SHAPES[shape]
+    rows = (SHAPES | LONG_SHAPES | FULL_SHAPES)[shape]
     kv_heads = 1 if group >= 16 else 2
     longest = max(row.length for row in rows)
     spec = AttentionSpec(
@@ -93,6 +98,9 @@ def quick_cases(dtype: torch.dtype) -> Iterator[AttentionCase]:
     yield make_case("decode", dtype, head_dim=128, group=16, block_size=128)
     yield make_case("prefix", dtype, head_dim=256, group=4)
     yield make_case("long", dtype, head_dim=64, group=4)
+    for shape in LONG_SHAPES:
+        yield make_case(shape, dtype, head_dim=32, group=1, block_size=64)
+        yield make_case(shape, dtype, head_dim=32, group=1, block_size=64, window=2500)
     yield make_case("decode", dtype, window=16)
     yield make_case("mixed", dtype, window=24)
     yield make_case("prefix", dtype, window=24)
@@ -113,8 +121,9 @@ def full_cases(dtype: torch.dtype) -> Iterator[AttentionCase]:
     for window, softcap in ((1, None), (16, None), (24, None), (None, 20.0), (40, 20.0)):
         for shape in SHAPES:
             yield make_case(shape, dtype, window=window, softcap=softcap)
-    for shape in FULL_SHAPES:
+    for shape in (*LONG_SHAPES, *FULL_SHAPES):
         yield make_case(shape, dtype, head_dim=128, group=4)
+        yield make_case(shape, dtype, head_dim=128, group=4, window=2500)
     if dtype != torch.float32:
         for shape in SHAPES:
             yield make_case(shape, dtype, head_dim=128, kv_dtype=torch.float8_e4m3fn)

@@ -1,4 +1,4 @@
-"""What the operations mean, in fp64 on the CPU, written without any backend's code."""
+"""What the operations mean, in fp64, written without any backend's code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
     sees keys up to its own position, at most `spec.window` of them.
     """
     queries, length = q.shape[0], k.shape[0]
-    group = spec.q_heads // spec.kv_heads
-    keys = k.double().repeat_interleave(group, dim=1)
-    values = v.double().repeat_interleave(group, dim=1)
-    scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * spec.scale
+    grouped = q.double().unflatten(1, (spec.kv_heads, -1))
+    scores = torch.einsum("qhgd,khd->hgqk", grouped, k.double()) * spec.scale
     if spec.softcap is not None:
         scores = spec.softcap * torch.tanh(scores / spec.softcap)
-    distance = torch.arange(length - queries, length)[:, None] - torch.arange(length)[None, :]
+    position = torch.arange(length, device=q.device)
+    distance = position[length - queries :, None] - position[None, :]
     visible = distance >= 0
     if spec.window is not None:
         visible &= distance < spec.window
     scores = scores.masked_fill(~visible, -math.inf)
-    return torch.einsum("hqk,khd->qhd", torch.softmax(scores, dim=-1), values)
+    return torch.einsum("hgqk,khd->qhgd", torch.softmax(scores, dim=-1), v.double()).flatten(1, 2)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

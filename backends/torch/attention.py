@@ -71,6 +71,8 @@ class TorchRunner(AttentionRunner):
     def __init__(self, spec: AttentionSpec, device: Device) -> None:
         self.spec = spec
         self.device = device
+        self.wide = torch.promote_types(spec.dtype, torch.float32)
+        """In which scores are computed."""
 
     def new_cache(self, num_blocks: int) -> TorchCache:
         spec = self.spec
@@ -95,7 +97,7 @@ class TorchRunner(AttentionRunner):
     def run(self, q: Tensor, cache: TorchCache, batch: Batch, out: Tensor) -> None:
         block_size = self.spec.block_size
         keys, values = cache.blocks()
-        scaled = q.float() * self.spec.scale
+        scaled = q.to(self.wide) * self.spec.scale
         starts = batch.query_start[: batch.num_seqs + 1].tolist()
         lengths = batch.seq_lens[: batch.num_seqs].tolist()
         for row, length in enumerate(lengths):
@@ -119,15 +121,16 @@ class TorchRunner(AttentionRunner):
         return max(0, context - self.spec.window + 1) // self.spec.block_size
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of scaled q f32[n, q_heads, d] over k, v [m, kv_heads, d]; the last query is at m - 1.
+        """Attention of scaled q wide[n, q_heads, d] over k, v [m, kv_heads, d]; the last query is at m - 1.
 
-        Scores and softmax are fp32; the weights are rounded to the values' dtype for the second product.
+        Scores and softmax are `wide`, fp32 or more; the weights are rounded to the values' dtype for the
+        second product.
         """
         spec, n, m = self.spec, q.shape[0], k.shape[0]
         group = spec.q_heads // spec.kv_heads
         # Query heads that share a KV head become rows of one matrix: [kv_heads, n * group, d].
         grouped = q.view(n, spec.kv_heads, group, -1).transpose(0, 1).reshape(spec.kv_heads, n * group, -1)
-        scores = torch.matmul(grouped, k.float().permute(1, 2, 0))
+        scores = torch.matmul(grouped, k.to(self.wide).permute(1, 2, 0))
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
         if n > 1 or spec.window is not None:

@@ -28,7 +28,7 @@ SECONDS = Option(
     "seconds",
     float,
     0.02,
-    "Measuring time of one cell. GPUs under a longer load meet their power limit and slow down.",
+    "Measuring time of one cell over all its rounds. GPUs under a longer load meet their power limit.",
     metavar="S",
     minimum=0.001,
     maximum=60,
@@ -42,7 +42,7 @@ SECONDS = Option(
 @subject_flag("model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
 @subject_flag("dtype", unset="fp32 on a CPU, else bf16")
-@subject_flag("block_size", default=16)
+@subject_flag("block_size")
 @subject_flag("device", parameter="prefer")
 @flag(SECONDS, default=0.02)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
@@ -55,7 +55,7 @@ def kernels(
     model: str,
     tokens: str,
     dtype: str | None,
-    block_size: int,
+    block_size: int | None,
     prefer: str | None,
     seconds: float,
     as_json: bool,
@@ -64,13 +64,17 @@ def kernels(
 ) -> None:
     """Time single operations: cold caches, permuted blocks, random values, correctness beside each time.
 
-    On a GPU every cell is timed eagerly and in a graph. Exit code 5 when a result is wrong.
+    On a GPU every cell is timed eagerly, launches and all, and in a graph, the kernel alone. Backends take
+    turns, the whole list is measured twice, and the interval is over rounds that lie that far apart; an
+    eager time still depends on the process and the host. Exit code 5 when a result is wrong.
     """
     from backbench.backends.interface.device import detect
     from backbench.backends.registry import load
+    from backbench.engine.limits import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
     from backbench.engine.models.config import DTYPES
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.kernels import page
+    from backbench.harness.kernels.cost import require_memory, warning
     from backbench.harness.kernels.measure import measure
     from backbench.harness.peaks import device_peaks
 
@@ -85,10 +89,13 @@ def kernels(
             model,
             tokens,
             number_type,
-            block_size,
+            block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE),
         )
     )
+    require_memory(problems, device)
     peaks = device_peaks(device, number_type)
+    if text := warning(problems, len(backends), device, peaks):
+        click.echo(f"warning: {text}", err=True)
 
     interactive = sys.stderr.isatty()
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+import torch
+
 from backbench.backends.interface import Backend, Device
 
 COLD_BYTES = {"cpu": 128 * 2**20, "gpu": 400 * 2**20}
@@ -56,3 +59,15 @@ def rotations(device: Device, bytes_per_call: int) -> int:
     """How many copies of a problem make its data cold: between 2 and `MAX_CALLS`."""
     cold = COLD_BYTES["cpu" if device.torch_device.type == "cpu" else "gpu"]
     return min(MAX_CALLS, max(2, -(-cold // bytes_per_call)))
+
+
+def setup_bytes(problem: Problem, device: Device) -> int:
+    """About what one backend's buffers for `problem` take, its cold copies included."""
+    return problem.bytes * rotations(device, problem.bytes)
+
+
+def free_bytes(device: Device) -> int:
+    """Memory the device has left."""
+    if device.torch_device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device.torch_device)[0])
+    return int(psutil.virtual_memory().available)

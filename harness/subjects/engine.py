@@ -250,8 +250,8 @@ class EngineSubject:
             return readings
         return memory.with_device(readings, self.device, sampled="idle_memory_bytes" in self.accelerator)
 
-    def check(self) -> dict[str, Any]:
-        return correctness.check(self.engine, self.source)
+    def check(self, workload: Workload) -> dict[str, Any]:
+        return correctness.check(self.engine, self.source, correctness.longest_context(workload))
 
 
 def warm_up(engine: Engine, workload: Workload) -> float:

@@ -145,5 +145,5 @@ class ScriptedSubject:
     def memory(self, reachable: bool = True) -> Readings:
         return Readings()
 
-    def check(self) -> dict[str, Any]:
+    def check(self, workload: Workload) -> dict[str, Any]:
         return {"passed": None, "reason": "a script has no results to check"}

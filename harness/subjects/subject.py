@@ -98,5 +98,5 @@ class Subject(Protocol):
     def memory(self, reachable: bool = True) -> Readings:
         """Asked at a run's end, before anything else uses memory; not `reachable` after a device fault."""
 
-    def check(self) -> dict[str, Any]:
+    def check(self, workload: Workload) -> dict[str, Any]:
         """The record's `correctness` section; `passed` is None, with a reason, where that is unknown."""

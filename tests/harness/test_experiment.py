@@ -19,6 +19,7 @@ from backbench.harness.subjects.scripted import ScriptedSubject
 from backbench.harness.subjects.subject import Facts
 from backbench.reports.page.html import render_report
 from backbench.reports.verify import verify
+from backbench.workloads.request import Workload
 
 SCRIPTED = RunOptions(
     workload="synthetic",
@@ -93,11 +94,11 @@ def test_the_resident_set_of_a_run_holds_nothing_of_the_check_before_it(tmp_path
         def sensors(self) -> tuple[list[Sensor], list[str]]:
             return [HostSensor()], []
 
-        def check(self) -> dict[str, Any]:
+        def check(self, workload: Workload) -> dict[str, Any]:
             circle: list[Any] = [bytearray(b"x" * 2**16) for _ in range(4096)]
             circle.append(circle)
             kept.append(bytearray(b"x" * 2**16))
-            return super().check()
+            return super().check(workload)
 
     outcomes = experiment.run(
         replace(SCRIPTED, out=tmp_path / "runs", repeat=2), Observer(), lambda options: Hungry()

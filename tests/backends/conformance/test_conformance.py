@@ -163,6 +163,23 @@ class NoLongContext(TorchRunner):
         super().run(q, cache, replace(batch, seq_lens=batch.seq_lens.clamp(max=512)), out)
 
 
+class Cut(TorchRunner):
+    """Sees 1,024 keys at most, where `cuts` says so."""
+
+    def cuts(self, batch: Batch) -> bool:
+        return batch.num_decodes == batch.num_seqs
+
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        if self.cuts(batch):
+            batch = replace(batch, seq_lens=batch.seq_lens.clamp(max=1024))
+        super().run(q, cache, batch, out)
+
+
+class CutPrompts(Cut):
+    def cuts(self, batch: Batch) -> bool:
+        return batch.num_decodes < batch.num_seqs
+
+
 def unchanged(spec: AttentionSpec) -> AttentionSpec:
     return spec
 
@@ -185,6 +202,13 @@ FAULTS: dict[str, tuple[type[TorchRunner], Callable[[AttentionSpec], AttentionSp
     "copy forgotten": (ForgetsTheCopy, unchanged, "fork"),
     "company changes bits": (NotInvariant, unchanged, "invariance"),
     "long contexts cut": (NoLongContext, unchanged, "long"),
+    "decodes see 1,024 keys": (Cut, unchanged, "long decode 5000"),
+    "prompts see 1,024 keys": (CutPrompts, unchanged, "long prefix 4500"),
+    "windows end at 2,048": (
+        TorchRunner,
+        lambda spec: replace(spec, window=min(spec.window, 2048) if spec.window else None),
+        "window2500",
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from backbench.harness.cli import run_command
 from backbench.harness.kernels import page
 from backbench.harness.kernels.attention import Geometry, attention_problem
 from backbench.harness.kernels.linear import linear_problems
-from backbench.harness.kernels.measure import KernelResult, measure, roofline_s
+from backbench.harness.kernels.measure import Cell, KernelResult, measure, roofline_s
 from backbench.harness.kernels.operations import operation_problems
 from backbench.harness.kernels.problem import MAX_CALLS, rotations
 from backbench.harness.kernels.timing import Timing, time_eager
@@ -168,8 +168,8 @@ def test_the_command_writes_json_csv_and_a_page(tmp_path: Path, capsys: pytest.C
     [
         (["--shapes", "8x1"], "not like 8q1s32k"),
         (["--kinds", "attn"], "Unknown kind 'attn'"),
-        (["--tokens", "0"], "whole numbers above 0"),
-        (["--dtype", "int4"], "Unknown data type 'int4'"),
+        (["--tokens", "0"], "whole numbers from 1"),
+        (["--dtype", "int4"], "not 'int4'"),
         (["--backend", "torhc"], "did you mean torch"),
     ],
 )
@@ -179,3 +179,69 @@ def test_mistakes_are_one_line(
     assert run_command(["kernels", "--device", "cpu", "--model", "tiny", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_what_is_compared_takes_turns_and_the_list_is_measured_twice(
+    monkeypatch: pytest.MonkeyPatch, cpu: Device
+) -> None:
+    log: list[str] = []
+    one_round = Cell.one_round
+
+    def logged(cell: Cell) -> None:
+        log.append(cell.problem.name[0] + cell.backend.name)
+        one_round(cell)
+
+    monkeypatch.setattr(Cell, "one_round", logged)
+    problems = [attention_problem((Row(1, 20),) * count, GEOMETRY) for count in (1, 2)]
+    backends = [replace(registry.load("torch"), name=name) for name in "AB"]
+    results = run(problems, backends, cpu)
+    assert log[:8] == ["1A", "1B", "1B", "1A", "1B", "1A", "1A", "1B"]
+    assert [each[0] for each in log] == ["1"] * 8 + ["2"] * 16 + ["1"] * 8
+    assert log[16:24] == ["2B", "2A", "2A", "2B", "2A", "2B", "2B", "2A"]
+    assert [result.timing and result.timing.rounds for result in results] == [8] * 4
+
+
+def test_an_interval_covers_a_drift_between_the_passes(monkeypatch: pytest.MonkeyPatch, cpu: Device) -> None:
+    """Launches of one round agree within a percent; the machine is half as fast in the second pass."""
+    from backbench.harness.kernels import timing
+
+    drifting = iter([1.0e-3] * 5 + [1.5e-3] * 5)
+    monkeypatch.setattr(timing.Stopwatch, "round", lambda self: next(drifting))
+    (result,) = run([attention_problem((Row(1, 20),), GEOMETRY)], [registry.load("torch")], cpu)
+    assert result.timing is not None
+    assert result.timing.low_s == 1.0e-3 and result.timing.high_s == 1.5e-3
+
+
+def test_a_large_call_on_a_cpu_is_announced_and_one_past_the_memory_refused(
+    cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backbench.errors import HarnessError
+    from backbench.harness.kernels import cost
+
+    small = attention_problem((Row(1, 20),), GEOMETRY)
+    large = attention_problem((Row(1, 32768),) * 64, replace(GEOMETRY, kv_heads=8))
+    assert cost.warning([small], 2, cpu, PEAKS) == ""
+    assert "16.0 GiB on a CPU" in cost.warning([small, large], 2, cpu, PEAKS)
+    slow = cost.warning([small], 2, cpu, Peaks(1e6, 1e6))
+    assert slow.startswith("this takes about ") and "min on a CPU" in slow
+    cost.require_memory([small], cpu)
+    monkeypatch.setattr(cost, "free_bytes", lambda device: 2**30)
+    with pytest.raises(HarnessError, match="needs about 16"):
+        cost.require_memory([large], cpu)
+
+
+def test_the_block_size_is_the_engines_own(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[int] = []
+
+    def prepare(rows: Any, geometry: Geometry, *_: Any) -> list[str]:
+        seen.append(geometry.block_size)
+        return ["no"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backbench.harness.kernels.attention.prepare", prepare)
+        for given in ([], ["--block-size", "32"]):
+            assert (
+                run_command(["kernels", "--device", "cpu", "--model", "tiny", "--shapes", "1q8", *given]) == 0
+            )
+    capsys.readouterr()
+    assert set(seen) == {16, 32}

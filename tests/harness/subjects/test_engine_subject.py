@@ -78,7 +78,7 @@ def test_peaks_and_counts_of_a_run_are_its_own() -> None:
     subject = prepared()
     serve(subject, 8)
     large = subject.memory().kv_used_peak_bytes
-    subject.check()
+    subject.check(make_workload(options(), subject.limits()))
     subject.engine.scheduler.preemptions = subject.engine.runner.graph_misses = 3
     serve(subject, 1)
     small = subject.memory().kv_used_peak_bytes
