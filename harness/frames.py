@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 def request_frame(replay: Replay) -> pd.DataFrame:
-    """One row a measured request, with `reports.record.REQUEST_COLUMNS`.
+    """One row a request, with `reports.record.REQUEST_COLUMNS`; the warm-up's that were sent stand last.
 
     A closed-loop request that the run never came to is intended at the run's end: it was not due before.
     """
     import pandas as pd
 
     rows = [_request_row(trace, replay) for trace in replay.traces]
+    rows += [_request_row(trace, replay) for trace in replay.warmup if trace.sent_ns is not None]
     frame = pd.DataFrame(rows)
     for column in ("sent_ns", "first_ns", "last_ns"):
         frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
@@ -47,6 +48,7 @@ def _request_row(trace: Trace, replay: Replay) -> dict[str, Any]:
         "token_counts": list(trace.chunk_tokens),
         "finished": trace.finished,
         "error": trace.error,
+        "warmup": trace.request.id < 0,
     }
 
 

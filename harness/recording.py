@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbench.errors import HarnessError
-from backbench.harness import memory, run_log, sections, validity
+from backbench.harness import memory, run_log, sections
 from backbench.harness.frames import request_frame, step_frame, telemetry_frame
 from backbench.harness.memory import Readings
 from backbench.harness.replay import Replay
 from backbench.harness.sensors.telemetry import Row
-from backbench.reports.metrics import energy
-from backbench.reports.metrics.compute import compute, windows
+from backbench.reports.metrics import compute, validity
+from backbench.reports.metrics.memory import explained
 from backbench.reports.metrics.requests import Context
-from backbench.reports.record import RunDirectory, RunRecord
-from backbench.reports.verify import sign
+from backbench.reports.metrics.run import RunTables
+from backbench.reports.record import RunDirectory, RunRecord, sign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,9 +96,9 @@ def tabulate(measured: Measured) -> Tables:
 def numbers(tables: Tables) -> RunRecord:
     """The record with every number that follows from the tables; not judged yet."""
     known, context = tables.known, tables.context
-    computed = compute(tables.requests, tables.steps, context)
-    whole, steady = windows(tables.requests, context)
-    tokens = energy.tokens_in(computed["metrics"], whole, steady)
+    beside = {"energy": {"sensor_reasons": list(tables.missing), "idle_power_w": known.idle_power_w}}
+    run = RunTables.read(tables.requests, tables.steps, context, tables.telemetry, beside)
+    computed = compute.sections(run, (*compute.SECTIONS, "energy"))
     return RunRecord(
         run=known.run | tables.ending,
         workload=known.workload,
@@ -107,10 +107,8 @@ def numbers(tables: Tables) -> RunRecord:
         backend=known.backend,
         system=known.system,
         software=known.software,
-        memory=memory.section(tables.memory, tables.telemetry),
-        energy=energy.section(
-            tables.telemetry, steady, whole, tokens, list(tables.missing), known.idle_power_w
-        ),
+        memory=explained(memory.section(tables.memory, tables.telemetry), on_gpu=context.gpus > 0),
+        energy=computed["energy"],
         correctness={"passed": None, "reason": "the run ended before the check"},
         metrics=computed["metrics"],
         schedule=computed["schedule"],
@@ -121,16 +119,7 @@ def numbers(tables: Tables) -> RunRecord:
 
 def judged(record: RunRecord, tables: Tables) -> RunRecord:
     """The record with the reasons not to believe it."""
-    device = record.system.get("device", {})
-    found = validity.reasons(
-        record.metrics,
-        record.schedule,
-        record.correctness,
-        tables.telemetry,
-        device.get("processes"),
-        record.run.get("error"),
-        bool(device.get("interpreter")),
-    )
+    found = validity.of_record(record, tables.telemetry)
     return replace(record, validity=found)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backbench.errors import ReportError
-from backbench.reports.quantities import QUANTITIES, Quantity, Reading, format_ratio, read
+from backbench.reports.metrics.metric import Quantity
+from backbench.reports.quantities import QUANTITIES, Reading, format_ratio, read
 from backbench.reports.record import RunRecord
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Difference:
     """One a record; None where a record lacks the field."""
 
     def __str__(self) -> str:
-        return f"{self.field}: " + " vs ".join(show(value) for value in self.values)
+        return f"{self.field}: " + " vs ".join(_short(show(value)) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,11 @@ def show(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return ", ".join(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _short(text: str) -> str:
+    """Short enough for several in one line; two hashes differ in their first characters."""
+    return text if len(text) <= 20 else text[:17] + "..."
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:

@@ -8,16 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backbench.reports.compare import Difference, Ratio, compared, labels, ratio, show
+from backbench.reports.metrics import latency
 from backbench.reports.quantities import (
     DASH,
-    LATENCIES,
-    NOT_MEASURED,
     QUANTITIES,
-    STATISTICS,
     Reading,
     format_interval,
     format_value,
-    quantity,
     read,
 )
 from backbench.reports.record import RunRecord
@@ -70,39 +67,15 @@ class Line:
     """Why there is no value."""
 
 
-SUMMARY: tuple[tuple[str, ...], ...] = (
-    ("metrics", "output_tokens_per_s", "steady_state"),
-    ("metrics", "output_tokens_per_s", "whole_run"),
-    ("metrics", "total_tokens_per_s", "whole_run"),
-    ("metrics", "requests_per_s"),
-    ("metrics", "goodput_requests_per_s"),
-    ("metrics", "interactivity_tokens_per_s", "p50"),
-    ("metrics", "interactivity_tokens_per_s", "p10"),
-    ("metrics", "ttft_s", "p50"),
-    ("metrics", "ttft_s", "p99"),
-    ("metrics", "tpot_s", "p50"),
-    ("metrics", "tpot_s", "p99"),
-    ("metrics", "itl_s", "p50"),
-    ("metrics", "itl_s", "p99"),
-    ("metrics", "e2e_s", "p50"),
-    ("memory", "total_bytes"),
-    ("memory", "kv_used_peak_bytes"),
-    ("energy", "joules_per_output_token"),
-    ("metrics", "prefix_cache", "realised"),
-    ("correctness", "max_abs_logprob_diff"),
-    ("correctness", "top1_agreement"),
-)
-"""What a summary shows, in order."""
-
-
 def summary_rows(record: RunRecord) -> list[Line]:
     """The short table at the end of a run. Quantities that cannot exist here (no SLO, no power meter)
     are left out; percentiles that the sample is too small for stay, with the reason."""
     lines = []
-    for path in SUMMARY:
-        each = quantity(*path)
+    for each in QUANTITIES:
+        if not each.summary:
+            continue
         reading = read(record, each)
-        too_small = path[-1] in STATISTICS and reading.reason not in (None, NOT_MEASURED)
+        too_small = "sample size" in (reading.reason or "")
         if reading.value is None and not too_small:
             continue
         lines.append(
@@ -129,15 +102,16 @@ def latency_table(records: Sequence[RunRecord]) -> Table:
     names = labels(records)
     several = len(records) > 1
     rows = []
-    for key, name, short in LATENCIES:
+    for metric in latency.METRICS:
+        name, short, key = metric.name, metric.label, metric.path[-1]
         for label, record in zip(names, records, strict=True):
-            readings = [read(record, quantity("metrics", key, statistic)) for statistic in STATISTICS]
+            readings = [read(record, each) for each in metric.quantities()]
             if all(reading.value is None for reading in readings):
                 continue
             head = _texts(short if short == name else f"{name} ({short})", *((label,) if several else ()))
             count = _count(record, key)
             rows.append((*head, *(_cell(each, "s") for each in readings), Cell(f"{count:,}", sort=count)))
-    columns = ("Latency", *(("Run",) if several else ()), "Mean", *STATISTICS[1:], "Samples")
+    columns = ("Latency", *(("Run",) if several else ()), "Mean", *latency.STATISTICS[1:], "Samples")
     return Table("Latency", columns, tuple(rows))
 
 
@@ -165,7 +139,7 @@ def quantity_tables(record: RunRecord) -> list[Table]:
     for title, groups in (
         ("Throughput", ("Throughput",)),
         ("Memory", ("Memory",)),
-        ("Efficiency and load", ("Energy", "Roofline", "Prefix cache", "Schedule")),
+        ("Efficiency and load", ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule")),
     ):
         rows = []
         for each in compared([record]):

@@ -1,125 +1,195 @@
-"""Is a stored run what it says: recompute every number of its summary from its tables."""
+"""Is a stored run what it says: recompute all that follows from its tables, and say what does not."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from backbench.errors import ReportError
-from backbench.reports.metrics import energy
-from backbench.reports.metrics.compute import compute, windows
-from backbench.reports.metrics.requests import Context
-from backbench.reports.record import (
-    RECORD_FILE,
-    REQUESTS_FILE,
-    STEPS_FILE,
-    TELEMETRY_FILE,
-    RunDirectory,
-    RunRecord,
-    finite,
-)
+import numpy as np
+import pandas as pd
 
-TABLES = (REQUESTS_FILE, STEPS_FILE, TELEMETRY_FILE)
+from backbench.errors import ReportError
+from backbench.reports.metrics import validity
+from backbench.reports.metrics.catalogue import METRIC_SCHEMA, METRICS
+from backbench.reports.metrics.compute import sections
+from backbench.reports.metrics.metric import ABSENT, Metric
+from backbench.reports.metrics.requests import Context
+from backbench.reports.metrics.run import RunTables
+from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
+
 RELATIVE = 1e-9
 """Sums in another order may differ in the last digits; no edit a reader would notice is this small."""
 
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+NOT_IN_TABLES = "measured beside the tables"
 
 
-def record_digest(record: RunRecord) -> str:
-    """Hex digest of the record's JSON without its own digest."""
-    digests = {name: value for name, value in record.run.get("digests", {}).items() if name != RECORD_FILE}
-    plain = finite(asdict(replace(record, run=record.run | {"digests": digests})))
-    # Through JSON text once, so that what was written and what was read give the same bytes.
-    text = json.dumps(json.loads(json.dumps(plain)), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+@dataclass(frozen=True)
+class Verification:
+    """What came out of checking one run."""
 
-
-def sign(directory: RunDirectory, record: RunRecord) -> RunRecord:
-    """The record with the digests of its tables and of itself; the tables must be written."""
-    digests = {name: sha256(directory.path / name) for name in TABLES}
-    signed = replace(record, run=record.run | {"digests": digests})
-    return replace(signed, run=signed.run | {"digests": digests | {RECORD_FILE: record_digest(signed)}})
+    problems: tuple[str, ...]
+    """What does not hold, one line each; empty = the record is what its tables say."""
+    unchecked: tuple[str, ...] = ()
+    """The numbers that could not be recomputed, with the reason, one line each."""
 
 
 def verify(directory: RunDirectory) -> list[str]:
-    """What does not hold, one line each; empty = the record is what its tables say.
+    """The problems that `examine` finds."""
+    return list(examine(directory).problems)
+
+
+def examine(directory: RunDirectory) -> Verification:
+    """Check digests, column types, and every number that a table or the record's own parts give.
 
     Raises ReportError where run.json itself cannot be read.
     """
     record = directory.read_record()
-    problems = list(_digest_problems(directory, record))
+    problems = list(digest_problems(directory, record))
     try:
         requests, steps = directory.read_requests(), directory.read_steps()
         telemetry = directory.read_telemetry()
         context = Context.from_dict(record.metrics.get("context") or {})
     except ReportError as error:
-        return [*problems, str(error)]
+        return Verification((*problems, str(error)), ("every number: the tables cannot be read",))
+    given = {name: getattr(record, name) for name in ("memory", "energy", "correctness")}
     try:
-        sections = compute(requests, steps, context)
-        sections["energy"] = _energy(record, requests, telemetry, context, sections["metrics"])
-    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError) as error:
+        problems += _column_problems(requests)
+        run = RunTables.read(requests, steps, context, telemetry, given)
+        found, unchecked = _metric_problems(record, run)
+        reasons = validity.of_record(record, telemetry)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         # Tables edited beyond what the metrics accept: that too is a finding, not a crash.
-        return [*problems, f"the metrics cannot be recomputed from the tables: {error}"]
-    for name, computed in sections.items():
-        problems += differences(getattr(record, name), finite(computed), name)
+        why = f"the metrics cannot be recomputed from the tables: {type(error).__name__}: {error}"
+        return Verification((*problems, why), ("every number: the tables cannot be computed with",))
+    problems += found
+    problems += differences(record.validity, reasons, "validity")
+    problems += _status_problems(record, context)
+    return Verification(tuple(problems), tuple(unchecked))
+
+
+def _metric_problems(record: RunRecord, run: RunTables) -> tuple[list[str], list[str]]:
+    """Mismatches, and what was not recomputed, metric by metric."""
+    problems: list[str] = []
+    older: list[str] = []
+    unknown: list[str] = []
+    schema = record.metrics.get("schema")
+    if not isinstance(schema, int) or not 1 <= schema <= METRIC_SCHEMA:
+        return [], [f"every number: metric schema {schema!r} is not known to this Backbench"]
+    wanted = [metric for metric in METRICS if metric.compute is not None]
+    names = dict.fromkeys(metric.path[0] for metric in METRICS)
+    for metric in METRICS:
+        stored = _at(record, metric.path)
+        if metric.compute is None or _cannot(metric, run):
+            if stored is not None:
+                unknown.append(metric.dotted)
+            continue
+        if schema < metric.since and metric.changes(run):
+            older += [f"{metric.dotted}{_those(metric.changed)}"]
+            if not metric.changed:
+                continue
+        computed = _at_sections(sections(run, names, [metric]), metric.path)
+        if schema < METRIC_SCHEMA:
+            stored, computed = _common(stored, computed)
+        skipped = metric.changed if schema < metric.since and metric.changes(run) else ()
+        problems += differences(stored, finite(computed), metric.dotted, skipped)
+    if schema == METRIC_SCHEMA:
+        problems += _stray(record, run, wanted)
+    unchecked = []
+    if older:
+        unchecked.append(f"of an older definition (metric schema {schema}): {', '.join(older)}")
+    if unknown:
+        unchecked.append(f"{NOT_IN_TABLES}: {', '.join(unknown)}")
+    return problems, unchecked
+
+
+def _stray(record: RunRecord, run: RunTables, metrics: Iterable[Metric]) -> Iterator[str]:
+    """What stands in the sections that the tables give and no metric does, and reasons beside nulls."""
+    names = ("metrics", "schedule", "roofline", "energy")
+    for name, computed in sections(run, names, metrics).items():
+        stored = getattr(record, name)
+        for key in sorted({*stored} - {*computed}):
+            yield f"{name}.{key} is {stored[key]!r}, which the tables do not give"
+        if name != "energy":
+            yield from differences(stored.get(ABSENT), computed.get(ABSENT), f"{name}.{ABSENT}")
+
+
+def _cannot(metric: Metric, run: RunTables) -> bool:
+    """Whether this run kept nothing to recompute the metric from."""
+    section, key = metric.path[0], metric.path[-1]
+    if section == "memory" and metric.compute is not None:
+        return finite(metric.compute(run)) is None and _given(run, key) is not None
+    if section == "correctness":
+        return not isinstance(run.given["correctness"].get("differences"), list)
+    return False
+
+
+def _given(run: RunTables, key: str) -> Any:
+    return run.given["memory"].get(key)
+
+
+def _those(keys: tuple[str, ...]) -> str:
+    return f" ({', '.join(keys)})" if keys else ""
+
+
+def _at(record: RunRecord, path: tuple[str, ...]) -> Any:
+    return _at_sections({path[0]: getattr(record, path[0])}, path)
+
+
+def _at_sections(found: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _common(stored: Any, computed: Any) -> tuple[Any, Any]:
+    """Without the reasons that only this version writes beside nulls, and the keys it added."""
+    if not isinstance(stored, dict) or not isinstance(computed, dict):
+        return stored, computed
+    kept = {key: each for key, each in computed.items() if key in stored}
+    pairs = {key: _common(stored[key], each) for key, each in kept.items()}
+    return stored, {key: pair[1] for key, pair in pairs.items()}
+
+
+def _column_problems(requests: pd.DataFrame) -> Iterator[str]:
+    """The columns that say again what the chunks of a request say."""
+    for row in requests.to_dict("records"):
+        counts = np.array([np.nan if each is None else each for each in row["token_counts"]], dtype=float)
+        times = [int(each) for each in row["token_ns"]]
+        ends = (times[0], times[-1]) if times else (None, None)
+        seen = {"output_tokens": int(np.nansum(counts)), "first_ns": ends[0], "last_ns": ends[1]}
+        for name, value in seen.items():
+            stored = None if pd.isna(row[name]) else int(row[name])
+            if stored != value:
+                request = row["request_id"]
+                yield f"requests.parquet: {name} of request {request} is {stored}, its chunks give {value}"
+                return
+
+
+def _status_problems(record: RunRecord, context: Context) -> Iterator[str]:
     if record.run.get("status") == "complete" and context.interrupted:
-        problems.append("run.status says complete, but the replay was interrupted")
-    return problems
+        yield "run.status says complete, but the replay was interrupted"
 
 
-def _energy(
-    record: RunRecord, requests: Any, telemetry: Any, context: Context, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """Recomputed; what comes from before the run (idle power, missing sensors) is taken from the record."""
-    whole, steady = windows(requests, context)
-    tokens = energy.tokens_in(metrics, whole, steady)
-    reasons, idle_power_w = record.energy.get("sensor_reasons") or [], record.energy.get("idle_power_w")
-    return energy.section(telemetry, steady, whole, tokens, reasons, idle_power_w)
-
-
-def _digest_problems(directory: RunDirectory, record: RunRecord) -> Iterator[str]:
-    digests = record.run.get("digests") or {}
-    for name in TABLES:
-        path = directory.path / name
-        if not path.exists():
-            yield f"{name} is missing"
-        elif name not in digests:
-            yield f"run.json holds no digest of {name}"
-        elif sha256(path) != digests[name]:
-            yield f"{name} is not the file this record was made from (its digest differs)"
-    if RECORD_FILE not in digests:
-        yield "run.json holds no digest of itself"
-    elif record_digest(record) != digests[RECORD_FILE]:
-        yield "run.json was edited after the run (its digest differs)"
-
-
-def differences(stored: Any, computed: Any, where: str) -> list[str]:
+def differences(stored: Any, computed: Any, where: str, skipped: tuple[str, ...] = ()) -> list[str]:
     """Every leaf in which the stored value is not the computed one, by its dotted name."""
     if isinstance(stored, dict) and isinstance(computed, dict):
         lines = []
-        for key in sorted({*stored, *computed}):
+        for key in sorted({*stored, *computed} - {*skipped}):
             name = f"{where}.{key}"
             if key not in stored:
                 lines.append(f"{name} is missing; the tables give {computed[key]!r}")
             elif key not in computed:
                 lines.append(f"{name} is {stored[key]!r}, which the tables do not give")
             else:
-                lines += differences(stored[key], computed[key], name)
+                lines += differences(stored[key], computed[key], name, skipped)
         return lines
     if isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
         return [
             line
             for index, pair in enumerate(zip(stored, computed, strict=True))
-            for line in differences(*pair, f"{where}[{index}]")
+            for line in differences(*pair, f"{where}[{index}]", skipped)
         ]
     return [] if _same(stored, computed) else [f"{where} is {stored!r}, but the tables give {computed!r}"]
 

@@ -9,7 +9,9 @@ import pytest
 
 from backbench.harness.subjects.scripted import MS, ScriptedClock, ScriptedTarget
 from backbench.harness.subjects.target import TokenEvent
-from backbench.reports.metrics.requests import Context
+from backbench.reports.metrics.compute import sections
+from backbench.reports.metrics.requests import Context, Requests
+from backbench.reports.metrics.run import RunTables
 from backbench.workloads.request import Request, Workload
 
 FakeClock = ScriptedClock
@@ -48,6 +50,11 @@ class FakeTarget(ScriptedTarget):
     def abort(self) -> None:
         self.aborted = True
         super().abort()
+
+
+def metrics_section(rows: Requests, steps: Any, context: Context, everyone: Requests | None = None) -> Any:
+    """The record's `metrics` section of these requests; `everyone` has the warm-up's too."""
+    return sections(RunTables(rows, everyone or rows, steps, context), ["metrics"])["metrics"]
 
 
 @pytest.fixture

@@ -50,8 +50,8 @@ def gap_cv(arrivals_ns: Sequence[int]) -> float | None:
 def ideal_prefix_hit_ratio(prompts: Iterable[Sequence[int]], block_size: int) -> float:
     """Share of prompt tokens that a prefix cache of unlimited size would hold, prompts in order.
 
-    Whole blocks only, and never a prompt's last token, as an engine needs it for the first output. What the
-    outputs of earlier requests would add is not counted.
+    Whole blocks only, and never the one that ends with a prompt's last token, whose logits give the first
+    output. What the outputs of earlier requests would add is not counted.
     """
     if block_size < 1:
         raise WorkloadError(f"the block size must be at least 1 token, not {block_size}.")
@@ -65,9 +65,9 @@ def ideal_prefix_hit_ratio(prompts: Iterable[Sequence[int]], block_size: int) ->
         for start in range(0, len(tokens) - block_size + 1, block_size):
             key = (node, tokens[start : start + block_size].tobytes())
             known = known and key in children
-            hits += block_size if known else 0
+            hits += block_size if known and start + block_size < len(tokens) else 0
             node = children.setdefault(key, len(children) + 1)
-        hit_tokens += min(hits, max(len(tokens) - 1, 0))
+        hit_tokens += hits
     return hit_tokens / total_tokens if total_tokens else 0.0
 
 

@@ -36,11 +36,13 @@ class StepPlan:
     num_decodes: int = 0
     num_tokens: int = 0
     copies: list[tuple[int, int]] = field(default_factory=list)
-    """Copy-on-write: (source, destination) blocks, to be copied before the step writes."""
+    """Copy-on-write: (source, destination) blocks, to be copied before the step writes, in this order or
+    all at once: a source that nobody reads any more may be a later copy's destination."""
     table_updates: dict[tuple[int, int], int] = field(default_factory=dict)
     """Entries of the block table that changed since the last plan: (row, logical block) -> physical block.
     One value an entry: a device leaves open which of two would win."""
     prefix_hit_tokens: int = 0
+    """Tokens found in the cache by sequences that start for the first time."""
     preemptions: int = 0
     """Sequences preempted since the last plan."""
 
@@ -183,7 +185,8 @@ class Scheduler:
             sequence.blocks = hits
             sequence.num_computed = sequence.num_landed = computed
             sequence.num_published = len(hits)
-            plan.prefix_hit_tokens += computed
+            if not sequence.preempted:  # else it finds the blocks that it filled itself
+                plan.prefix_hit_tokens += computed
             self._start(sequence)
             self._table_updates |= {(sequence.row, i): block for i, block in enumerate(hits)}
             part = self._take(plan, sequence, count)
@@ -206,6 +209,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         victim.num_computed = 0
+        victim.preempted = True
         self._stop_running(victim)
         self.waiting.appendleft(victim)
         self.preemptions += 1

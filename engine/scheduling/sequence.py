@@ -26,6 +26,7 @@ class Sequence:
         "num_tokens",
         "order",
         "params",
+        "preempted",
         "prompt_len",
         "request_id",
         "row",
@@ -61,6 +62,8 @@ class Sequence:
         self.digests: list[bytes] = []
         """Chained hashes of the leading full blocks, as far as they were needed."""
         self.num_published = 0
+        self.preempted = False
+        """It ran before, and computes again what it lost."""
         self.running = False
         self.row = -1
         """Row of the device's request tables; kept until the steps in flight have landed."""

@@ -22,33 +22,35 @@ def compare(runs: tuple[Path, ...], anyway: bool, as_json: bool) -> None:
 
     from backbench.errors import HarnessError
     from backbench.harness.commands.output import print_json, print_report_table
+    from backbench.harness.commands.stored import read, reading, say
     from backbench.reports.compare import differences, incomparable, labels, ratio_table
-    from backbench.reports.record import RunDirectory
     from backbench.reports.tables import comparison_table, difference_table
 
     if len(runs) < 2:
         raise HarnessError("A comparison needs at least two runs.")
-    records = [RunDirectory.open(run).read_record() for run in runs]
-    hard = incomparable(records)
-    if hard and not anyway:
-        what = "; ".join(map(str, hard))
-        raise HarnessError(f"These runs do not compare: {what} (--anyway goes on).", exit_code=INVALID)
-    soft = differences(records)
-    if as_json:
-        print_json(
-            {
-                "runs": labels(records),
-                "comparable": not hard,
-                "incomparable": [str(each) for each in hard],
-                "differences": {each.field: list(each.values) for each in soft},
-                "metrics": json.loads(ratio_table(records).to_json(orient="records")),
-            }
-        )
-        return
-    for each in hard:
-        click.echo(f"not comparable: {each}", err=True)
-    for run, record in zip(runs, records, strict=True):
-        for reason in record.validity:
-            click.echo(f"{run} is not valid: {reason}", err=True)
-    print_report_table(comparison_table(records))
-    print_report_table(difference_table(soft, labels(records)))
+    with reading(*runs):
+        records = [read(run)[1] for run in runs]
+        hard = incomparable(records)
+        if hard and not anyway:
+            what = "; ".join(map(str, hard))
+            what = what if len(what) <= 200 else what[:197] + "..."
+            raise HarnessError(f"These runs do not compare: {what} (--anyway goes on).", exit_code=INVALID)
+        soft = differences(records)
+        if as_json:
+            print_json(
+                {
+                    "runs": labels(records),
+                    "comparable": not hard,
+                    "incomparable": [str(each) for each in hard],
+                    "differences": {each.field: list(each.values) for each in soft},
+                    "metrics": json.loads(ratio_table(records).to_json(orient="records")),
+                }
+            )
+            return
+        for each in hard:
+            say(f"not comparable: {each}")
+        for run, record in zip(runs, records, strict=True):
+            for reason in record.validity:
+                say(f"{run} is not valid: {reason}")
+        print_report_table(comparison_table(records))
+        print_report_table(difference_table(soft, labels(records)))

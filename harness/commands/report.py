@@ -24,10 +24,11 @@ from backbench.errors import ReportError
 def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Write one self-contained HTML report of RUNS; it needs no network."""
     from backbench.harness.commands.output import print_json
+    from backbench.harness.commands.stored import read, reading
     from backbench.reports.page.html import write_report
-    from backbench.reports.record import RunDirectory
 
-    write_report([RunDirectory.open(run).path for run in runs], out)
+    with reading(*runs):
+        write_report([read(run)[0].path for run in runs], out)
     if as_json:
         print_json({"report": str(out), "bytes": out.stat().st_size})
     else:

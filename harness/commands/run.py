@@ -82,7 +82,7 @@ def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
 
 def exit_code(outcome: Outcome) -> int:
     """What one run makes the command end with."""
-    from backbench.harness.validity import INTERPRETED
+    from backbench.reports.metrics.validity import INTERPRETED
 
     record = outcome.record
     if record.run["status"] == "interrupted":

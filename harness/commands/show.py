@@ -11,7 +11,7 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record as JSON.")
 def show(run: Path, as_json: bool) -> None:
-    """Print the summary of the run directory RUN."""
+    """Print the summary of the run directory RUN, and on stderr what of it was edited since."""
     from dataclasses import asdict
 
     from backbench.harness.commands.output import (
@@ -21,15 +21,16 @@ def show(run: Path, as_json: bool) -> None:
         print_tuning,
         print_validity,
     )
-    from backbench.reports.record import RunDirectory
+    from backbench.harness.commands.stored import read, reading, say
     from backbench.reports.tables import latency_table, summary_table
 
-    record = RunDirectory.open(run).read_record()
-    if as_json:
-        print_json(asdict(record))
-        return
-    click.echo(headline(record))
-    print_tuning(record)
-    print_report_table(summary_table(record))
-    print_report_table(latency_table([record]))
-    print_validity(record)
+    with reading(run):
+        _, record = read(run)
+        if as_json:
+            print_json(asdict(record))
+            return
+        say(headline(record), err=False)
+        print_tuning(record)
+        print_report_table(summary_table(record))
+        print_report_table(latency_table([record]))
+        print_validity(record)

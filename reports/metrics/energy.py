@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backbench.reports.metrics.metric import Metric, Missing, Part, resolved
+from backbench.reports.metrics.run import RunTables
+from backbench.reports.metrics.throughput import tokens_inside
 from backbench.reports.metrics.window import Window
 
 if TYPE_CHECKING:
@@ -19,16 +22,6 @@ MIN_COUNTER_S = 10.0
 """... over at least this long, or the counter (which steps about every 100 ms) is not used."""
 
 
-def tokens_in(metrics: dict[str, Any], whole: Window, steady: Window | None) -> dict[str, float | None]:
-    """Output tokens seen inside each window, from the `metrics` section's rates."""
-    rates = metrics["output_tokens_per_s"]
-    spans = {"whole_run": whole.seconds, "steady_state": steady.seconds if steady is not None else None}
-    return {
-        name: None if rates[name] is None or span is None else rates[name] * span
-        for name, span in spans.items()
-    }
-
-
 def section(
     telemetry: pd.DataFrame,
     steady: Window | None,
@@ -39,8 +32,8 @@ def section(
 ) -> dict[str, Any]:
     """The record's `energy` section. Idle power is reported, never subtracted; absent is null, never 0.
 
-    `tokens` comes from `tokens_in`; `sensor_reasons` say why a sensor is missing;
-    `idle_power_w` was read before the engine took the device.
+    `tokens` are the output tokens seen inside each stretch, None where a chunk's count is unknown;
+    `sensor_reasons` say why a sensor is missing; `idle_power_w` was read before the engine took the device.
     """
     gpu = telemetry[telemetry["device"] >= 0]
     stretches = {"whole_run": whole} | ({"steady_state": steady} if steady is not None else {})
@@ -48,12 +41,13 @@ def section(
     best = measured.get("steady_state") or measured["whole_run"]
     label = "steady_state" if measured.get("steady_state") else "whole_run"
     count = tokens.get(label)
+    unsampled = Missing("no power was sampled over this stretch")
     result: dict[str, Any] = {
         "joules_per_output_token": None,
         "stretch": None,
-        "idle_power_w": idle_power_w,
-        "scope": "board" if len(gpu) else None,
-        "measured": measured,
+        "idle_power_w": Missing("it was not read before the run") if idle_power_w is None else idle_power_w,
+        "scope": "board" if len(gpu) else Missing("no device was sampled"),
+        "measured": {name: each or unsampled for name, each in measured.items()},
         "sensor_reasons": list(sensor_reasons),
         "reasons": list(sensor_reasons),
     }
@@ -62,8 +56,39 @@ def section(
     elif not count:
         result["reasons"].append("no output tokens were counted in that stretch")
     else:
-        result |= {"joules_per_output_token": best["energy_j"] / count, "stretch": label}
-    return result
+        return resolved(result | {"joules_per_output_token": best["energy_j"] / count, "stretch": label})
+    why = Missing(result["reasons"][-1])
+    return resolved(result | {"joules_per_output_token": why, "stretch": why})
+
+
+def _of(run: RunTables) -> dict[str, Any]:
+    """The section from the tables; what comes from before the run is taken from the record."""
+    assert run.telemetry is not None
+    tokens = {
+        name: None if window is None else _counted(tokens_inside(run.everyone, window))
+        for name, window in (("whole_run", run.whole), ("steady_state", run.steady))
+    }
+    known = run.given.get("energy") or {}
+    reasons = known.get("sensor_reasons") or []
+    return section(run.telemetry, run.steady, run.whole, tokens, reasons, known.get("idle_power_w"))
+
+
+def _counted(tokens: float) -> float | None:
+    return None if np.isnan(tokens) else tokens
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        ("energy",),
+        "Energy per output token",
+        "J/token",
+        False,
+        "Joules of all boards in the steady state (else the whole run) over the output tokens made there.",
+        _of,
+        "Energy",
+        parts=(Part("joules_per_output_token", headline=True, summary=True),),
+    ),
+)
 
 
 def _stretch(gpu: pd.DataFrame, window: Window) -> dict[str, Any] | None:

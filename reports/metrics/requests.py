@@ -70,10 +70,20 @@ class Requests:
 
 
 def read_requests(frame: pd.DataFrame, context: Context) -> Requests:
-    """The rows that were due: an interrupted run never came to the rest."""
+    """The measured requests that were due: an interrupted run never came to the rest."""
+    measured = frame[~frame["warmup"].to_numpy(dtype=bool)]
     if context.interrupted:
-        due = (frame["intended_ns"] < context.end_ns) | frame["sent_ns"].notna()
-        frame = frame[due]
+        due = (measured["intended_ns"] < context.end_ns) | measured["sent_ns"].notna()
+        measured = measured[due]
+    return _arrays(measured)
+
+
+def read_with_warmup(frame: pd.DataFrame) -> Requests:
+    """Every request that the target took, the warm-up's too."""
+    return _arrays(frame[frame["sent_ns"].notna()])
+
+
+def _arrays(frame: pd.DataFrame) -> Requests:
     counts = [
         np.array([np.nan if c is None else c for c in row], dtype=float) for row in frame["token_counts"]
     ]

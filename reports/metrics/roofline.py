@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backbench.reports.metrics.metric import Metric, Missing, Part
+from backbench.reports.metrics.outcome import known_peaks
+from backbench.reports.metrics.run import RunTables
 from backbench.reports.metrics.steps import plain_decodes, step_times_ns
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from backbench.reports.metrics.requests import Requests
 
 
 @dataclass(frozen=True)
@@ -47,38 +48,43 @@ class Peaks:
     note: str | None = None
 
 
-def section(
-    rows: Requests, steps: pd.DataFrame, shape: Mapping[str, Any] | None, peaks: Mapping[str, Any]
-) -> dict[str, Any]:
+def section(run: RunTables) -> dict[str, Any]:
     """Model bandwidth use of the decode steps and model FLOP use of the whole run, each with its parts.
 
     mbu: (weights + KV read) a plain decode step (`metrics.steps`), over those steps' time and the peak
     bandwidth.
-    mfu: FLOPs that the answered tokens need, over the busy time and the peak FLOPs. Both are null where the
-    peak is unknown; attained bytes/s and FLOP/s stand beside them.
+    mfu: FLOPs that the tokens made in the whole run need, over the busy time and the peak FLOPs. Both are
+    `Missing` where the peak is unknown; attained bytes/s and FLOP/s stand beside them.
     """
+    shape, peaks = run.context.shape, run.context.peaks
     if shape is None:
-        return {"mbu": None, "mfu": None, "reason": "the model's shape is unknown", "peaks": dict(peaks)}
-    decode_bytes, decode_s = _decode_bytes(steps, shape)
-    flops = _run_flops(rows, steps, shape)
-    measured = steps[steps["end_ns"] > 0]
-    busy_s = float(step_times_ns(measured).sum()) / 1e9 if len(measured) else 0.0
-    bytes_per_s = decode_bytes / decode_s if decode_s > 0 else None
-    flops_per_s = flops / busy_s if busy_s > 0 and flops is not None else None
+        why = Missing("the model's shape is unknown")
+        return {"decode_bytes_per_s": why, "flops_per_s": why, "mbu": why, "mfu": why}
+    decode_bytes, decode_s = _decode_bytes(run.steps, shape)
+    flops = run_flops(run, shape)
+    bytes_per_s: Rate = decode_bytes / decode_s if decode_s > 0 else Missing("no step only decoded")
+    flops_per_s: Rate = Missing("the token count of a chunk is unknown")
+    if not np.isnan(flops):
+        flops_per_s = flops / run.busy_s if run.busy_s > 0 else Missing("the target told of no steps")
     return {
         "decode_bytes_per_s": bytes_per_s,
         "flops_per_s": flops_per_s,
-        "mbu": _over(bytes_per_s, peaks.get("measured_bytes_per_s"), peaks.get("datasheet_bytes_per_s")),
-        "mfu": _over(flops_per_s, peaks.get("measured_flops_per_s"), peaks.get("datasheet_flops_per_s")),
-        "peaks": dict(peaks),
+        "mbu": _over(bytes_per_s, peaks, "bytes_per_s"),
+        "mfu": _over(flops_per_s, peaks, "flops_per_s"),
     }
 
 
-def _over(value: float | None, measured: float | None, sheet: float | None) -> dict[str, float | None]:
-    return {
-        "measured": value / measured if value is not None and measured else None,
-        "datasheet": value / sheet if value is not None and sheet else None,
-    }
+Rate = float | Missing
+
+
+def _over(value: Rate, peaks: Mapping[str, Any], unit: str) -> dict[str, Rate]:
+    def ratio(kind: str) -> Rate:
+        peak = peaks.get(f"{kind}_{unit}")
+        if isinstance(value, Missing):
+            return value
+        return value / peak if peak else Missing(f"the {kind} peak of this device is unknown")
+
+    return {kind: ratio(kind) for kind in ("measured", "datasheet")}
 
 
 def _decode_bytes(steps: pd.DataFrame, shape: Mapping[str, Any]) -> tuple[float, float]:
@@ -93,27 +99,75 @@ def _decode_bytes(steps: pd.DataFrame, shape: Mapping[str, Any]) -> tuple[float,
     return float(chosen.sum() * shape["weight_bytes_per_step"] + read), seconds
 
 
-def _run_flops(rows: Requests, steps: pd.DataFrame, shape: Mapping[str, Any]) -> float | None:
-    """FLOPs the answered requests need: 2 a weight and token, 4 a key, head dimension and query.
+def run_flops(run: RunTables, shape: Mapping[str, Any]) -> float:
+    """FLOPs that the tokens seen inside the whole run need: 2 a weight and token, 4 a key, head dimension
+    and query; NaN where a chunk's token count is unknown.
 
-    Prompt tokens found in the prefix cache need none of the linear work; recomputation after a
-    preemption is not needed work and is left out.
+    A request whose first token lies inside needs its prompt; each further output token inside one position
+    more. Handed-over warm-up requests count likewise: their tokens took the run's time. Prompt tokens found
+    in the prefix cache need none of the linear work; recomputation after a preemption is not needed work
+    and is left out.
     """
-    answered = ~np.isnan(rows.first_ns)
-    outputs = rows.output_tokens[answered]
-    if np.isnan(outputs).any():
-        return None
-    prompts = rows.prompt_tokens[answered]
-    hits = float(steps.loc[steps["end_ns"] > 0, "prefix_hit_tokens"].sum())
-    tokens = float((prompts + outputs - 1).sum()) - hits
-    length = prompts + outputs - 1
-    keys = 0.0
-    for window in shape["windows"]:
-        inside = np.minimum(length, np.inf if window is None else window)
-        keys += float((inside * (inside + 1) / 2 + (length - inside) * inside).sum())
+    linear = outputs = keys = 0.0
+    rows = run.everyone
+    for prompt, times, counts in zip(rows.prompt_tokens, rows.chunk_ns, rows.chunk_tokens, strict=True):
+        made = float(counts[run.whole.holds(times)].sum())
+        if not made:
+            continue
+        before = float(counts[times <= run.whole.start_ns].sum())
+        first = prompt + before - 1 if before else 0.0
+        last = prompt + before + made - 1
+        linear += last - first
+        outputs += made
+        keys += sum(_keys(last, window) - _keys(first, window) for window in shape["windows"])
+    hits = float(run.measured_steps["prefix_hit_tokens"].sum())
     attention = 4.0 * shape["q_heads"] * shape["head_dim"] * keys
     return (
-        2.0 * shape["linear_parameters"] * tokens
-        + 2.0 * shape["head_parameters"] * float(outputs.sum())
+        2.0 * shape["linear_parameters"] * (linear - hits)
+        + 2.0 * shape["head_parameters"] * outputs
         + attention
     )
+
+
+def _keys(length: float, window: int | None) -> float:
+    """Keys that the first `length` positions see in all."""
+    inside = length if window is None else min(length, window)
+    return inside * (inside + 1) / 2 + (length - inside) * inside
+
+
+def _roofline(key: str, label: str, unit: str, definition: str, *parts: Part, since: int = 1) -> Metric:
+    def value(run: RunTables) -> Any:
+        return section(run)[key]
+
+    path = ("roofline", key)
+    return Metric(path, label, unit, True, definition, value, "Roofline", parts=parts, since=since)
+
+
+METRICS: tuple[Metric, ...] = (
+    _roofline(
+        "mbu",
+        "Memory bandwidth used (MBU)",
+        "ratio",
+        "Bytes of weights and KV that the decode-only steps need, over their time and the peak bandwidth.",
+        Part(headline=True),
+    ),
+    _roofline(
+        "mfu",
+        "FLOPs used (MFU)",
+        "ratio",
+        "FLOPs that the tokens made in the whole run need, over the time in steps and the peak FLOPs.",
+        Part(headline=True),
+        since=2,
+    ),
+    _roofline("decode_bytes_per_s", "Bytes/s of decode steps", "B/s", "What MBU sets against the peak."),
+    _roofline("flops_per_s", "FLOP/s", "FLOP/s", "What MFU sets against the peak.", since=2),
+    Metric(
+        ("roofline", "peaks"),
+        "Peaks",
+        "",
+        None,
+        "What the device can do at most, measured and by its data sheet.",
+        known_peaks,
+        parts=(),
+    ),
+)

@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from backbench.reports.metrics.metric import Metric, Missing, Part, resolved
+from backbench.reports.metrics.requests import Context, Requests
+from backbench.reports.metrics.run import RunTables
 from backbench.reports.metrics.statistics import Floats, summarise
-
-if TYPE_CHECKING:
-    from backbench.reports.metrics.requests import Context, Requests
 
 SATURATED = 0.95
 """The client counts as saturated when it sent slower than this share of the offered rate."""
 
 
+NOT_OPEN = Missing("the target's answers pace the sending: there is no schedule to keep")
+TOO_FEW = Missing("fewer than 50 arrivals, or all at once")
+
+
 def section(rows: Requests, context: Context) -> dict[str, Any]:
     """The record's `schedule` section."""
+    return resolved(_values(rows, context))
+
+
+def _values(rows: Requests, context: Context) -> dict[str, Any]:
+    """The section; `Missing` where the load has no such number."""
     sent = ~np.isnan(rows.sent_ns)
     lag_s = (rows.sent_ns - rows.intended_ns)[sent] / 1e9
     timed = context.mode == "open"
     offered = _rate(rows.intended_ns[sent]) if timed else None
     # Where the target's answers pace the sending, its rate says nothing about the schedule.
     achieved = _rate(rows.sent_ns[sent]) if timed else None
+    few = Missing("all requests arrive at one time") if timed else NOT_OPEN
+
+    def bursts(times_ns: Floats) -> float | Missing:
+        if not timed:
+            return NOT_OPEN
+        found = dispersion(times_ns)
+        return TOO_FEW if found is None else found
+
     return {
         "mode": context.mode,
-        "concurrency": context.concurrency,
-        "offered_requests_per_s": offered,
-        "achieved_requests_per_s": achieved,
+        "concurrency": Missing("no limit was set") if context.concurrency is None else context.concurrency,
+        "offered_requests_per_s": few if offered is None else offered,
+        "achieved_requests_per_s": few if achieved is None else achieved,
         "client_saturated": bool(offered and achieved and achieved < SATURATED * offered),
-        "index_of_dispersion": dispersion(rows.intended_ns) if timed else None,
-        "index_of_dispersion_sent": dispersion(rows.sent_ns[sent]) if timed else None,
+        "index_of_dispersion": bursts(rows.intended_ns),
+        "index_of_dispersion_sent": bursts(rows.sent_ns[sent]),
         "lag_s": summarise(lag_s),
         "never_sent": int((~sent).sum()),
     }
@@ -68,3 +85,55 @@ def index_of_dispersion(arrivals_ns: Sequence[int], window_ns: int) -> float | N
     places = (arrivals - arrivals.min()) // window_ns
     counts = np.bincount(places[places < windows], minlength=windows)
     return float(counts.var(ddof=1) / counts.mean()) if counts.any() else None
+
+
+def _schedule(
+    key: str, label: str, unit: str, definition: str, better: bool | None = None, *parts: Part
+) -> Metric:
+    def value(run: RunTables) -> Any:
+        return _values(run.rows, run.context)[key]
+
+    return Metric(("schedule", key), label, unit, better, definition, value, "Schedule", parts=parts)
+
+
+METRICS: tuple[Metric, ...] = (
+    _schedule("mode", "Load", "", "Open (timed arrivals), closed (slots) or all at once."),
+    _schedule("concurrency", "Concurrency", "", "Slots of a closed loop."),
+    _schedule(
+        "offered_requests_per_s",
+        "Offered requests/s",
+        "req/s",
+        "Gaps a second between the first and the last intended arrival.",
+        None,
+        Part(),
+    ),
+    _schedule(
+        "achieved_requests_per_s",
+        "Achieved requests/s",
+        "req/s",
+        "Gaps a second between the first and the last sending.",
+        None,
+        Part(),
+    ),
+    _schedule(
+        "client_saturated", "Client saturated", "", f"Sent slower than {SATURATED:.0%} of the offered rate."
+    ),
+    _schedule(
+        "lag_s",
+        "Sending lag",
+        "s",
+        "Sent - intended.",
+        False,
+        *(Part(key, f" {key}") for key in ("p50", "p99", "max")),
+    ),
+    _schedule(
+        "index_of_dispersion",
+        "Index of dispersion of arrivals",
+        "",
+        "Variance over mean of the arrivals in windows of about ten; 1 for Poisson, 0 for constant.",
+        None,
+        Part(),
+    ),
+    _schedule("index_of_dispersion_sent", "Index of dispersion, sent", "", "The same of the sendings."),
+    _schedule("never_sent", "Requests never sent", "", "Requests that were due and did not go out."),
+)

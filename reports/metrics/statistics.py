@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.integer[Any]]
 
 CONFIDENCE = 0.95
+SEED = 20_240_229
+MOST_DRAWS, FEWEST_DRAWS, DRAWN_VALUES = 500, 100, 100_000_000
+"""Draws of a bootstrap: 500, fewer where that would draw more values than a second allows."""
 LEVELS = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
@@ -67,44 +71,89 @@ def needed_sample(level: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(math.log(tail) / math.log(max(level, 1 - level)))
 
 
-def estimate(ordered: Floats, level: float, clusters: int | None = None) -> dict[str, Any]:
-    """One quantile with its interval: {value, low, high}, or nulls and why in `unsupported`.
-
-    `clusters` is the number of independent units (requests) that pooled values come from. Values of
-    one request move together, so the interval's ranks are those of a sample of `clusters`, mapped
-    onto the pooled values: never too narrow, however strong the dependence.
-    """
+def estimate(ordered: Floats, level: float) -> dict[str, Any]:
+    """One quantile with its interval: {value, low, high}, or nulls and why in `unsupported`."""
     n = len(ordered)
-    units = n if clusters is None else min(n, clusters)
-    ranks = interval_ranks(units, level) if units else None
+    ranks = interval_ranks(n, level) if n else None
     if ranks is None:
-        reason = f"not supported at this sample size: needs {needed_sample(level)} requests, has {units}"
-        return {"value": None, "low": None, "high": None, "unsupported": reason}
-    value = quantile(ordered, level)
-    if units == n:
-        low, high = float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])
-    else:
-        low = float(ordered[math.floor((ranks[0] - 1) / units * n)])
-        high = float(ordered[min(n, math.ceil(ranks[1] / units * n)) - 1])
-    result: dict[str, Any] = {"value": value, "low": low, "high": high}
-    if math.isinf(value):
-        result["unsupported"] = "infinite: so many requests failed that the quantile falls among them"
-    return result
+        return _unsupported(level, n)
+    low, high = float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1])
+    return _told({"value": quantile(ordered, level), "low": low, "high": high})
+
+
+def estimate_pooled(values: Floats, owners: Ints, levels: Mapping[str, float]) -> dict[str, Any]:
+    """Quantiles of values pooled from requests, each with an interval over the requests.
+
+    Values of one request move together, and a long request gives more of them: so whole requests are drawn
+    again, with replacement, and the interval spans the middle 95 % of the quantiles of such draws (the
+    cluster bootstrap's percentile interval: Davison & Hinkley, Bootstrap Methods, 1997, section 3.8).
+    `owners[i]` is the request that `values[i]` came from. As many requests are needed as for a quantile
+    of one value a request.
+    """
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    names, owner = np.unique(owners, return_inverse=True)
+    owner = owner[order].astype(np.int32)
+    supported = {name: level for name, level in levels.items() if _enough(len(names), level)}
+    found = {name: _unsupported(level, len(names)) for name, level in levels.items()}
+    if not supported:
+        return found
+    drawn = _redrawn(ordered, owner, len(names), list(supported.values()))
+    tail = (1 - CONFIDENCE) / 2
+    for place, (name, level) in enumerate(supported.items()):
+        value, seen = quantile(ordered, level), np.sort(drawn[:, place])
+        low, high = quantile(seen, tail), quantile(seen, 1 - tail)
+        found[name] = {"value": value, "low": min(low, value), "high": max(high, value)}
+    return found
+
+
+def _redrawn(ordered: Floats, owner: Ints, requests: int, levels: list[float]) -> Floats:
+    """f64[draws, levels]: the quantiles of draws of whole requests."""
+    # RandomState's stream never changes between versions of numpy: a record must verify anywhere.
+    random = np.random.RandomState(SEED)
+    draws = max(FEWEST_DRAWS, min(MOST_DRAWS, DRAWN_VALUES // len(ordered)))
+    found = np.empty((draws, len(levels)))
+    for draw in range(draws):
+        weights = np.bincount(random.randint(0, requests, requests), minlength=requests).astype(np.int32)
+        upto = np.cumsum(weights[owner], dtype=np.int64)
+        places = np.floor(np.multiply(levels, upto[-1] - 1)).astype(np.int64)
+        found[draw] = ordered[np.searchsorted(upto, places, side="right")]
+    return found
+
+
+def _enough(units: int, level: float) -> bool:
+    return units > 0 and interval_ranks(units, level) is not None
+
+
+def _unsupported(level: float, units: int) -> dict[str, Any]:
+    reason = f"not supported at this sample size: needs {needed_sample(level)} requests, has {units}"
+    return {"value": None, "low": None, "high": None, "unsupported": reason}
+
+
+def _told(found: dict[str, Any]) -> dict[str, Any]:
+    """With a reason beside what is infinite, which a record can only hold as null."""
+    if math.isinf(found["value"]):
+        found["unsupported"] = "infinite: so many requests failed that the quantile falls among them"
+    elif math.isinf(found["high"]):
+        found["reason"] = "the upper end is infinite: failed requests reach into the interval"
+    return found
 
 
 def summarise(
     values: Sequence[float] | Floats,
     *,
     failures: int = 0,
-    clusters: int | None = None,
-    levels: dict[str, float] | None = None,
+    owners: Ints | None = None,
+    levels: Mapping[str, float] = LEVELS,
 ) -> dict[str, Any]:
     """Summary of one metric: count, failures, mean, sd, min, max (of the measured values) and quantiles.
 
-    Failures enter the quantiles as +inf, never the mean. NaN or negative values are the caller's error.
+    `failures` requests have no value: they failed or were cut off, and enter the quantiles as +inf, never
+    the mean. With `owners` (one a value) the values are pooled from requests: see `estimate_pooled`. NaN or
+    negative values are the caller's error.
     """
-    measured = np.sort(np.asarray(values, dtype=np.float64))
-    ordered = np.concatenate((measured, np.full(failures, np.inf)))
+    given = np.asarray(values, dtype=np.float64)
+    measured = np.sort(given)
     summary: dict[str, Any] = {"count": len(measured), "failures": failures}
     if len(measured):
         summary |= {
@@ -115,6 +164,9 @@ def summarise(
         }
     else:
         summary |= {"mean": None, "sd": None, "min": None, "max": None}
-    for name, level in (levels or LEVELS).items():
-        summary[name] = estimate(ordered, level, None if clusters is None else clusters + failures)
-    return summary
+    if len(measured) < 2:
+        summary["reason"] = "one value has no spread" if len(measured) else "no request gave a value"
+    if owners is not None:
+        return summary | estimate_pooled(given, owners, levels)
+    ordered = np.concatenate((measured, np.full(failures, np.inf)))
+    return summary | {name: estimate(ordered, level) for name, level in levels.items()}

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from backbench.reports.metrics.window import Window
 
 
-def step_times_ns(steps: pd.DataFrame) -> np.ndarray:
+def step_times_ns(steps: pd.DataFrame, window: Window | None = None) -> np.ndarray:
     """What each step added to the run, f64[steps]: from the later of its start and its predecessor's end.
 
     With overlap a step is scheduled while the one before still runs; that stretch belongs to the latter.
+    With a window, only what lies inside it: a step may have begun before the run did.
     """
     start = steps["start_ns"].to_numpy(dtype=np.float64)
     end = steps["end_ns"].to_numpy(dtype=np.float64)
     before = np.concatenate(([-np.inf], end[:-1]))
+    if window is not None:
+        start, end = np.maximum(start, window.start_ns), np.minimum(end, window.end_ns)
     times: np.ndarray = np.maximum(end - np.maximum(start, before), 0.0)
     return times
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backbench.reports.compare import incomparable, ratio
+from backbench.reports.metrics.metric import Quantity
 from backbench.reports.quantities import (
-    Quantity,
     Reading,
     digits,
     format_interval,
@@ -139,9 +139,9 @@ def tiles(record: RunRecord) -> list[Tile]:
     return found
 
 
-def chips(record: RunRecord) -> list[Chip]:
-    """Validity, correctness, status and sample size of one run."""
-    found = []
+def chips(record: RunRecord, problems: Sequence[str] = ()) -> list[Chip]:
+    """Validity, correctness, status and sample size of one run; `problems` are of its files."""
+    found = [Chip("bad", f"Not as it was written: {each}") for each in problems]
     if reasons := len(record.validity):
         found.append(Chip("bad", f"Doubtful: {reasons} reason{'s' if reasons > 1 else ''}"))
     else:

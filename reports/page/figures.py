@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from backbench.reports.metrics.steps import plain_decodes, step_times_ns
+from backbench.reports.metrics import decode_fit
+from backbench.reports.metrics.latency import Samples
+from backbench.reports.metrics.series import Panel, decode_points, ecdf, thinned
 from backbench.reports.page.run_data import RunData
 from backbench.reports.page.style import RunStyle
 from backbench.reports.quantities import digits, format_value
-
-if TYPE_CHECKING:
-    from backbench.reports.page.series import Panel
-
-POINTS = 400
-"""Most points of one line; an ECDF keeps its ends and equal steps of probability between them."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def ecdf_figure(
     factor, unit = time_axis(np.concatenate([each.values_s for _, each in shown]))
     traces, sentences = [], []
     for run, each in shown:
-        values, shares = ecdf(each.values_s, each.total)
+        values, shares = ecdf(each)
         hover = f"{run.style.hover_label}<br>%{{y:.1f}} % at or below %{{x:,.4~g}} {unit}"
         traces.append(
             line(run.style, rounded(values / factor), rounded(100 * shares), hover)
@@ -122,49 +118,10 @@ def ecdf_figure(
     return Figure(id, title, caption, alt, traces, layout(xaxis=x, yaxis=y), notes=notes)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Latencies of one run; `total` counts those that never came too."""
-
-    values_s: np.ndarray
-    total: int
-
-
-def ecdf(values: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted values and the share of `total` at or below each, thinned to at most `POINTS`."""
-    ordered = np.sort(values)
-    shares = np.arange(1, len(ordered) + 1) / total
-    if len(ordered) > POINTS:
-        keep = np.unique(np.linspace(0, len(ordered) - 1, POINTS).round().astype(int))
-        ordered, shares = ordered[keep], shares[keep]
-    return ordered, shares
-
-
 def time_axis(values_s: np.ndarray) -> tuple[float, str]:
     """The factor and unit in which most of `values_s` read well."""
     middle = float(np.quantile(values_s, 0.5)) if len(values_s) else 1.0
     return (1.0, "s") if middle >= 1 else (1e-3, "ms") if middle >= 1e-3 else (1e-6, "µs")
-
-
-def ttft_samples(run: RunData) -> Samples:
-    """From the intended time; a request that failed or never began counts in the total."""
-    answered = run.requests[run.requests["finished"] & run.requests["first_ns"].notna()]
-    waits = (answered["first_ns"] - answered["intended_ns"]).to_numpy(dtype=float) / 1e9
-    counts = run.record.metrics.get("counts") or {}
-    unanswered = (counts.get("failed") or 0) + (counts.get("never_sent") or 0)
-    return Samples(waits, len(waits) + unanswered)
-
-
-def itl_samples(run: RunData) -> Samples:
-    """Gaps between chunks, shared out over the tokens of the later chunk; unknown counts are left out."""
-    pooled = []
-    for times, counts in zip(run.requests["token_ns"], run.requests["token_counts"], strict=True):
-        gaps = np.diff(np.asarray(times, dtype=float)) / 1e9
-        tokens = np.asarray(counts, dtype=float)[1:]
-        known = np.isfinite(tokens) & (tokens > 0)
-        pooled.append(np.repeat(gaps[known] / tokens[known], tokens[known].astype(int)))
-    values = np.concatenate(pooled) if pooled else np.empty(0)
-    return Samples(values, len(values))
 
 
 def over_time_figure(runs: Sequence[RunData], panels: Sequence[Panel]) -> Figure | None:
@@ -181,7 +138,7 @@ def over_time_figure(runs: Sequence[RunData], panels: Sequence[Panel]) -> Figure
         bottom = max(top - height, 0.0)
         last = place == len(panels) - 1
         y_axis = axis("", domain=[round(bottom, 4), round(top, 4)], rangemode="tozero", nticks=4)
-        figure_layout[f"yaxis{suffix}"] = y_axis | ({"range": [0, panel.maximum]} if panel.maximum else {})
+        figure_layout[f"yaxis{suffix}"] = y_axis
         x_axis = axis("Time since the run's start (s)" if last else "", anchor=f"y{suffix}", showgrid=False)
         x_axis |= {} if place == 0 else {"matches": "x"}
         figure_layout[f"xaxis{suffix}"] = x_axis | ({} if last else {"showticklabels": False})
@@ -219,12 +176,10 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
     traces: list[dict[str, Any]] = []
     sentences = []
     for run in runs:
-        chosen = plain_decodes(run.steps)
-        if not chosen.any():
+        context, seconds = decode_points(run.tables)
+        if not len(seconds):
             continue
-        seconds = step_times_ns(run.steps)[chosen] / 1e9
-        context = run.steps["context_tokens"].to_numpy(dtype=float)[chosen]
-        keep = np.unique(np.linspace(0, len(seconds) - 1, min(POINTS, len(seconds))).round().astype(int))
+        keep = thinned(len(seconds))
         hover = f"{run.style.hover_label}<br>%{{x:,}} context tokens<br>%{{y:.4~g}} ms<extra></extra>"
         traces.append(
             {
@@ -239,8 +194,8 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
         )
         ends = np.array([0.0, context.max()])
         fit = run.record.roofline.get("decode_fit") or {}
-        for name, prefix, width in (("fit", "", 2.5), ("floor", "floor_", 1)):
-            found = fit_line(fit, prefix, ends)
+        for name, width in (("fit", 2.5), ("floor", 1)):
+            found = decode_fit.line(fit, ends, floor=name == "floor")
             if found is None:
                 continue
             traces.append(
@@ -260,6 +215,10 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
             )
         squared = fit.get("r_squared")
         explained = "" if squared is None else f", R² of the fit {digits(squared, 2)}"
+        if fit.get("slope_s_per_token") is None:
+            explained = ", no fit"
+        elif fit.get("per_sequence_s") is not None:
+            explained += f", drawn at {digits(fit['median_sequences'])} sequences"
         sentences.append(f"{run.style.label}: {len(seconds):,} decode-only steps{explained}")
     if not traces:
         return None
@@ -269,13 +228,3 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
     alt = "Decode step time against context tokens. " + caption
     title = "Decode step time"
     return Figure("decode", title, caption, alt, traces, layout(xaxis=x, yaxis=y), 360, wide=True)
-
-
-def fit_line(fit: dict[str, Any], prefix: str, context: np.ndarray) -> np.ndarray | None:
-    """The fitted (or floor) step time in seconds at each context length; None when the record has none."""
-    intercept = fit.get("intercept_s" if not prefix else "intercept_floor_s")
-    slope = fit.get("slope_s_per_token" if not prefix else "slope_floor_s_per_token")
-    if intercept is None or slope is None:
-        return None
-    line_s: np.ndarray = intercept + slope * context
-    return line_s

@@ -10,16 +10,20 @@ from typing import Any
 from backbench.errors import ReportError
 from backbench.reports import tables
 from backbench.reports.compare import differences, incomparable, labels
+from backbench.reports.metrics import latency
+from backbench.reports.metrics.requests import Context
+from backbench.reports.metrics.run import RunTables
+from backbench.reports.metrics.series import panels
 from backbench.reports.page import answer, figures, sections
 from backbench.reports.page.figures import Figure
-from backbench.reports.page.run_data import RunData
-from backbench.reports.page.series import panels
+from backbench.reports.page.run_data import Page, RunData
 from backbench.reports.page.style import run_styles
-from backbench.reports.record import RunDirectory, RunRecord, finite
+from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
 
 MAX_BYTES = 6_000_000
 """A report stays small enough to mail and to attach."""
 
+PAGE_START = b"<!doctype html>"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -41,6 +45,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str) -> None:
             f"The report would have {len(content):,} bytes, more than {MAX_BYTES:,}; give it fewer runs."
         )
     out = Path(out)
+    _require_replaceable(out)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         temporary.write_bytes(content)
@@ -48,6 +53,21 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ReportError(f"Cannot write {out}: {error.strerror}; choose another file.") from None
+
+
+def _require_replaceable(out: Path) -> None:
+    """Only a new or empty file, or an earlier page: never a device, a pipe or somebody's data."""
+    try:
+        if not out.exists() and not out.is_symlink():
+            return
+        start = b"-"
+        if out.is_file():
+            with out.open("rb") as file:
+                start = file.read(256).lstrip().lower()
+    except OSError as error:
+        raise ReportError(f"Cannot write {out}: {error.strerror}; choose another file.") from None
+    if start and not start.startswith(PAGE_START):
+        raise ReportError(f"Cannot write {out}: it exists and is no HTML page; choose another file.")
 
 
 def render_report(directories: Sequence[RunDirectory]) -> str:
@@ -76,26 +96,27 @@ def render_report(directories: Sequence[RunDirectory]) -> str:
 
 
 def load_runs(directories: Sequence[RunDirectory]) -> list[RunData]:
-    """Records and tables, without what was recorded before the run's start (the warm-up)."""
+    """Records and tables."""
     records = [directory.read_record() for directory in directories]
     styles = run_styles(records, labels(records))
     runs = []
     for directory, record, style in zip(directories, records, styles, strict=True):
-        steps, telemetry = directory.read_steps(), directory.read_telemetry()
-        steps = steps[steps["end_ns"] > 0].reset_index(drop=True)
-        telemetry = telemetry[telemetry["time_ns"] >= 0].reset_index(drop=True)
-        runs.append(RunData(record, style, directory.read_requests(), steps, telemetry))
+        context = Context.from_dict(record.metrics.get("context") or {})
+        tables = RunTables.read(
+            directory.read_requests(), directory.read_steps(), context, directory.read_telemetry()
+        )
+        runs.append(RunData(record, style, tables, tuple(digest_problems(directory, record))))
     return runs
 
 
 def draw(runs: Sequence[RunData]) -> dict[str, Figure]:
     """Every figure that the runs have data for, by its id."""
-    ttft = [figures.ttft_samples(run) for run in runs]
-    itl = [figures.itl_samples(run) for run in runs]
+    tables = [run.tables for run in runs]
+    ttft, itl = [latency.ttft(each) for each in tables], [latency.itl(each) for each in tables]
     found = (
         figures.ecdf_figure("ttft", "Time to first token", "TTFT", "requests", runs, ttft),
         figures.ecdf_figure("itl", "Inter-token latency", "ITL", "tokens", runs, itl),
-        figures.over_time_figure(runs, panels(runs)),
+        figures.over_time_figure(runs, panels(tables)),
         figures.decode_figure(runs),
     )
     return {each.id: each for each in found if each is not None}
@@ -114,7 +135,7 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
         "subtitle": subtitle(records, names),
         "sentences": answer.sentences(records, names),
         "tiles": [] if several else answer.tiles(records[0]),
-        "chips": [answer.chips(record) for record in records],
+        "chips": [answer.chips(run.record, run.problems) for run in runs],
         "incomparable": hard,
         "differences": tables.difference_table(differences(records), names) if several else None,
         "scorecard": tables.scorecard_table(records, not hard) if several else None,
@@ -122,15 +143,7 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
         "quantities": [] if several else tables.quantity_tables(records[0]),
         "latency": tables.latency_table(records),
         "figures": drawn,
-        "memory": sections.memory_bars(records, names),
-        "time": sections.time_table(runs),
-        "fit": sections.fit_table(records, names),
-        "operations": sections.operation_table(records, names),
-        "portability": sections.portability_table(records),
-        "passed_over": [sections.passed_over(record) for record in records],
-        "correctness": sections.correctness_table(records, names),
-        "schedule": [sections.schedule_notes(record) for record in records],
-        "provenance": [sections.provenance(record) for record in records],
+        **{name: make(Page(tuple(runs))) for name, make in sections.SECTIONS.items()},
     }
 
 

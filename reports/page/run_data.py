@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from backbench.reports.metrics.run import RunTables
 from backbench.reports.page.style import RunStyle
 from backbench.reports.record import RunRecord
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -18,6 +15,21 @@ class RunData:
 
     record: RunRecord
     style: RunStyle
-    requests: pd.DataFrame
-    steps: pd.DataFrame
-    telemetry: pd.DataFrame
+    tables: RunTables
+    problems: tuple[str, ...] = ()
+    """What of its files is not as it was written."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The runs of one report; ratios are to the first."""
+
+    runs: tuple[RunData, ...]
+
+    @property
+    def records(self) -> list[RunRecord]:
+        return [run.record for run in self.runs]
+
+    @property
+    def names(self) -> list[str]:
+        return [run.style.label for run in self.runs]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from backbench.reports.compare import flatten, show
-from backbench.reports.metrics.steps import step_times_ns
+from backbench.reports.metrics.engine_steps import time_shares
+from backbench.reports.metrics.metric import ABSENT
+from backbench.reports.page.run_data import Page, RunData
 from backbench.reports.page.style import vendor
 from backbench.reports.quantities import DASH, digits, format_value
 from backbench.reports.record import RunRecord
 from backbench.reports.tables import Cell, Table
-
-if TYPE_CHECKING:
-    from backbench.reports.page.run_data import RunData
 
 
 @dataclass(frozen=True)
@@ -86,52 +85,40 @@ def time_table(runs: Sequence[RunData]) -> Table:
     """Where the steps' time went: by what the steps held, and on the host."""
     rows = []
     for run in runs:
-        if run.steps.empty:
+        shares = time_shares(run.tables)
+        if shares is None:
             continue
-        seconds = step_times_ns(run.steps) / 1e9
-        busy = seconds.sum()
-        prefill = run.steps["num_prefill_tokens"].to_numpy() > 0
-        decode = run.steps["num_decodes"].to_numpy() > 0
-        host = run.steps["host_ns"].to_numpy(dtype=float).sum() / 1e9
-        graphs = float(run.steps["graph"].mean())
-        shares = (
-            seconds[decode & ~prefill].sum() / busy,
-            seconds[decode & prefill].sum() / busy,
-            seconds[prefill & ~decode].sum() / busy,
-            host / busy,
-            graphs,
-        )
-        preemptions = int(run.steps["preemptions"].sum())
-        head = (Cell(run.style.label), Cell(f"{len(run.steps):,}", sort=len(run.steps)))
-        cells = (Cell(format_value(float(share), "ratio"), sort=float(share)) for share in shares)
+        steps = run.tables.measured_steps
+        count, preemptions = len(steps), int(steps["preemptions"].sum())
+        head = (Cell(run.style.label), Cell(f"{count:,}", sort=count))
+        cells = (Cell(format_value(share, "ratio"), sort=share) for share in astuple(shares))
         rows.append((*head, *cells, Cell(f"{preemptions:,}", sort=preemptions)))
     columns = ("Run", "Steps", "Decode only", "Mixed", "Prefill only", "Host", "From a graph", "Preemptions")
     return Table("Step time by what the steps held", columns, tuple(rows))
 
 
 def fit_table(records: Sequence[RunRecord], names: Sequence[str]) -> Table:
-    """Decode step time = intercept + slope x context tokens, beside the hardware's floors."""
+    """The decode fit's terms beside the hardware's floors. Only the slope has a ratio to its floor: the
+    intercept holds the host too, which no bandwidth bounds."""
     rows = []
     several = len(records) > 1
     for label, key, floor_key in (
         ("Intercept: weights and host", "intercept_s", "intercept_floor_s"),
+        ("Per sequence", "per_sequence_s", None),
         ("Slope: KV read, per context token", "slope_s_per_token", "slope_floor_s_per_token"),
     ):
         for name, record in zip(names, records, strict=True):
             fit = record.roofline.get("decode_fit") or {}
-            value, floor = fit.get(key), fit.get(floor_key)
-            if value is None:
+            value, floor = fit.get(key), fit.get(floor_key or "")
+            why = (record.roofline.get(ABSENT) or {}).get(f"decode_fit.{key}") or fit.get("reason") or ""
+            if value is None and not why:
                 continue
-            over = f"{digits(value / floor)}×" if floor else DASH
+            over = DASH
+            if value is not None and floor and key == "slope_s_per_token":
+                over = f"{digits(value / floor)}×"
             head = (Cell(label), *((Cell(name),) if several else ()))
-            rows.append(
-                (
-                    *head,
-                    Cell(format_value(value, "s"), sort=value),
-                    Cell(format_value(floor, "s")),
-                    Cell(over),
-                )
-            )
+            cells = (Cell(format_value(value, "s"), note=why, sort=value), Cell(format_value(floor, "s")))
+            rows.append((*head, *cells, Cell(over)))
     columns = ("Part of a decode step", *(("Run",) if several else ()), "Measured", "Floor", "Over the floor")
     return Table("Decode fit", columns, tuple(rows))
 
@@ -245,3 +232,17 @@ def schedule_notes(record: RunRecord) -> list[str]:
     ]
     notes += [f"{count:,} requests {words}." for count, words in missing if count]
     return notes
+
+
+SECTIONS: dict[str, Callable[[Page], Any]] = {
+    "memory": lambda page: memory_bars(page.records, page.names),
+    "time": lambda page: time_table(page.runs),
+    "fit": lambda page: fit_table(page.records, page.names),
+    "operations": lambda page: operation_table(page.records, page.names),
+    "portability": lambda page: portability_table(page.records),
+    "passed_over": lambda page: [passed_over(record) for record in page.records],
+    "correctness": lambda page: correctness_table(page.records, page.names),
+    "schedule": lambda page: [schedule_notes(record) for record in page.records],
+    "provenance": lambda page: [provenance(record) for record in page.records],
+}
+"""Name in templates/report.html -> what stands there."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import metrics_section
 
 from backbench.harness.frames import request_frame
 from backbench.harness.replay import replay, salted_warmup
 from backbench.reports.metrics import schedule
-from backbench.reports.metrics.compute import inter_chunk, inter_token, metrics_section
+from backbench.reports.metrics.latency import inter_chunk, inter_token
 from backbench.reports.metrics.requests import read_requests
 
 MS = 1_000_000

@@ -107,7 +107,9 @@ def test_incomparable_runs_are_refused_with_the_differences(
     (other / "run.json").write_text(json.dumps(data))
     done = bench("compare", first, other)
     assert done.returncode == 4
-    assert len(done.stderr.strip().splitlines()) == 1
+    tampered, refused = done.stderr.strip().splitlines()
+    assert tampered.startswith(f"tampered: {other}")
+    assert refused.startswith("error: These runs do not compare")
     assert "workload" in done.stderr
     assert "another" in done.stderr
     assert bench("compare", first, other, "--anyway").returncode == 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backbench.harness.validity import INTERPRETED
+from backbench.reports.metrics.validity import INTERPRETED
 from backbench.reports.record import RunDirectory
 from backbench.reports.verify import verify
 

@@ -6,19 +6,22 @@ chunks, a step that costs a fixed part, a part per prompt token and a part per c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from backbench.reports.metrics.catalogue import METRIC_SCHEMA
+from backbench.reports.metrics.requests import Context
 from backbench.reports.record import (
     REQUEST_COLUMNS,
     STEP_COLUMNS,
     TELEMETRY_COLUMNS,
     RunDirectory,
     RunRecord,
+    sign,
 )
 
 BLOCK, BLOCKS, CHUNK = 16, 4096, 512
@@ -104,7 +107,7 @@ def simulate(machine: Machine, seed: int, requests: int, rate: float) -> tuple[p
     for each in everyone:
         arrival_ns = int(each.arrival_s * 1e9)
         row = (each.id, None, arrival_ns, arrival_ns + 90_000, each.times[0], each.times[-1], each.prompt)
-        row += (each.output, each.output, each.times, [1] * each.output, True, None)
+        row += (each.output, each.output, each.times, [1] * each.output, True, None, False)
         rows.append(row)
     return (
         pd.DataFrame(rows, columns=list(REQUEST_COLUMNS)),
@@ -163,6 +166,8 @@ def metrics(requests: pd.DataFrame, steps: pd.DataFrame) -> dict[str, Any]:
     output, prompt = int(tokens.sum()), int(requests["prompt_tokens"].sum())
     both = {"whole_run": output / duration, "steady_state": 1.14 * output / duration}
     return {
+        "schema": METRIC_SCHEMA,
+        "context": asdict(Context("open", int(duration * 1e9), False, 64)),
         "ttft_s": summary((first - intended).to_numpy()),
         "ttft_sent_s": summary((first - sent).to_numpy()),
         "tpot_s": summary(tpot),
@@ -328,8 +333,8 @@ def write_run(
         machine = replace(machine, intercept_s=0.85 * machine.intercept_s)
     request_frame, step_frame = simulate(machine, seed, requests, rate)
     record = make_record(machine, backend, request_frame, step_frame, seed)
-    directory.write_record(replace(record, **changes))
     directory.write_requests(request_frame)
     directory.write_steps(step_frame)
     directory.write_telemetry(telemetry(machine, step_frame, seed))
+    directory.write_record(sign(directory, replace(record, **changes)))
     return directory

@@ -29,9 +29,9 @@ def minimal_record() -> RunRecord:
 
 def request_frame() -> pd.DataFrame:
     rows = [
-        (0, None, 0, 10, 2**55 + 1, 2**55 + 3, 7, 3, 3, [2**55 + 1, 2**55 + 3], [1, 2], True, None),
-        (1, "a", 5, None, None, None, 7, 3, 0, [], [], False, "never sent"),
-        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None),
+        (0, None, 0, 10, 2**55 + 1, 2**55 + 3, 7, 3, 3, [2**55 + 1, 2**55 + 3], [1, 2], True, None, False),
+        (1, "a", 5, None, None, None, 7, 3, 0, [], [], False, "never sent", False),
+        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None, False),
     ]
     return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS), dtype=object)
 

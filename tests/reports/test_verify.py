@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from backbench.harness.frames import request_frame, telemetry_frame
 from backbench.harness.replay import replay
-from backbench.reports.metrics import energy
-from backbench.reports.metrics.compute import compute, windows
-from backbench.reports.record import REQUESTS_FILE, STEPS_FILE, RunDirectory, RunRecord
-from backbench.reports.verify import differences, sign, verify
+from backbench.reports.metrics import validity
+from backbench.reports.metrics.compute import sections
+from backbench.reports.metrics.run import RunTables
+from backbench.reports.record import REQUESTS_FILE, STEPS_FILE, RunDirectory, RunRecord, sign
+from backbench.reports.verify import differences, examine, verify
 
 
 @pytest.fixture
@@ -44,16 +48,15 @@ def directory(
     ]
     telemetry = telemetry_frame(samples, done.start_ns)
     context = make_context(mode="closed", concurrency=2, gpus=1, slo_s={"ttft": 0.012})
-    sections = compute(requests, steps, context)
-    whole, steady = windows(requests, context)
-    found = energy.section(
-        telemetry, steady, whole, energy.tokens_in(sections["metrics"], whole, steady), ["a reason"]
-    )
+    given = {"energy": {"sensor_reasons": ["a reason"]}}
+    run = RunTables.read(requests, steps, context, telemetry, given)
+    found = sections(run, ("metrics", "schedule", "roofline", "energy"))
     written = RunDirectory.create(tmp_path / "run")
     written.write_requests(requests)
     written.write_steps(steps)
     written.write_telemetry(telemetry)
-    record = RunRecord(run={"status": "complete", "uuid": "1"}, energy=found, **sections)
+    record = RunRecord(run={"status": "complete", "uuid": "1"}, **found)
+    record = replace(record, validity=validity.of_record(record, telemetry))
     written.write_record(sign(written, record))
     return written
 
@@ -145,6 +148,60 @@ def test_a_context_with_nonsense_is_a_finding_not_a_crash(directory: RunDirector
     assert any("cannot be recomputed" in problem for problem in verify(directory))
     edit(directory, lambda data: data["metrics"].pop("context"))
     assert any("not whole" in problem for problem in verify(directory))
+
+
+def test_an_edited_validity_is_caught(directory: RunDirectory) -> None:
+    edit(directory, lambda data: data.update(validity=[]))
+    assert any(problem.startswith("validity is []") for problem in verify(directory))
+
+
+def test_memory_follows_from_telemetry(directory: RunDirectory) -> None:
+    """The fixture's samples say nothing of memory: only where they do is a peak checked."""
+    telemetry = directory.read_telemetry()
+    telemetry["memory_used_bytes"] = pd.array([900] * len(telemetry), dtype="Int64")
+    directory.write_telemetry(telemetry)
+
+    def stored(total: int) -> list[str]:
+        parts = {"device_idle_bytes": 100, "weights_bytes": 300, "kv_pool_bytes": 200}
+        sums = {"device_used_peak_minus_idle_bytes": 800, "total_bytes": total, "other_bytes": total - 500}
+        edit(directory, lambda data: data.update(memory=parts | sums))
+        return [problem for problem in verify(directory) if problem.startswith("memory")]
+
+    assert stored(800) == []
+    assert stored(700) == ["memory.total_bytes is 700, but the tables give 800"]
+
+
+def test_correctness_totals_follow_from_kept_differences(directory: RunDirectory) -> None:
+    section = {"passed": None, "max_abs_logprob_diff": 0.4, "mean_abs_logprob_diff": 0.2}
+    edit(directory, lambda data: data.update(correctness=section | {"differences": [0.0, 0.2, 0.4]}))
+    assert not [problem for problem in verify(directory) if "logprob" in problem]
+    edit(directory, lambda data: data["correctness"].update(max_abs_logprob_diff=0.1))
+    assert any(problem.startswith("correctness.max_abs") for problem in verify(directory))
+    edit(directory, lambda data: data["correctness"].pop("differences"))
+    assert any("correctness.max_abs_logprob_diff" in line for line in examine(directory).unchecked)
+
+
+@pytest.mark.parametrize("column", ["output_tokens", "last_ns"])
+def test_columns_that_contradict_the_chunks_are_caught(directory: RunDirectory, column: str) -> None:
+    requests = directory.read_requests()
+    requests.loc[2, column] += 1
+    directory.write_requests(requests)
+    assert any(f"{column} of request 2" in problem for problem in verify(directory))
+
+
+def test_columns_of_another_type_are_caught(directory: RunDirectory) -> None:
+    path = directory.path / STEPS_FILE
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("num_seqs")
+    table = table.set_column(place, "num_seqs", table["num_seqs"].cast(pa.float64()))
+    pq.write_table(table, path)
+    assert any("other types than its schema: num_seqs" in problem for problem in verify(directory))
+
+
+def test_numbers_of_an_unknown_metric_schema_are_not_called_checked(directory: RunDirectory) -> None:
+    edit(directory, lambda data: data["metrics"].update(schema=99))
+    found = examine(directory)
+    assert found.unchecked == ("every number: metric schema 99 is not known to this Backbench",)
 
 
 def test_differences_names_every_leaf() -> None:

@@ -30,9 +30,11 @@ def test_dispersion_by_hand():
 
 def test_prefix_hits_by_hand():
     prompts = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 9), (1, 2, 8, 8, 9), (8, 8, 3, 4, 5), (1, 2, 3, 4)]
-    # Block 2: nothing, 4 of 5, 2 of 5, none (its blocks stand elsewhere), and 3 of 4: the last is computed.
-    assert ideal_prefix_hit_ratio(prompts, 2) == pytest.approx((4 + 2 + 0 + 3) / 24)
+    # Block 2: nothing, 4 of 5, 2 of 5, none (its blocks stand elsewhere), and 2 of 4: the last is computed.
+    assert ideal_prefix_hit_ratio(prompts, 2) == pytest.approx((4 + 2 + 0 + 2) / 24)
     assert ideal_prefix_hit_ratio([], 2) == 0
+    # Of a prompt of two whole blocks only the first can be found.
+    assert ideal_prefix_hit_ratio([range(32), range(32)], 16) == 0.25
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=12), st.integers(1, 4))
@@ -47,7 +49,7 @@ def test_prefix_hits_match_a_plain_search(prompts, block):
             ):
                 length += block
             best = max(best, length)
-        hits += min(best, len(prompt) - 1)
+        hits += min(best, (len(prompt) - 1) // block * block)
         total += len(prompt)
     assert ideal_prefix_hit_ratio(prompts, block) == pytest.approx(hits / total if total else 0)
 

@@ -105,6 +105,25 @@ def test_the_latest_arrival_is_preempted_and_loses_nothing() -> None:
     assert s.pool.num_used == 0
 
 
+def test_a_preempted_sequences_own_blocks_are_no_prefix_hit() -> None:
+    """Distinct prompts: whatever is found on coming back, it filled itself."""
+    s = scheduler(num_blocks=10, size=2, max_step_tokens=16)
+    sequences = [make([10 * i + j for j in range(6)], 6, i) for i in range(3)]
+    for sequence in sequences:
+        s.add(sequence)
+    hits = found = 0
+    for _ in range(60):
+        waiting = {id(each) for each in s.waiting}
+        plan = s.schedule()
+        found += sum(part.start for part in plan.slices if id(part.sequence) in waiting)
+        hits += plan.prefix_hit_tokens
+        land(s, plan)
+    assert all(each.finish_reason for each in sequences)
+    assert s.preemptions > 0
+    assert found > 0
+    assert hits == 0
+
+
 def test_blocks_of_a_step_in_flight_are_not_reused_before_it_lands() -> None:
     s = scheduler(num_blocks=4, size=2, max_step_tokens=8)
     sequence = make([1, 2, 3], 8, 0)

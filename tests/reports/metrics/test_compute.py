@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripted import metrics_section
 
 from backbench.harness.frames import request_frame
 from backbench.harness.replay import replay
-from backbench.reports.metrics.compute import compute, metrics_section, per_request_tpot
+from backbench.reports.metrics.compute import compute
+from backbench.reports.metrics.latency import per_request_tpot
 from backbench.reports.metrics.requests import Requests, read_requests
 from backbench.reports.metrics.window import most_in_flight, steady_state
 
@@ -157,14 +159,15 @@ def test_interrupted_run_counts_what_was_due(
     }
 
 
-def test_prefix_cache_ratio_counts_after_the_start(make_steps: Any, make_context: Any, measure: Any) -> None:
+def test_prefix_cache_ratio_counts_after_the_start(
+    make_steps: Any, make_context: Any, measure: Any, make_target: Any, make_workload: Any
+) -> None:
     steps = make_steps(
         {"start_ns": -20, "end_ns": -10, "num_prefill_tokens": 100, "prefix_hit_tokens": 900},
         {"start_ns": 0, "end_ns": 10, "num_prefill_tokens": 30, "prefix_hit_tokens": 10},
     )
-    from backbench.reports.metrics.compute import _prefix_cache
-
-    found = _prefix_cache(steps, make_context(ideal_prefix_hit_ratio=0.5))
+    rows, _ = measure(make_target({0: [(10, 1)]}), make_workload([1]))
+    found = metrics_section(rows, steps, make_context(ideal_prefix_hit_ratio=0.5))["prefix_cache"]
     assert found == {"ideal": 0.5, "realised": 0.25, "hit_tokens": 10}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,13 +147,26 @@ def test_an_interrupted_run_without_rows_has_a_page(cpu_run: RunDirectory, tmp_p
         replace(
             record,
             run=record.run | {"status": "interrupted"},
-            **{name: {} for name in ("metrics", "memory", "schedule", "correctness", "roofline", "backend")},
+            metrics={"context": record.metrics["context"]},
+            **{name: {} for name in ("memory", "schedule", "correctness", "roofline", "backend")},
         )
     )
     run.write_requests(cpu_run.read_requests().iloc[:0])
     run.write_steps(cpu_run.read_steps().iloc[:0])
     run.write_telemetry(cpu_run.read_telemetry().iloc[:0])
     assert "Interrupted" in render_report([run])
+
+
+def test_only_a_page_is_replaced(cpu_run: RunDirectory, tmp_path: Path) -> None:
+    data, page, pipe = tmp_path / "data.csv", tmp_path / "a.html", tmp_path / "pipe"
+    data.write_text("1,2\n")
+    os.mkfifo(pipe)
+    for out in (data, pipe, tmp_path, Path("/dev/null"), cpu_run.path / "run.json"):
+        with pytest.raises(ReportError, match="no HTML page"):
+            write_report([cpu_run.path], out)
+    assert data.read_text() == "1,2\n"
+    write_report([cpu_run.path], page)
+    write_report([cpu_run.path], page)
 
 
 def test_errors_are_one_line(cpu_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 
 def load_tool() -> Any:
     """tools/screenshot.py knows where Chromium is and how to start it."""
-    path = Path(__file__).parents[2] / "tools" / "screenshot.py"
+    path = Path(__file__).parents[3] / "tools" / "screenshot.py"
     spec = importlib.util.spec_from_file_location("screenshot", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

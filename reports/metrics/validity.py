@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+    from backbench.reports.record import RunRecord
+
 INTERPRETED = "kernels ran in Triton's interpreter: the times say nothing about any device"
 """Known to whoever asked for it, so it is no failure of the command."""
 
@@ -17,6 +19,20 @@ _SLOWDOWNS = {
     0x80: "power brake",
 }
 """NVML's clock event reasons that mean trouble. The power cap (0x4) is a card's ordinary limit."""
+
+
+def of_record(record: RunRecord, telemetry: pd.DataFrame) -> list[str]:
+    """The reasons that a record's own sections and its telemetry give."""
+    device = record.system.get("device") or {}
+    return reasons(
+        record.metrics,
+        record.schedule,
+        record.correctness,
+        telemetry,
+        device.get("processes"),
+        record.run.get("error"),
+        bool(device.get("interpreter")),
+    )
 
 
 def reasons(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from backbench.harness import validity
+from backbench.reports.metrics import validity
 
 
 def reasons(telemetry: Any = None, foreign: int | None = 0, **changes: Any) -> list[str]:

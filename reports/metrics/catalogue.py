@@ -1,0 +1,34 @@
+"""Every metric, in the order in which tables show them. A metric is defined in its family's file."""
+
+from __future__ import annotations
+
+from backbench.reports.metrics import (
+    correctness,
+    decode_fit,
+    energy,
+    engine_steps,
+    latency,
+    memory,
+    outcome,
+    roofline,
+    schedule,
+    throughput,
+)
+from backbench.reports.metrics.metric import Metric
+
+METRICS: tuple[Metric, ...] = (
+    *throughput.METRICS,
+    *latency.METRICS,
+    *outcome.METRICS,
+    *memory.METRICS,
+    *energy.METRICS,
+    *roofline.METRICS,
+    *decode_fit.METRICS,
+    *engine_steps.METRICS,
+    *schedule.METRICS,
+    *correctness.METRICS,
+)
+
+METRIC_SCHEMA = 2
+"""Raised when a metric's definition changes; two records compare only within one. 1: a closed loop's
+handed-over warm-up requests took time and gave no tokens; see each metric's `since`."""

@@ -1,0 +1,184 @@
+"""The run record: the one schema that everything reads and writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from backbench.errors import ReportError, printable
+from backbench.reports.record.shape import misshapen
+
+SCHEMA_VERSION = 2
+"""Raised whenever a field's meaning changes; two records compare only within one version."""
+READABLE = (1, 2)
+"""1: the request table has no warm-up requests."""
+
+STATUSES = ("complete", "interrupted", "failed")
+
+RECORD_FILE = "run.json"
+REQUESTS_FILE = "requests.parquet"
+STEPS_FILE = "steps.parquet"
+TELEMETRY_FILE = "telemetry.parquet"
+REPORT_FILE = "report.html"
+
+REQUEST_COLUMNS: dict[str, str] = {
+    "request_id": "int64",
+    "session": "string?",
+    "intended_ns": "int64",
+    "sent_ns": "int64?",
+    "first_ns": "int64?",
+    "last_ns": "int64?",
+    "prompt_tokens": "int64",
+    "requested_tokens": "int64",
+    "output_tokens": "int64",
+    "token_ns": "list<int64>",
+    "token_counts": "list<int32>",
+    "finished": "bool",
+    "error": "string?",
+    "warmup": "bool",
+}
+"""One row a request. Times are relative to the run's start; `token_ns` has the time of every chunk and
+`token_counts` how many tokens it held (null inside the list when unknown). A warm-up request is no measured
+one, but the tokens it got after the run's start took measured time."""
+
+ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)}
+"""Column -> the schema version that added it, and what older tables say by lacking it."""
+
+STEP_COLUMNS: dict[str, str] = {
+    "step": "int64",
+    "start_ns": "int64",
+    "end_ns": "int64",
+    "host_ns": "int64",
+    "num_seqs": "int64",
+    "num_tokens": "int64",
+    "num_prefill_tokens": "int64",
+    "num_decodes": "int64",
+    "context_tokens": "int64",
+    "running": "int64",
+    "waiting": "int64",
+    "kv_blocks_used": "int64",
+    "kv_blocks_total": "int64",
+    "prefix_hit_tokens": "int64",
+    "preemptions": "int64",
+    "graph": "bool",
+}
+"""One row an engine step: `engine.request.StepStats`, times relative to the run's start."""
+
+TELEMETRY_COLUMNS: dict[str, str] = {
+    "time_ns": "int64",
+    "device": "int64",
+    "power_w": "float64?",
+    "energy_j": "float64?",
+    "sm_clock_mhz": "float64?",
+    "memory_clock_mhz": "float64?",
+    "temperature_c": "float64?",
+    "memory_used_bytes": "int64?",
+    "utilization": "float64?",
+    "throttle_reasons": "int64?",
+    "host_cpu_percent": "float64?",
+    "host_rss_bytes": "int64?",
+}
+"""One row a sample and device; device -1 is the host."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one run was and what came out of it. Every section is a plain dict that JSON can hold."""
+
+    run: dict[str, Any]
+    """uuid, utc, command, seed, status ("complete" | "interrupted" | "failed"), error of a failed one."""
+    workload: dict[str, Any] = field(default_factory=dict)
+    """name, parameters, content_hash, notes, ideal_prefix_hit_ratio."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """name, revision, config_hash, dtype, quantization, num_parameters, shape facts."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Every setting of the engine."""
+    backend: dict[str, Any] = field(default_factory=dict)
+    """asked, used {operation: name}, passed_over, tuned {operation: "tuned" | "untuned: ..." | null},
+    kernel_source_hash."""
+    system: dict[str, Any] = field(default_factory=dict)
+    """device {vendor, arch, name} the engine ran on; every GPU, CPU, RAM."""
+    software: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """docs/metrics.md names and defines every key."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    energy: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    correctness: dict[str, Any] = field(default_factory=dict)
+    roofline: dict[str, Any] = field(default_factory=dict)
+    """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, intercept_floor_s, slope_floor_s_per_token}."""
+    warmup: dict[str, Any] = field(default_factory=dict)
+    """seconds, requests."""
+    validity: list[str] = field(default_factory=list)
+    """Reasons why the run should not be believed; empty = valid."""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        status = self.run.get("status")
+        if status not in STATUSES:
+            raise ReportError(f"run.status must be one of {', '.join(STATUSES)}, not {status!r}.")
+
+    def to_json(self) -> str:
+        """The text of run.json: keys sorted, infinities and NaN written as null."""
+        return json.dumps(finite(asdict(self)), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> RunRecord:
+        """Parse run.json; `source` names the file in errors."""
+        try:
+            data = json.loads(text, parse_constant=_no_constant)
+        except json.JSONDecodeError as error:
+            raise ReportError(
+                f"{source} is not valid JSON (line {error.lineno}: {error.msg}); it may be truncated. "
+                "Run again or restore it."
+            ) from None
+        except (RecursionError, ValueError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise ReportError(f"{source} is no run record: {why}; restore it.") from None
+        if not isinstance(data, dict):
+            raise ReportError(f"{source} holds no run record: expected a JSON object.")
+        check_version(data.get("schema_version"), source)
+        names = [each.name for each in fields(cls)]
+        if missing := [name for name in names if name not in data]:
+            raise ReportError(f"{source} lacks the section {missing[0]!r}; it is not a whole run record.")
+        for name in names:
+            expected = {"schema_version": int, "validity": list}.get(name, dict)
+            if not isinstance(data[name], expected):
+                raise ReportError(f"{source}: the section {name!r} must be a JSON {expected.__name__}.")
+        if (odd := misshapen({name: data[name] for name in names})) is not None:
+            raise ReportError(f"{source} is no run record: {odd}; restore it.")
+        return cls(**{name: data[name] for name in names})
+
+
+def check_version(version: object, source: str) -> None:
+    """Raises ReportError where `version` is none that can be read."""
+    if version not in READABLE or isinstance(version, bool | float):
+        raise ReportError(
+            f"{source} has schema_version {version!r}, but this Backbench reads "
+            f"{' and '.join(map(str, READABLE))}; use the version that wrote it."
+        )
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no JSON")
+
+
+def finite(value: Any) -> Any:
+    """`value` made of plain JSON types: numpy scalars unwrapped, tuples as lists, inf and NaN as None, and
+    characters that would steer a terminal or are no text written out."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(str(key)): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    if isinstance(value, Path):
+        return printable(str(value))
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
