@@ -11,7 +11,6 @@ Every name is imported when it is used: `load` and `compare` need no torch. docs
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,19 +42,17 @@ def __dir__() -> list[str]:
 
 
 def run(**options: Any) -> list[LoadedRun]:
-    """Run one experiment and load what it wrote; `options` are the fields of `harness.options.RunOptions`.
+    """Run one experiment and load what it wrote; `options` are those of `bench run`, without the dashes.
 
-    One run, or as many as `repeat` says. Raises what ended the last one, as `bench run` does; the directory
-    of an interrupted or failed run is kept.
+    One run, or as many as `repeat` says; docs/command-line.md names the options. Raises what ended the last
+    one, as `bench run` does; the directory of an interrupted or failed run is kept.
     """
     from backbench.harness.experiment import Observer
     from backbench.harness.experiment import run as run_experiment
-    from backbench.harness.options import RunOptions
+    from backbench.harness.options import run_options
     from backbench.reports.loaded import load
 
-    if isinstance(options.get("out"), str):
-        options["out"] = Path(options["out"])
-    outcomes = run_experiment(RunOptions(**options), Observer())
+    outcomes = run_experiment(run_options(options), Observer())
     if outcomes and outcomes[-1].failure is not None:
         raise outcomes[-1].failure
     return [load(outcome.directory.path) for outcome in outcomes]
