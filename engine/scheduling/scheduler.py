@@ -36,7 +36,8 @@ class StepPlan:
     num_decodes: int = 0
     num_tokens: int = 0
     copies: list[tuple[int, int]] = field(default_factory=list)
-    """Copy-on-write: (source, destination) blocks, to be copied before the step writes."""
+    """Copy-on-write: (source, destination) blocks, to be copied before the step writes, in this order or
+    all at once: a source that nobody reads any more may be a later copy's destination."""
     table_updates: dict[tuple[int, int], int] = field(default_factory=dict)
     """Entries of the block table that changed since the last plan: (row, logical block) -> physical block.
     One value an entry: a device leaves open which of two would win."""

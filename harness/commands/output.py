@@ -120,7 +120,7 @@ def print_table(
     )
     for index, name in enumerate(columns):
         table.add_column(
-            escape(printable(name)), justify="right" if index in right else "left", overflow="fold"
+            Text(printable(name)), justify="right" if index in right else "left", overflow="fold"
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))

@@ -231,6 +231,8 @@ def test_generation_config_decides_where_to_stop(folder):
     assert find_model(str(folder)).config.eos_token_ids == (7,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
     assert find_model(str(folder)).config.eos_token_ids == (3, 7)
+    (folder / "generation_config.json").write_text("{}")
+    assert find_model(str(folder)).config.eos_token_ids == (7,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
     refuses(folder, "'eos_token_id'; it has '</s>'")
 

@@ -168,8 +168,8 @@ def test_the_command_writes_json_csv_and_a_page(tmp_path: Path, capsys: pytest.C
     [
         (["--shapes", "8x1"], "not like 8q1s32k"),
         (["--kinds", "attn"], "Unknown kind 'attn'"),
-        (["--tokens", "0"], "whole numbers above 0"),
-        (["--dtype", "int4"], "Unknown data type 'int4'"),
+        (["--tokens", "0"], "whole numbers from 1"),
+        (["--dtype", "int4"], "not 'int4'"),
         (["--backend", "torhc"], "did you mean torch"),
     ],
 )
