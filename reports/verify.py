@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from backbench.errors import ReportError
-from backbench.reports.metrics import validity
+from backbench.reports.metrics import correctness, validity
 from backbench.reports.metrics.catalogue import METRIC_SCHEMA, METRICS
 from backbench.reports.metrics.compute import sections
 from backbench.reports.metrics.metric import ABSENT, Metric
@@ -65,6 +65,7 @@ def examine(directory: RunDirectory) -> Verification:
         return Verification((*problems, why), ("every number: the tables cannot be computed with",))
     problems += found
     problems += differences(record.validity, reasons, "validity")
+    problems += correctness.contradictions(record.correctness)
     problems += _status_problems(record, context)
     return Verification(tuple(problems), tuple(unchecked))
 
