@@ -1,5 +1,6 @@
 """Developer sessions: `nox --list` names them, `nox -s tests` runs one."""
 
+import zipfile
 from pathlib import Path
 
 import nox
@@ -79,7 +80,12 @@ def build(session: nox.Session) -> None:
     for old in wheels.glob("*.whl"):
         old.unlink()
     session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), silent=True)
-    session.install(*CONSTRAINTS, *(str(wheel) for wheel in wheels.glob("*.whl")))
+    (wheel,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (names,) = (name for name in archive.namelist() if name.endswith("/top_level.txt"))
+        if archive.read(names).split() != [b"backbench"]:
+            session.error("the wheel installs other import names than backbench")
+    session.install(*CONSTRAINTS, str(wheel))
     with session.chdir(session.create_tmp()):
         session.run("bench", "models")
         out = Path("run").resolve()

@@ -42,10 +42,10 @@ def __dir__() -> list[str]:
 
 
 def run(**options: Any) -> list[LoadedRun]:
-    """Run one experiment and load what it wrote; `options` are those of `bench run`, with underscores.
+    """Run one experiment and load what it wrote; `options` are those of `bench run`, without the dashes.
 
-    One run, or as many as `repeat` says. Raises what ended the last one, as `bench run` does; the directory
-    of an interrupted or failed run is kept.
+    One run, or as many as `repeat` says; docs/command-line.md names the options. Raises what ended the last
+    one, as `bench run` does; the directory of an interrupted or failed run is kept.
     """
     from backbench.harness.experiment import Observer
     from backbench.harness.experiment import run as run_experiment

@@ -19,7 +19,7 @@ CPU_POOL_BYTES = 512 * 2**20
 GRAPH_LAYER_BYTES = 128 * 2**10
 """Set aside for each layer of each captured graph, whose launches and their arguments the driver keeps on the
 device. A reserve, not a measurement: nothing can be captured before there is a pool."""
-SCRATCH_BYTES = 128 * 2**20
+SCRATCH_BYTES = 256 * 2**20
 """Set aside for what is taken after the pool: step buffers, kernels' code, and the matrix library's workspace
 of the stream that captures (tens of MiB on Hopper)."""
 

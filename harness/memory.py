@@ -39,7 +39,8 @@ def idle_device_bytes(device: Device, accelerator: dict[str, Any]) -> int | None
     `accelerator` is what the driver said of the card while this process had no context on it. A context
     takes hundreds of MiB, is a price of the run, and torch cannot be asked without making one. So the
     driver's counter, which also the telemetry samples, is the one that peaks are held against. Only where
-    it is missing is torch's used for both; then the context is inside both and in no difference.
+    it is missing is torch's used for both; then the context is inside both and in no difference, as it
+    is in a process that has run an experiment before.
     """
     if device.torch_device.type == "cpu":
         return None

@@ -245,13 +245,18 @@ def _request(line: list[Any]) -> Request:
 
 
 def _lock(file: IO[str]) -> bool:
-    """Take the lock that a run holds on its log as long as it lives; False where another has it."""
+    """Take the lock that a run holds on its log as long as it lives; False where another has it.
+
+    Where there are no locks it is True: the claim stands without, only a living run's log can be recovered.
+    """
     if fcntl is None:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # a file system that has none
+        return True
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from backbench.errors import ReportError
-from backbench.reports.metrics import validity
+from backbench.reports.metrics import correctness, validity
 from backbench.reports.metrics.catalogue import METRIC_SCHEMA, METRICS
 from backbench.reports.metrics.compute import sections
 from backbench.reports.metrics.metric import ABSENT, Metric
@@ -65,6 +65,7 @@ def examine(directory: RunDirectory) -> Verification:
         return Verification((*problems, why), ("every number: the tables cannot be computed with",))
     problems += found
     problems += differences(record.validity, reasons, "validity")
+    problems += correctness.contradictions(record.correctness)
     problems += _status_problems(record, context)
     return Verification(tuple(problems), tuple(unchecked))
 
@@ -77,8 +78,7 @@ def _metric_problems(record: RunRecord, run: RunTables) -> tuple[list[str], list
     schema = record.metrics.get("schema")
     if not isinstance(schema, int) or not 1 <= schema <= METRIC_SCHEMA:
         return [], [f"every number: metric schema {schema!r} is not known to this Backbench"]
-    wanted = [metric for metric in METRICS if metric.compute is not None]
-    names = dict.fromkeys(metric.path[0] for metric in METRICS)
+    tables = sections(run, dict.fromkeys(metric.path[0] for metric in METRICS))
     for metric in METRICS:
         stored = _at(record, metric.path)
         if metric.compute is None or _cannot(metric, run):
@@ -89,13 +89,13 @@ def _metric_problems(record: RunRecord, run: RunTables) -> tuple[list[str], list
             older += [f"{metric.dotted}{_those(metric.changed)}"]
             if not metric.changed:
                 continue
-        computed = _at_sections(sections(run, names, [metric]), metric.path)
+        computed = _at_sections(tables, metric.path)
         if schema < METRIC_SCHEMA:
             stored, computed = _common(stored, computed)
         skipped = metric.changed if schema < metric.since and metric.changes(run) else ()
         problems += differences(stored, finite(computed), metric.dotted, skipped)
     if schema == METRIC_SCHEMA:
-        problems += _stray(record, run, wanted)
+        problems += _stray(record, tables)
     unchecked = []
     if older:
         unchecked.append(f"of an older definition (metric schema {schema}): {', '.join(older)}")
@@ -104,11 +104,10 @@ def _metric_problems(record: RunRecord, run: RunTables) -> tuple[list[str], list
     return problems, unchecked
 
 
-def _stray(record: RunRecord, run: RunTables, metrics: Iterable[Metric]) -> Iterator[str]:
+def _stray(record: RunRecord, tables: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """What stands in the sections that the tables give and no metric does, and reasons beside nulls."""
-    names = ("metrics", "schedule", "roofline", "energy")
-    for name, computed in sections(run, names, metrics).items():
-        stored = getattr(record, name)
+    for name in ("metrics", "schedule", "roofline", "energy"):
+        stored, computed = getattr(record, name), tables[name]
         for key in sorted({*stored} - {*computed}):
             yield f"{name}.{key} is {stored[key]!r}, which the tables do not give"
         if name != "energy":

@@ -5,9 +5,13 @@ Which room may import which is import-linter's contract in pyproject.toml.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import grimp
+import pytest
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -18,3 +22,13 @@ def test_no_module_imports_itself_through_others() -> None:
         TopologicalSorter(arrows).prepare()
     except CycleError as circle:
         raise AssertionError(f"import circle: {' -> '.join(circle.args[1])}") from None
+
+
+@pytest.mark.parametrize("room", ["backends", "engine", "harness", "reports", "workloads"])
+def test_a_users_own_folder_of_a_rooms_name_breaks_nothing(room: str, tmp_path: Path) -> None:
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "__init__.py").write_text("raise RuntimeError(__file__)")
+    code = "from backbench.harness.cli import main; main(['workloads'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sharegpt" in done.stdout

@@ -113,9 +113,11 @@ def run_tests(root: Path, patterns: Iterable[str], timeout_s: float) -> tuple[in
     )
     try:
         output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # and what the tests started
+    except BaseException as stopped:  # Ctrl-C does not reach a session of its own
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        if not isinstance(stopped, subprocess.TimeoutExpired):
+            raise
         return None, ""
     return process.returncode, output[-2000:]
 

@@ -29,6 +29,12 @@ LONG_SHAPES: dict[str, tuple[Row, ...]] = {
 }
 """Several thousand keys: what a kernel loses beyond some length, no shorter case shows."""
 
+INTERPRETED_SHAPES: dict[str, tuple[Row, ...]] = {
+    "long decode 1300": (Row(1, 1300),),
+    "long prefix 1300": (Row(5, 1300),),
+}
+"""In their place in Triton's interpreter, which takes milliseconds to store one key."""
+
 FULL_SHAPES: dict[str, tuple[Row, ...]] = {
     "long prefill 1500": (Row(1100, 1500),),
     "wide decode": tuple(Row(1, 3 + 11 * n) for n in range(40)),
@@ -63,7 +69,7 @@ def make_case(
     pad: int = 0,
 ) -> AttentionCase:
     """The case of a shape's rows at one geometry; `group` is query heads per KV head."""
-    rows = (SHAPES | LONG_SHAPES | FULL_SHAPES)[shape]
+    rows = (SHAPES | LONG_SHAPES | INTERPRETED_SHAPES | FULL_SHAPES)[shape]
     kv_heads = 1 if group >= 16 else 2
     longest = max(row.length for row in rows)
     spec = AttentionSpec(
@@ -88,7 +94,7 @@ def make_case(
     return AttentionCase(" ".join(parts), kind, spec, rows, pad, pad)
 
 
-def quick_cases(dtype: torch.dtype) -> Iterator[AttentionCase]:
+def quick_cases(dtype: torch.dtype, *, interpret: bool = False) -> Iterator[AttentionCase]:
     """Every value of every axis at least once, in few and small cases."""
     yield make_case("decode", dtype, head_dim=32, group=1)
     yield make_case("mixed", dtype, head_dim=64, group=4, block_size=32)
@@ -98,9 +104,9 @@ def quick_cases(dtype: torch.dtype) -> Iterator[AttentionCase]:
     yield make_case("decode", dtype, head_dim=128, group=16, block_size=128)
     yield make_case("prefix", dtype, head_dim=256, group=4)
     yield make_case("long", dtype, head_dim=64, group=4)
-    for shape in LONG_SHAPES:
-        yield make_case(shape, dtype, head_dim=32, group=1, block_size=64)
-        yield make_case(shape, dtype, head_dim=32, group=1, block_size=64, window=2500)
+    for shape, rows in (INTERPRETED_SHAPES if interpret else LONG_SHAPES).items():
+        for window in (None, rows[0].length // 2):
+            yield make_case(shape, dtype, head_dim=32, group=1, block_size=64, window=window)
     yield make_case("decode", dtype, window=16)
     yield make_case("mixed", dtype, window=24)
     yield make_case("prefix", dtype, window=24)
@@ -123,7 +129,7 @@ def full_cases(dtype: torch.dtype) -> Iterator[AttentionCase]:
             yield make_case(shape, dtype, window=window, softcap=softcap)
     for shape in (*LONG_SHAPES, *FULL_SHAPES):
         yield make_case(shape, dtype, head_dim=128, group=4)
-        yield make_case(shape, dtype, head_dim=128, group=4, window=2500)
+        yield make_case(shape, dtype, head_dim=128, group=4, window=1200)
     if dtype != torch.float32:
         for shape in SHAPES:
             yield make_case(shape, dtype, head_dim=128, kv_dtype=torch.float8_e4m3fn)

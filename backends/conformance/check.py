@@ -20,6 +20,8 @@ from backbench.errors import BackendError
 
 LEVELS = ("quick", "full")
 Job = Callable[[], CheckRow]
+OnRow = Callable[[CheckRow, int], None]
+"""Hears of a case's row, and of the number of cases."""
 
 
 def check(
@@ -29,18 +31,20 @@ def check(
     level: str = "quick",
     dtypes: Iterable[torch.dtype] | None = None,
     share: tuple[int, int] = (0, 1),
+    on_row: OnRow = lambda row, total: None,
 ) -> ConformanceMatrix:
     """The conformance matrix of the backend called `name` on `device`.
 
     `level` is "quick" (seconds, also in Triton's interpreter) or "full" (every combination). `dtypes`
     defaults to what the device is used with: bf16, fp16 and fp32, on a CPU at "quick" fp32 and bf16, in
     Triton's interpreter fp32 and fp16 (its bf16 matrix product is wrong). `share` (i, n) checks only cases
-    i, i + n, i + 2n, ..., so that n processes can divide the work.
+    i, i + n, i + 2n, ..., so that n processes can divide the work. `on_row` hears of each case as it ends,
+    and of how many there are.
 
     Raises:
         BackendError: the backend or the level does not exist.
     """
-    return check_backend(registry.load(name), device, level=level, dtypes=dtypes, share=share)
+    return check_backend(registry.load(name), device, level=level, dtypes=dtypes, share=share, on_row=on_row)
 
 
 def check_backend(
@@ -50,14 +54,18 @@ def check_backend(
     level: str = "quick",
     dtypes: Iterable[torch.dtype] | None = None,
     share: tuple[int, int] = (0, 1),
+    on_row: OnRow = lambda row, total: None,
 ) -> ConformanceMatrix:
     """As `check`, for a Backend at hand."""
     if level not in LEVELS:
         raise BackendError(f"Unknown conformance level {level!r}; use quick or full.")
     chosen = tuple(dtypes) if dtypes is not None else default_dtypes(device, level)
-    jobs = _jobs(backend, device, level, chosen)
-    rows = tuple(job() for job in islice(jobs, share[0], None, share[1]))
-    return ConformanceMatrix(backend.name, device.name, device.arch, level, rows)
+    jobs = list(islice(_jobs(backend, device, level, chosen), share[0], None, share[1]))
+    rows = []
+    for job in jobs:
+        rows.append(job())
+        on_row(rows[-1], len(jobs))
+    return ConformanceMatrix(backend.name, device.name, device.arch, level, tuple(rows))
 
 
 def default_dtypes(device: Device, level: str) -> tuple[torch.dtype, ...]:
@@ -96,7 +104,8 @@ def _attention_jobs(
         return
     checker = AttentionChecker(backend.attention, operations, reference, device)
     for dtype in dtypes:
-        for case in quick_cases(dtype) if level == "quick" else full_cases(dtype):
+        quick = quick_cases(dtype, interpret=device.interpret)
+        for case in quick if level == "quick" else full_cases(dtype):
             yield partial(checker.check, case)
 
 

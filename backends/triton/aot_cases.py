@@ -32,7 +32,7 @@ from backbench.backends.triton.configs import GemmConfig
 from backbench.backends.triton.elementwise import embed_launch, gate_launch, norm_launch, rotate_launch
 from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_write_launch
 from backbench.backends.triton.gemm import product_launch
-from backbench.backends.triton.launch import Launch, Place
+from backbench.backends.triton.launch import Launch, Place, parts
 from backbench.backends.triton.sampling import sample_launches
 
 UNITS = 132
@@ -155,7 +155,8 @@ def attention(bucket: str, layer: Layer, target: str) -> Launch:
     """The attention kernel of a bucket, or the cache write."""
     spec, device = layer.spec, imagined(target)
     runner = TritonRunner(spec, device)
-    cache = runner.new_cache(2**31 // (spec.kv_heads * spec.block_size * spec.head_dim) if layer.wide else 64)
+    values_per_block = spec.kv_heads * spec.block_size * spec.head_dim
+    cache = runner.new_cache(parts(2**31, values_per_block) if layer.wide else 64)
     decodes = {"decode_small": 1, "decode": spec.max_seqs}.get(bucket, 0)
     tokens = decodes or MANY
     q = _empty(tokens, spec.q_heads, spec.head_dim, dtype=spec.dtype)

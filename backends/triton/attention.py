@@ -137,8 +137,6 @@ class TritonRunner(AttentionRunner):
 
     def decode_launch(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> Launch:
         """Attention of the batch's decodes; q and out contiguous."""
-        from backbench.backends.triton.launch import Launch
-
         small = batch.num_decodes <= self.small_batch
         bound = self._bound("decode_small" if small else "decode", cache)
         arguments = (
@@ -146,12 +144,10 @@ class TritonRunner(AttentionRunner):
             self._piece_sums, self._piece_stats, self._counters,
             batch.num_decodes, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(),
         )  # fmt: skip
-        return Launch(bound, (self.programs[0 if small else 1], 1, 1), arguments)
+        return bound.launch((self.programs[0 if small else 1], 1, 1), arguments)
 
     def prefill_launch(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> Launch:
         """Attention of all other sequences; q and out contiguous."""
-        from backbench.backends.triton.launch import Launch
-
         keys: Any = cache.k
         values: Any = cache.v
         if self.prefill["DESCRIPTOR"]:
@@ -162,7 +158,7 @@ class TritonRunner(AttentionRunner):
             *self._scale_and_cap(),
         )  # fmt: skip
         grid = (self.spec.kv_heads, self._query_tiles(batch), 1)
-        return Launch(self._bound("prefill", cache), grid, arguments)
+        return self._bound("prefill", cache).launch(grid, arguments)
 
     def _bound(self, bucket: str, cache: PagedCache) -> BoundKernel:
         """The bucket's kernel with its compile-time arguments, made at first use."""

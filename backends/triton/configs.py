@@ -148,15 +148,18 @@ def attention_tuning(spec: AttentionSpec, device: Device) -> dict[str, str | Non
 
 
 def shared_bytes_needed(device: Device, spec: AttentionSpec, bucket: str) -> int:
-    """Shared memory that a block of the bucket's kernel takes at least on `device`, 0 = not known.
+    """Shared memory that a block of the bucket's kernel takes at least, as compiled kernels do.
 
-    Its key tiles in flight; in prefill on NVIDIA also the queries. Before sm80 nothing is copied past the
-    registers, and the fp32 sums pass through shared memory instead.
+    On AMD, where loads go through registers, the keys of a tile. On NVIDIA the key tiles in flight, and in
+    prefill the queries; before sm80 nothing is copied past the registers, and the fp32 sums pass through
+    shared memory instead.
     """
     config = attention_config(device, spec, bucket)
     tile = config["TILE"] * key_bytes(spec)
+    if device.vendor != "nvidia":
+        return tile // 2
     tiles = tile * max(config["STAGES"] - 1, 1)
-    if bucket != "prefill" or device.vendor != "nvidia":
+    if bucket != "prefill":
         return tiles
     values = config["M"] * padded_dim(spec)
     if before_sm80(device):

@@ -42,5 +42,5 @@ def find_row(ends, item):
 def widened(index, WIDE: tl.constexpr):
     """`index` as i64 where offsets of the cache exceed 32 bits."""
     if WIDE:
-        return index.to(tl.int64)
+        index = index.to(tl.int64)
     return index

@@ -137,6 +137,10 @@ class BoundKernel:
         """What the compiler is told besides: num_warps, maxnreg, ..."""
         return {name: value for name, value in self._keywords.items() if name not in self.kernel.arg_names}
 
+    def launch(self, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> Launch:
+        """One launch of it."""
+        return Launch(self, grid, arguments)
+
     def __call__(self, grid: tuple[int, int, int], *arguments: Any) -> None:
         """Launch on the current stream; compiles at the first launch with arguments of this kind."""
         kind = tuple(map(argument_kind, arguments))

@@ -63,6 +63,7 @@ def perplexity(
     from backbench.engine.models.config import DTYPES
     from backbench.engine.perplexity import perplexity as measure
     from backbench.harness.commands.output import print_json, print_table
+    from backbench.harness.provenance import redacted
 
     source = find_model(model)
     device = detect(prefer=prefer)
@@ -82,7 +83,7 @@ def perplexity(
         "perplexity": found.value,
     }
     if as_json:
-        print_json(result)
+        print_json(redacted(result))
         return
     rows = [
         ("Text", f"{origin} (sha256 {digest[:12]})"),

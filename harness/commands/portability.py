@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,33 +128,60 @@ def _grid(rows: Sequence[PortabilityRow]) -> tuple[list[str], list[list[str]]]:
     cells = {(row.kernel, row.variant, row.target): cell(row) for row in rows}
     kernels = list(dict.fromkeys((row.kernel, row.variant) for row in rows))
     lines = [
-        [f"{kernel} ({dtype})", *(cells.get((kernel, dtype, target), "") for target in targets)]
-        for kernel, dtype in kernels
+        [f"{kernel} ({variant})", *(cells.get((kernel, variant, target), "") for target in targets)]
+        for kernel, variant in kernels
     ]
     return ["Kernel", *targets], lines
 
 
+def _apart(rows: Sequence[PortabilityRow]) -> tuple[list[PortabilityRow], list[PortabilityRow]]:
+    """(rows of what is compiled for several targets, of what is for one alone)."""
+    held = Counter((row.kernel, row.variant) for row in rows)
+    several = [row for row in rows if held[row.kernel, row.variant] > 1]
+    return several, [row for row in rows if held[row.kernel, row.variant] == 1]
+
+
+LEGEND = "r: registers, K: KiB of shared memory, last: what the matrix units multiply"
+
+
 def print_matrix(rows: Sequence[PortabilityRow]) -> None:
-    """The matrix as tables of five targets, narrow enough to read."""
+    """The matrix as tables of five targets, narrow enough to read; then what is compiled for one target."""
     from backbench.harness.commands.output import print_table
 
-    columns, lines = _grid(rows)
+    several, alone = _apart(rows)
+    columns, lines = _grid(several)
     for first in range(1, len(columns), 5):
         chosen = [0, *range(first, min(first + 5, len(columns)))]
-        title = "r: registers, K: KiB of shared memory, last: what the matrix units multiply"
-        print_table(title, [columns[i] for i in chosen], [[line[i] for i in chosen] for line in lines])
+        print_table(LEGEND, [columns[i] for i in chosen], [[line[i] for i in chosen] for line in lines])
+    if alone:
+        print_table(LEGEND, ["Kernel", "Target", "Takes"], _list(alone))
+
+
+def _list(rows: Sequence[PortabilityRow]) -> list[list[str]]:
+    return [[f"{row.kernel} ({row.variant})", row.target, cell(row)] for row in rows]
+
+
+def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def to_markdown(rows: Sequence[PortabilityRow], version: str) -> str:
     """The matrix as a page. Nothing in it was run: a compiler's word only."""
-    columns, lines = _grid(rows)
-    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
-    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return (
+    several, alone = _apart(rows)
+    text = (
         f"# Kernels compiled for every target\n\nTriton {version}; compiled, not run. Each cell: registers "
         "(r), bytes spilled a thread, KiB of shared memory (K), and what the matrix units multiply (nothing: "
-        f"plain arithmetic). `bench portability --markdown FILE` writes this page.\n\n{head}{body}"
+        "plain arithmetic). `bench portability --markdown FILE` writes this page.\n"
     )
+    if several:
+        text += "\n" + _markdown_table(*_grid(several))
+    if alone:
+        text += (
+            "\nCompiled for one target each: other layers, dealt out over the targets, and what a whole run "
+            "launches.\n\n" + _markdown_table(["Kernel", "Target", "Takes"], _list(alone))
+        )
+    return text
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ LONG_QUERIES = 16
 """Queries of the prompt at the longest context, its last ones."""
 TYPICAL_SCORE = 2.0
 """Root mean square of the scores that the queries are made to have at least, as in conformance's cases."""
+CHUNK_TOKENS = 4096
+"""Tokens whose queries, keys and values are compared at once: bounds memory at long contexts."""
 SCORED_TOKENS = 256
 """Tokens from which that is estimated."""
 
@@ -265,18 +267,21 @@ class AttentionCheck:
         kept: list[Tensor],
     ) -> None:
         """Queries, keys and values against torch's rotation in the same dtype and in the wider one."""
-        narrow, first = TorchOperations(), 0
+        narrow, first, device = TorchOperations(), 0, qkv.device
         for row, tokens, slots in zip(stage.rows, stage.tokens, stage.slots, strict=True):
-            some, positions = qkv[tokens], torch.arange(row.length, device=qkv.device)
-            in_dtype = narrow.rotate(some, positions, rotation, spec)
-            right = self._wide.rotate(some.to(self._wide.dtype), positions, rotation, spec)
-            new = slice(row.context, None)
-            self._judge(
-                "query", row, q[first : first + row.query], in_dtype[0][new], right[0][new], row.context
-            )
-            for what, got, plain, wanted in zip(("key", "value"), kept, in_dtype[1:], right[1:], strict=True):
-                self._judge(what, row, got[slots], plain, wanted, 0)
-            first += row.query
+            for start in range(0, row.length, CHUNK_TOKENS):
+                end = min(start + CHUNK_TOKENS, row.length)
+                some, at = qkv[tokens[start:end]], torch.arange(start, end, device=device)
+                plain = narrow.rotate(some, at, rotation, spec)
+                right = self._wide.rotate(some.to(self._wide.dtype), at, rotation, spec)
+                for what, x, torchs, wanted in zip(("key", "value"), kept, plain[1:], right[1:], strict=True):
+                    self._judge(what, row, x[slots[start:end]], torchs, wanted, start)
+                new = max(0, row.context - start)
+                count = end - start - new
+                if count > 0:
+                    made = q[first : first + count]
+                    self._judge("query", row, made, plain[0][new:], right[0][new:], start + new)
+                    first += count
 
     def _compare_output(
         self, stage: Stage, spec: AttentionSpec, q: Tensor, kept: list[Tensor], out: Tensor

@@ -69,35 +69,28 @@ def torch_decoder(
     weights: Weights,
     device: Device,
     dtype: torch.dtype,
+    max_len: int,
     attention: Attention | None = None,
 ) -> Decoder:
     """The torch backend on these weights, in their own dtype."""
-    return _decoder(
-        config, weights, device, dtype, attention or TorchAttention(), TorchLinear(), TorchOperations()
-    )
+    own = attention or TorchAttention()
+    selection = Selection("torch", device, own, TorchLinear(), TorchOperations())
+    return _decoder(config, weights, selection, dtype, max_len)
 
 
-def wide_decoder(config: ModelConfig, weights: Weights, device: Device, dtype: torch.dtype) -> Decoder:
+def wide_decoder(
+    config: ModelConfig, weights: Weights, device: Device, dtype: torch.dtype, max_len: int
+) -> Decoder:
     """The same weights, computed in the wider `dtype`."""
-    return _decoder(config, weights, device, dtype, WideAttention(), WideLinear(), WideOperations(dtype))
+    selection = Selection("torch", device, WideAttention(), WideLinear(), WideOperations(dtype))
+    return _decoder(config, weights, selection, dtype, max_len)
 
 
 def _decoder(
-    config: ModelConfig,
-    weights: Weights,
-    device: Device,
-    dtype: torch.dtype,
-    attention: Attention,
-    linear: Linear,
-    operations: Operations,
+    config: ModelConfig, weights: Weights, selection: Selection, dtype: torch.dtype, max_len: int
 ) -> Decoder:
-    selection = Selection("torch", device, attention, linear, operations)
     limits = StepLimits(
-        block_size=BLOCK_SIZE,
-        max_len=config.max_len,
-        max_seqs=1,
-        max_step_tokens=config.max_len,
-        prefill_chunk=config.max_len,
+        block_size=BLOCK_SIZE, max_len=max_len, max_seqs=1, max_step_tokens=max_len, prefill_chunk=max_len
     )
     return Decoder(config, weights, selection, dtype=dtype, limits=limits)
 

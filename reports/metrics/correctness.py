@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,7 @@ KEPT = "differences"
 def kept(run: RunTables) -> Floats | None:
     """The per-position differences of the record; None where it holds none."""
     found = (run.given.get("correctness") or {}).get(KEPT)
-    if not isinstance(found, list) or not found:
-        return None
-    parts = [each if isinstance(each, list) else [each] for each in found]
-    return np.array([value for part in parts for value in part], dtype=np.float64)
+    return np.array(found, dtype=np.float64) if isinstance(found, list) and found else None
 
 
 def _total(reduce: Any) -> Any:
@@ -31,6 +29,26 @@ def _total(reduce: Any) -> Any:
     return value
 
 
+def _worst_sequence(run: RunTables) -> float | Missing:
+    """Every sequence of the sample has as many positions."""
+    differences, sequences = kept(run), (run.given.get("correctness") or {}).get("sequences")
+    if differences is None or not isinstance(sequences, int) or len(differences) % sequences:
+        return Missing("no differences were kept")
+    return float(differences.reshape(sequences, -1).mean(axis=1).max())
+
+
+def contradictions(section: dict[str, Any]) -> Iterator[str]:
+    """Why a section that says passed cannot have."""
+    if section.get("passed") is not True:
+        return
+    for name, bound in BOUNDS.items():
+        value, most = section.get(name), section.get(bound)
+        if value is not None and most is not None and not value <= most:
+            yield f"correctness.passed is True, but {name} is {value!r} and {bound} {most!r}"
+    if (section.get("attention") or {}).get("passed") is False:
+        yield "correctness.passed is True, but correctness.attention.passed is False"
+
+
 def _correctness(
     key: str, label: str, unit: str, better: bool, definition: str, compute: Any = None, summary: bool = False
 ) -> Metric:
@@ -38,6 +56,13 @@ def _correctness(
     path = ("correctness", key)
     return Metric(path, label, unit, better, definition, compute, "Correctness", parts=parts)
 
+
+BOUNDS = {
+    "max_abs_logprob_diff": "tolerance",
+    "mean_abs_logprob_diff": "tolerance_mean",
+    "worst_sequence_mean_abs_logprob_diff": "tolerance_sequence_mean",
+}
+"""A total -> the bound it must not exceed."""
 
 METRICS: tuple[Metric, ...] = (
     _correctness(
@@ -56,6 +81,24 @@ METRICS: tuple[Metric, ...] = (
         False,
         "Mean difference of teacher-forced log-probabilities from the torch backend's.",
         _total(np.mean),
+    ),
+    Metric(
+        ("correctness", "worst_sequence_mean_abs_logprob_diff"),
+        "Worst sequence's mean |Δ log-probability|",
+        "nat",
+        False,
+        "Largest mean difference of one sequence of the sample.",
+        _worst_sequence,
+        parts=(),
+    ),
+    Metric(
+        ("correctness", "tokens"),
+        "Positions compared",
+        "tokens",
+        None,
+        "Positions whose log-probabilities were compared.",
+        _total(len),
+        parts=(),
     ),
     _correctness(
         "top1_agreement",

@@ -114,8 +114,8 @@ def _redrawn(ordered: Floats, owner: Ints, requests: int, levels: list[float]) -
     draws = max(FEWEST_DRAWS, min(MOST_DRAWS, DRAWN_VALUES // len(ordered)))
     found = np.empty((draws, len(levels)))
     for draw in range(draws):
-        weights = np.bincount(random.randint(0, requests, requests), minlength=requests).astype(np.int32)
-        upto = np.cumsum(weights[owner], dtype=np.int64)
+        weights = np.bincount(random.randint(0, requests, requests), minlength=requests)
+        upto = np.cumsum(weights[owner])
         places = np.floor(np.multiply(levels, upto[-1] - 1)).astype(np.int64)
         found[draw] = ordered[np.searchsorted(upto, places, side="right")]
     return found

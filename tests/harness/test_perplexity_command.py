@@ -34,11 +34,13 @@ def test_sampled_sequences_are_fixed_and_match_the_models_own_entropy(
     assert again["mean_nll"] == pytest.approx(first["mean_nll"], rel=1e-4)
 
 
-def test_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "text.txt"
     file.write_text("It was a bright cold day, and the clocks were striking. " * 20)
     found = measured(capsys, "--text", str(file), "--length", "32")
     assert found["num_sequences"] == 2
+    assert found["text"] == "~/text.txt", "a home is nobody's business"
 
 
 def test_a_missing_file_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

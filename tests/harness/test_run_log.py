@@ -159,6 +159,17 @@ def test_a_run_that_is_still_going_is_not_recovered(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_system_without_locks_can_be_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    log = RunLog.claim(tmp_path / "run")
+    with pytest.raises(HarnessError, match="belongs to a run"):
+        RunLog.claim(tmp_path / "run")
+    log.release()
+
+
 def test_a_full_disk_ends_the_log_and_not_the_run(
     tmp_path: Path, make_target: Any, make_workload: Any, clock: Any
 ) -> None:

@@ -177,6 +177,8 @@ def test_correctness_totals_follow_from_kept_differences(directory: RunDirectory
     assert not [problem for problem in verify(directory) if "logprob" in problem]
     edit(directory, lambda data: data["correctness"].update(max_abs_logprob_diff=0.1))
     assert any(problem.startswith("correctness.max_abs") for problem in verify(directory))
+    edit(directory, lambda data: data["correctness"].update(tolerance=0.05, passed=True))
+    assert any("passed is True, but max_abs_logprob_diff is 0.1" in each for each in verify(directory))
     edit(directory, lambda data: data["correctness"].pop("differences"))
     assert any("correctness.max_abs_logprob_diff" in line for line in examine(directory).unchecked)
 

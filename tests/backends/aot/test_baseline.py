@@ -162,7 +162,7 @@ def test_a_real_kernel_is_compiled_judged_and_turns_red(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "best.json"
-    arguments = ["portability", "--targets", "sm90,gfx942", "--only", "operations/gate bf16"]
+    arguments = ["portability", "--targets", "sm90,gfx942", "--only", "operations/gate fp16"]
     arguments += ["--baseline", str(file), "--json"]
     assert run_command([*arguments, "--update"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -171,7 +171,7 @@ def test_a_real_kernel_is_compiled_judged_and_turns_red(
         ("operations/gate", "gfx942"),
     ]
     stored = json.loads(file.read_text())
-    stored["rows"]["operations/gate bf16 gfx942"]["spill_bytes"] = -4
+    stored["rows"]["operations/gate fp16 gfx942"]["spill_bytes"] = -4
     file.write_text(json.dumps(stored))
     assert run_command(arguments) == 1
-    assert "worse: operations/gate bf16 gfx942: spills 0 bytes, -4 before" in capsys.readouterr().err
+    assert "worse: operations/gate fp16 gfx942: spills 0 bytes, -4 before" in capsys.readouterr().err

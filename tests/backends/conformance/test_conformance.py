@@ -207,7 +207,7 @@ FAULTS: dict[str, tuple[type[TorchRunner], Callable[[AttentionSpec], AttentionSp
     "windows end at 2,048": (
         TorchRunner,
         lambda spec: replace(spec, window=min(spec.window, 2048) if spec.window else None),
-        "window2500",
+        "window2",
     ),
 }
 

@@ -136,6 +136,14 @@ def test_every_target_meets_every_geometry_and_every_two_meet() -> None:
         assert len(pairs) == 9, "three values of each"
 
 
+@pytest.mark.parametrize("bucket", ["decode", "prefill"])
+def test_caches_beyond_32_bits_are_compiled_too(bucket: str) -> None:
+    """Their kernels did not compile: one function returned int64 or int32."""
+    for target in TARGETS:
+        (wide,) = [layer for layer in other_layers(target) if layer.wide]
+        assert aot_cases.attention(bucket, wide, target).constants["WIDE"]
+
+
 def test_cases_have_names_of_their_own() -> None:
     for target in TARGETS:
         names = [(c.kernel, c.variant) for c in cases() if target in (c.targets or TARGETS)]

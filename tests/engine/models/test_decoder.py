@@ -15,8 +15,8 @@ def test_whole_sequences_side_by_side_equal_each_alone() -> None:
     def hidden(some: list[int]) -> torch.Tensor:
         ids = torch.cat([torch.arange(length) + 3 * length for length in some])
         positions = torch.cat([torch.arange(length) for length in some])
-        blocks = sum(-(-length // decoder.block_size) for length in some)
-        batch = whole_sequences(some, decoder.block_size, torch.device("cpu"))
+        blocks = sum(-(-length // decoder.limits.block_size) for length in some)
+        batch = whole_sequences(some, decoder.limits.block_size, torch.device("cpu"))
         return decoder.forward(ids, positions, batch, decoder.new_caches(blocks))
 
     torch.testing.assert_close(hidden(lengths), torch.cat([hidden([length]) for length in lengths]))

@@ -56,8 +56,7 @@ def test_json_is_ascii_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     print_json(value | {"stray": "\ud800"})
     out = capsys.readouterr().out
     assert out.isascii() and "\x1b" not in out
-    read = json.loads(out)
-    assert read == value | {"inf": None, "stray": read["stray"]}
+    assert json.loads(out) == {"µ": "\\x1b é", "inf": None, "stray": "\\ud800"}
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])

@@ -163,6 +163,19 @@ def test_the_reference_takes_no_second_copy_of_the_weights() -> None:
     from backbench.harness.correctness import reference
 
     weights = MODELS["like qwen3"].load_weights(torch.device("cpu"), torch.bfloat16)
-    decoder = reference.wide_decoder(MODELS["like qwen3"].config, weights, cpu(), torch.float32)
+    decoder = reference.wide_decoder(MODELS["like qwen3"].config, weights, cpu(), torch.float32, 512)
     held = {layer.qkv.data_ptr() for layer in decoder.layers} | {decoder.lm_head.data_ptr()}
     assert held <= {tensor.data_ptr() for tensor in weights.tensors()}
+
+
+def test_long_contexts_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same verdict at the same places, and a fault in the last chunk is found."""
+    engine, source = engine_of("like qwen3", "torch", torch.bfloat16), MODELS["like qwen3"]
+    whole = correctness.check(engine, source, LONGEST)["attention"]
+    monkeypatch.setattr(attention, "CHUNK_TOKENS", 50)
+    found = correctness.check(engine, source, LONGEST)["attention"]
+    assert found["passed"] is True
+    assert abs(found["worst_share_of_limit"] - whole["worst_share_of_limit"]) < 0.1
+    wrong = next(fault for fault in planted.FAULTS if "wrong slot" in fault.name)
+    with planted.planted(engine, wrong):
+        assert correctness.check(engine, source, LONGEST)["attention"]["passed"] is False
