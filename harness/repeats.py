@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import backbench
 from backbench.errors import INTERRUPTED, HarnessError, ReportError
 from backbench.harness.experiment import default_directory
 from backbench.harness.options import RunOptions, option_names
 from backbench.options import flag
 from backbench.reports.record import RunDirectory
-from backbench.reports.record.experiment import Experiment, Listed
+from backbench.reports.record.experiment import EXPERIMENT_FILE, Experiment, Listed
 
 Launch = Callable[[Sequence[str]], "Ended"]
 """Runs `bench` with these arguments in a process of its own."""
@@ -127,7 +126,7 @@ def in_new_process(arguments: Sequence[str]) -> Ended:
     Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
     would cut short what the first makes it write.
     """
-    home = str(Path(backbench.__file__).parent.parent)
+    home = str(Path(__file__).parents[2])
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "backbench", *arguments],
@@ -165,7 +164,12 @@ def _arms(names: Sequence[str]) -> dict[str, str]:
 def _claim(options: RunOptions) -> Path:
     """A new or empty directory for the series."""
     if options.out is not None:
-        return RunDirectory.create(options.out).path
+        path = RunDirectory.create(options.out).path
+        try:
+            (path / EXPERIMENT_FILE).open("x").close()
+        except FileExistsError:
+            raise HarnessError(f"{path} is another experiment's; choose another --out.") from None
+        return path
     base = default_directory(options)
     base = base.with_name(base.name.replace(",", "-"))
     for number in count():
@@ -197,8 +201,6 @@ def _last(ended: Ended) -> str:
 
 def _remove(experiment: Experiment) -> None:
     """Take away an experiment in which nothing finished; what an interrupted run measured stays."""
-    from backbench.reports.record.experiment import EXPERIMENT_FILE
-
     (experiment.path / EXPERIMENT_FILE).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         experiment.path.rmdir()

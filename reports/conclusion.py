@@ -97,10 +97,12 @@ def how_to_tell(arms: Sequence[Arm]) -> str | None:
     if len(arms) != 2 or any(name in ("workload", "model") for name in differing):
         return None
     sides = [
-        shlex.quote(_typed({"backend": backend} | {name: each[name] for name in differing if name in each}))
+        shlex.quote(
+            _typed(alike | {"backend": backend} | {name: each[name] for name in differing if name in each})
+        )
         for backend, each in zip(backends, asked, strict=True)
     ]
-    return f"bench gate {_typed(alike)} --baseline {sides[0]} --candidate {sides[1]}"
+    return f"bench gate --baseline {sides[0]} --candidate {sides[1]}"
 
 
 def _typed(options: dict[str, Any]) -> str:

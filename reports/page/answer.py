@@ -119,9 +119,9 @@ def sentences(arms: Sequence[Arm]) -> list[list[Words]]:
         return [one_arm_sentence(arms[0])]
     if arms_incomparable(arms):
         return [[Words(f"These {len(arms)} runs do not compare", strong=True), Words("; no ratio is shown.")]]
-    first = [Words(conclusion(arms), strong=True)]
+    first = [Words(conclusion(arms))]
     if (command := how_to_tell(arms)) is not None:
-        first.append(Words(f" A verdict takes repeats: {command}", quiet=True))
+        first.append(Words(f" A verdict takes repeats: {command}"))
     return [first, *(pair_sentence(arms[0], arm) for arm in arms[1:])]
 
 

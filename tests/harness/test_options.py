@@ -72,7 +72,7 @@ def toml(value: Any) -> str:
 
 def from_command_line(*arguments: str) -> RunOptions:
     given = run.make_context("run", list(arguments)).params
-    given.pop("as_json")
+    del given["as_json"], given["no_report"]
     options = _options(given, given.pop("config"))
     return RunOptions(
         **{each.name: getattr(options, each.name) for each in fields(options)} | {"command": ""}
