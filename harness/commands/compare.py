@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from backbench.reports.arms import Arm
     from backbench.reports.compare import Difference
 
+WIDEST = 5
+"""Arms that stand side by side; more of them stand below each other, with the headline quantities."""
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -76,7 +79,14 @@ def _print(arms: Sequence[Arm], hard: Sequence[Difference], form: str | None) ->
     from backbench.harness.commands.stored import say
     from backbench.reports.arms import arm_differences
     from backbench.reports.conclusion import conclusion
-    from backbench.reports.tables import comparison_table, difference_table, full_table, to_csv, to_markdown
+    from backbench.reports.tables import (
+        comparison_table,
+        difference_table,
+        full_table,
+        scorecard_table,
+        to_csv,
+        to_markdown,
+    )
 
     if form == "json":
         _print_json(arms, hard)
@@ -91,8 +101,13 @@ def _print(arms: Sequence[Arm], hard: Sequence[Difference], form: str | None) ->
         say_invalid(arms)
         if not hard:
             print_conclusion(arms)
+        found = arm_differences(arms)
+        if len(arms) > WIDEST:
+            print_report_table(scorecard_table(arms, with_ratios=not hard))
+            say(f"What differs: {', '.join(each.field for each in found) or 'nothing'}.", err=False)
+            return
         print_report_table(comparison_table(arms))
-        print_report_table(difference_table(arm_differences(arms), [arm.label for arm in arms]))
+        print_report_table(difference_table(found, [arm.label for arm in arms]))
 
 
 def _print_json(arms: Sequence[Arm], hard: Sequence[Difference]) -> None:

@@ -161,7 +161,8 @@ def tiles(arm: Arm) -> list[Tile]:
 
 def arm_chips(arm: Arm, problems: Sequence[str] = ()) -> list[Chip]:
     """Those of the run that stands for the arm, and how many runs there are and are not valid."""
-    found = chips(arm.representative.record, problems)
+    shown = arm.representative.record
+    found = chips(shown, problems)
     if len(arm.runs) == 1:
         return found
     at = len(problems)  # the chip of one run's validity
@@ -171,7 +172,7 @@ def arm_chips(arm: Arm, problems: Sequence[str] = ()) -> list[Chip]:
         found[at] = Chip("good", "All runs valid")
     failed = next((each for each in arm.records if each.correctness.get("passed") is False), None)
     if failed is not None:
-        found[at + 1] = correctness_chip(failed)
+        found[found.index(correctness_chip(shown))] = correctness_chip(failed)
     return [*found, Chip("plain", f"n = {len(arm.runs)} runs")]
 
 
