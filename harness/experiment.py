@@ -23,6 +23,7 @@ from backbench.harness.run_log import RunLog
 from backbench.harness.sensors.telemetry import Telemetry
 from backbench.harness.subjects.engine import EngineSubject
 from backbench.harness.subjects.subject import Facts, Limits, ObservedTarget, Subject
+from backbench.reports.metrics.window import FEWEST_REQUESTS, LEAST_S
 from backbench.reports.record import RunDirectory, RunRecord
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ def make_context(options: RunOptions, facts: Facts, workload: Workload) -> dict[
         "ideal_prefix_hit_ratio": ideal,
         "shape": facts.shape,
         "peaks": facts.peaks,
+        "steady_least_s": LEAST_S,
+        "steady_fewest_requests": FEWEST_REQUESTS,
     }
 
 

@@ -163,6 +163,21 @@ class RunOptions:
         return found
 
 
+@dataclass(frozen=True)
+class Talk:
+    """What is said on stderr while a run is going; the record does not depend on it."""
+
+    quiet: bool = option(False, "Say nothing of how far the run is.", group="record", short="-q")
+    verbose: bool = option(
+        False, "Say each second in a line of its own how far the run is.", group="record", short="-v"
+    )
+
+    def __post_init__(self) -> None:
+        settle(self, HarnessError)
+        if self.quiet and self.verbose:
+            raise HarnessError("--quiet and --verbose contradict each other; give one of them.")
+
+
 @cache
 def option_names() -> dict[str, tuple[type, Option]]:
     """Name as typed, with underscores -> (the class that declares it, the option), in order of help."""

@@ -106,7 +106,7 @@ def arguments(options: RunOptions, backend: str, seed: int, out: Path) -> list[s
     """The command line of one run of the series."""
     asked = options.asked() | {"backend": backend, "seed": seed, "out": str(out)}
     asked.pop("repeat", None)
-    found = ["run", "--no-report"]
+    found = ["run", "--no-report", "--quiet"]
     for name, value in asked.items():
         typed = option_names()[name][1].flag
         if isinstance(value, bool):

@@ -15,6 +15,7 @@ from backbench.reports.quantities import (
     DASH,
     QUANTITIES,
     Reading,
+    digits,
     format_interval,
     format_value,
     read,
@@ -66,19 +67,20 @@ class Line:
     interval: str
     """95 % interval in the value's unit; empty when there is none."""
     note: str = ""
-    """Why there is no value."""
+    """Why there is no value, or which stretch of the run it is about."""
 
 
 def summary_rows(record: RunRecord) -> list[Line]:
     """The short table at the end of a run. Quantities that cannot exist here (no SLO, no power meter)
-    are left out; percentiles that the sample is too small for stay, with the reason."""
+    are left out; percentiles that the sample is too small for, and a steady state that there was not, stay
+    with the reason."""
     lines = []
     for each in QUANTITIES:
         if not each.summary:
             continue
         reading = read(record, each)
-        too_small = "sample size" in (reading.reason or "")
-        if reading.value is None and not too_small:
+        stands = "sample size" in (reading.reason or "") or each.path[-1] == "steady_state"
+        if reading.value is None and not stands:
             continue
         lines.append(
             Line(
@@ -86,10 +88,32 @@ def summary_rows(record: RunRecord) -> list[Line]:
                 each.label,
                 format_value(reading.value, each.unit),
                 format_interval(reading, each.unit),
-                reading.reason or "",
+                reading.reason or stretch(record, each.path[-1]),
             )
         )
     return lines
+
+
+def stretch(record: RunRecord, name: str) -> str:
+    """The stretch of a run that a rate is about: from when to when, and the requests that finished in it."""
+    found = record.metrics.get(name) if name in ("steady_state", "whole_run") else None
+    if not isinstance(found, dict) or found.get("start_s") is None:
+        return ""
+    requests = f", {found['requests']:,} requests" if found.get("requests") else ""
+    return f"from {digits(found['start_s'])} to {digits(found['end_s'])} s{requests}"
+
+
+def clipping(record: RunRecord) -> str:
+    """What was cut off the requests so that they fit the context; empty where nothing was."""
+    parameters = record.workload.get("parameters") or {}
+    for each in parameters.get("transformations") or []:
+        if each.get("kind") == "clip" and each.get("requests"):
+            return (
+                f"{each['requests']:,} of {parameters['num_requests']:,} requests shortened to "
+                f"{each['max_len']:,} tokens: {each['input_tokens']:,} prompt and "
+                f"{each['output_tokens']:,} output tokens were cut off"
+            )
+    return ""
 
 
 def summary_table(record: RunRecord) -> Table:
@@ -172,7 +196,7 @@ def quantity_tables(record: RunRecord) -> list[Table]:
     for title, groups in (
         ("Throughput", ("Throughput",)),
         ("Memory", ("Memory",)),
-        ("Efficiency and load", ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule")),
+        ("Efficiency and load", ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule", "Machine")),
     ):
         rows = []
         for each in compared([record]):

@@ -163,6 +163,14 @@ def print_tuning(record: RunRecord) -> None:
         click.echo(printable(f"Launches: {'; '.join(known)}"))
 
 
+def print_clipping(record: RunRecord) -> None:
+    """What the requests lost to the model's context, where anything."""
+    from backbench.reports.tables import clipping
+
+    if text := clipping(record):
+        click.echo(printable(f"Clipped: {text}"))
+
+
 def headline(record: RunRecord) -> str:
     """One line: what ran on what."""
     device = (record.system.get("device") or {}).get("name", "?")

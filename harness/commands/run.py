@@ -14,7 +14,8 @@ from backbench.errors import INTERRUPTED, INVALID, WRONG
 from backbench.harness.commands.experiments import experiment_json, print_experiment
 from backbench.harness.commands.flags import GroupedCommand, flag
 from backbench.harness.commands.output import echo, print_json, printing
-from backbench.harness.options import GROUPS, option_names
+from backbench.harness.options import GROUPS, Talk, option_names
+from backbench.options import options_of
 
 if TYPE_CHECKING:
     from backbench.harness.experiment import Outcome
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for _, option in reversed(option_names().values()):
+    declared = [option for _, option in option_names().values()] + [*options_of(Talk)]
+    for option in reversed(declared):
         function = flag(option, GROUPS[option.group])(function)
     return function
 
@@ -37,7 +39,14 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--no-report", is_flag=True, help="Write no page; `bench report` makes one of the record.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table.")
-def run(as_json: bool, no_report: bool, config: Path | None, **given: Any) -> None:
+def run(
+    as_json: bool,
+    no_report: bool,
+    config: Path | None,
+    quiet: bool | None,
+    verbose: bool | None,
+    **given: Any,
+) -> None:
     """Replay a workload on the engine with one backend, and write a run directory.
 
     With --repeat N or several backends (-b torch,sdpa) every run is a process of its own, the backends take
@@ -54,10 +63,11 @@ def run(as_json: bool, no_report: bool, config: Path | None, **given: Any) -> No
     from backbench.harness.progress import open_observer
     from backbench.harness.repeats import is_series
 
+    talk = Talk(quiet=bool(quiet), verbose=bool(verbose))
     options = _options(given, config)
     if is_series(options):
-        _run_series(options, as_json, no_report)
-    with open_observer() as observer:
+        _run_series(options, as_json, no_report, talk)
+    with open_observer(talk) as observer:
         outcomes = run_experiment(options, observer)
         reports = [None if no_report else _report(outcome, observer.stage) for outcome in outcomes]
     with printing(f"the record is in {outcomes[0].directory.path}"):
@@ -71,12 +81,14 @@ def run(as_json: bool, no_report: bool, config: Path | None, **given: Any) -> No
     raise SystemExit(max((exit_code(outcome) for outcome in outcomes), default=0))
 
 
-def _run_series(options: RunOptions, as_json: bool, no_report: bool) -> NoReturn:
+def _run_series(options: RunOptions, as_json: bool, no_report: bool, talk: Talk) -> NoReturn:
     """Run every backend as often as asked, and end with the worst code of the runs."""
+    from backbench.harness.progress import open_observer
     from backbench.harness.repeats import run_repeats
     from backbench.reports.page.html import write_report
 
-    done = run_repeats(options, lambda text: echo(text, err=True))
+    with open_observer(talk) as observer:
+        done = run_repeats(options, observer.stage)
     path = done.experiment.path
     if not done.experiment.runs:
         raise KeyboardInterrupt
@@ -115,14 +127,14 @@ def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
 
 def exit_code(outcome: Outcome) -> int:
     """What one run makes the command end with."""
-    from backbench.reports.metrics.validity import INTERPRETED
+    from backbench.reports.metrics.validity import fails
 
     record = outcome.record
     if record.run["status"] == "interrupted":
         return INTERRUPTED
     if record.correctness.get("passed") is False:
         return WRONG
-    return INVALID if set(record.validity) - {INTERPRETED} else 0
+    return INVALID if fails(record) else 0
 
 
 def _print_json(outcomes: list[Outcome]) -> None:
@@ -133,11 +145,18 @@ def _print_json(outcomes: list[Outcome]) -> None:
 
 
 def _print(outcome: Outcome, report: Path | None) -> None:
-    from backbench.harness.commands.output import headline, print_report_table, print_tuning, print_validity
+    from backbench.harness.commands.output import (
+        headline,
+        print_clipping,
+        print_report_table,
+        print_tuning,
+        print_validity,
+    )
     from backbench.reports.tables import summary_table
 
     click.echo(headline(outcome.record))
     print_tuning(outcome.record)
+    print_clipping(outcome.record)
     print_report_table(summary_table(outcome.record))
     print_validity(outcome.record)
     echo(f"Run directory: {outcome.directory.path}")

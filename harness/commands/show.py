@@ -17,6 +17,7 @@ def show(run: Path, as_json: bool) -> None:
     from backbench.harness.commands.experiments import experiment_json, print_experiment
     from backbench.harness.commands.output import (
         headline,
+        print_clipping,
         print_json,
         print_report_table,
         print_tuning,
@@ -39,6 +40,7 @@ def show(run: Path, as_json: bool) -> None:
             return
         say(headline(record), err=False)
         print_tuning(record)
+        print_clipping(record)
         print_report_table(summary_table(record))
         print_report_table(latency_table([record]))
         print_validity(record)

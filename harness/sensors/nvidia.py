@@ -36,6 +36,7 @@ class NvmlSensor:
             ),
             "memory_used_bytes": lambda: int(self._memory_info().used),
             "utilization": lambda: float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
+            "processes": lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)),
             "throttle_reasons": lambda: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)),
         }
 

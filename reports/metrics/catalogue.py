@@ -5,6 +5,7 @@ from __future__ import annotations
 from backbench.reports.metrics import (
     correctness,
     decode_fit,
+    disturbance,
     energy,
     engine_steps,
     latency,
@@ -27,6 +28,7 @@ METRICS: tuple[Metric, ...] = (
     *engine_steps.METRICS,
     *schedule.METRICS,
     *correctness.METRICS,
+    *disturbance.METRICS,
 )
 
 METRIC_SCHEMA = 2

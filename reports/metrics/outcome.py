@@ -9,7 +9,7 @@ import numpy as np
 
 from backbench.reports.metrics.metric import Metric, Missing
 from backbench.reports.metrics.run import RunTables
-from backbench.reports.metrics.window import Window
+from backbench.reports.metrics.window import Window, finished_inside
 
 
 def _counts(run: RunTables) -> dict[str, int]:
@@ -40,10 +40,11 @@ def _stretch(window: Window) -> dict[str, float]:
 
 
 def _steady(run: RunTables) -> dict[str, Any]:
+    """With the requests that finished inside it."""
     window, why_not = run.steady_or_why_not
     if window is None:
-        return {"start_s": None, "end_s": None, "duration_s": None, "reason": why_not}
-    return _stretch(window)
+        return {"start_s": None, "end_s": None, "duration_s": None, "requests": None, "reason": why_not}
+    return _stretch(window) | {"requests": finished_inside(run.rows, window)}
 
 
 UNKNOWN = {

@@ -35,6 +35,10 @@ class Context:
     """`roofline.ModelShape` as a dict."""
     peaks: dict[str, Any] = field(default_factory=dict)
     """`roofline.Peaks` as a dict."""
+    steady_least_s: float = 0.0
+    """What a steady state lasts at least; runs of before there was a limit have none."""
+    steady_fewest_requests: int = 0
+    """How many requests finish in it at least, but for a batch that starts together."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Context:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,20 +12,47 @@ from backbench.reports.metrics.requests import Context, Requests
 from backbench.reports.metrics.run import RunTables
 from backbench.reports.metrics.statistics import Floats, summarise
 
-SATURATED = 0.95
-"""The client counts as saturated when it sent slower than this share of the offered rate."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAST_LATE_S = 0.005
+"""A time slice of an operating system's scheduler, which no client is master of."""
+LATE_OF_TTFT = 0.10
+"""A request that went out late by less of its TTFT waited for the engine, not for the client."""
+MOST_LATE = 0.05
+"""The share of late requests above which the client counts as saturated."""
+FEWEST_SENT = 20
+"""With fewer requests one late one would be as much."""
 
 
 NOT_OPEN = Missing("the target's answers pace the sending: there is no schedule to keep")
 TOO_FEW = Missing("fewer than 50 arrivals, or all at once")
 
 
-def section(rows: Requests, context: Context) -> dict[str, Any]:
+def section(rows: Requests, context: Context, steps: pd.DataFrame | None = None) -> dict[str, Any]:
     """The record's `schedule` section."""
-    return resolved(_values(rows, context))
+    return resolved(_values(rows, context, steps))
 
 
-def _values(rows: Requests, context: Context) -> dict[str, Any]:
+def late(rows: Requests, steps: pd.DataFrame | None) -> np.ndarray:
+    """Which of the sent requests went out late by the client's own doing: bool[sent].
+
+    A client that offers requests between two steps of the engine is late by the rest of the step under way.
+    Late is what went out after the next step, too, by more than LEAST_LATE_S and LATE_OF_TTFT of its TTFT.
+    """
+    sent = ~np.isnan(rows.sent_ns)
+    intended, went_out, first = rows.intended_ns[sent], rows.sent_ns[sent], rows.first_ns[sent]
+    allowed = intended.copy()
+    if steps is not None and len(steps):
+        ends = steps["end_ns"].to_numpy(dtype=np.float64)
+        next_step = np.searchsorted(steps["start_ns"].to_numpy(dtype=np.float64), intended)
+        allowed = np.maximum(allowed, ends[np.minimum(next_step, len(ends) - 1)])
+    lag_s, ttft_s = (went_out - intended) / 1e9, (first - intended) / 1e9
+    little = (lag_s <= LEAST_LATE_S) | (lag_s <= LATE_OF_TTFT * ttft_s)  # the latter false without a token
+    return (went_out > allowed) & ~little
+
+
+def _values(rows: Requests, context: Context, steps: pd.DataFrame | None) -> dict[str, Any]:
     """The section; `Missing` where the load has no such number."""
     sent = ~np.isnan(rows.sent_ns)
     lag_s = (rows.sent_ns - rows.intended_ns)[sent] / 1e9
@@ -33,6 +60,8 @@ def _values(rows: Requests, context: Context) -> dict[str, Any]:
     offered = _rate(rows.intended_ns[sent]) if timed else None
     # Where the target's answers pace the sending, its rate says nothing about the schedule.
     achieved = _rate(rows.sent_ns[sent]) if timed else None
+    too_late = int(late(rows, steps).sum()) if timed else 0
+    enough = int(sent.sum()) >= FEWEST_SENT
     few = Missing("all requests arrive at one time") if timed else NOT_OPEN
 
     def bursts(times_ns: Floats) -> float | Missing:
@@ -46,7 +75,8 @@ def _values(rows: Requests, context: Context) -> dict[str, Any]:
         "concurrency": Missing("no limit was set") if context.concurrency is None else context.concurrency,
         "offered_requests_per_s": few if offered is None else offered,
         "achieved_requests_per_s": few if achieved is None else achieved,
-        "client_saturated": bool(offered and achieved and achieved < SATURATED * offered),
+        "client_saturated": enough and too_late > MOST_LATE * int(sent.sum()),
+        "late_requests": too_late if timed else NOT_OPEN,
         "index_of_dispersion": bursts(rows.intended_ns),
         "index_of_dispersion_sent": bursts(rows.sent_ns[sent]),
         "lag_s": summarise(lag_s),
@@ -88,12 +118,19 @@ def index_of_dispersion(arrivals_ns: Sequence[int], window_ns: int) -> float | N
 
 
 def _schedule(
-    key: str, label: str, unit: str, definition: str, better: bool | None = None, *parts: Part
+    key: str,
+    label: str,
+    unit: str,
+    definition: str,
+    better: bool | None = None,
+    *parts: Part,
+    since: int = 1,
 ) -> Metric:
     def value(run: RunTables) -> Any:
-        return _values(run.rows, run.context)[key]
+        return _values(run.rows, run.context, run.steps)[key]
 
-    return Metric(("schedule", key), label, unit, better, definition, value, "Schedule", parts=parts)
+    path = ("schedule", key)
+    return Metric(path, label, unit, better, definition, value, "Schedule", parts=parts, since=since)
 
 
 METRICS: tuple[Metric, ...] = (
@@ -116,7 +153,18 @@ METRICS: tuple[Metric, ...] = (
         Part(),
     ),
     _schedule(
-        "client_saturated", "Client saturated", "", f"Sent slower than {SATURATED:.0%} of the offered rate."
+        "client_saturated",
+        "Client saturated",
+        "",
+        f"More than {MOST_LATE:.0%} of at least {FEWEST_SENT} requests went out late by the client's doing.",
+        since=2,
+    ),
+    _schedule(
+        "late_requests",
+        "Requests sent late",
+        "",
+        f"Sent after the step that followed their time, over 5 ms and {LATE_OF_TTFT:.0%} of their TTFT late.",
+        since=2,
     ),
     _schedule(
         "lag_s",

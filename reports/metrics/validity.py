@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backbench.reports.metrics import disturbance
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
 
 INTERPRETED = "kernels ran in Triton's interpreter: the times say nothing about any device"
 """Known to whoever asked for it, so it is no failure of the command."""
+
+DISTURBED = "disturbed: "
+"""How the reasons begin that are no fault of what was measured: the machine was not its own."""
 
 _SLOWDOWNS = {
     0x08: "hardware slowdown",
@@ -60,7 +65,7 @@ def reasons(
     if counts["wrong_length"]:
         found.append(f"{counts['wrong_length']} requests got another number of tokens than asked for")
     if schedule["client_saturated"]:
-        found.append("the client was saturated: requests went out slower than they were due")
+        found.append(_saturated(schedule.get("late_requests"), counts))
     if correctness.get("passed") is False:
         found.append(
             "wrong results: " + correctness.get("reason", "log-probabilities differ from the torch backend's")
@@ -74,4 +79,24 @@ def reasons(
     for value in seen.unique():
         bits |= int(value)
     found += [f"the GPU was throttled: {name}" for bit, name in _SLOWDOWNS.items() if bits & bit]
+    found += [DISTURBED + reason for reason in disturbance.reasons(metrics.get("disturbance") or {})]
     return found
+
+
+def _saturated(late: int | None, counts: dict[str, Any]) -> str:
+    if late is None:  # a record of before they were counted
+        return "the client was saturated: requests went out slower than they were due"
+    return (
+        f"the client was saturated: {late:,} of {counts['sent']:,} requests went out more than a step late; "
+        "lower --rate, or leave it a CPU of its own"
+    )
+
+
+def disturbed(record: RunRecord) -> list[str]:
+    """The reasons why the machine was not this run's own, without their common beginning."""
+    return [each.removeprefix(DISTURBED) for each in record.validity if each.startswith(DISTURBED)]
+
+
+def fails(record: RunRecord) -> bool:
+    """Whether something is wrong with what was measured; a busy machine is not, nor what was asked for."""
+    return any(each != INTERPRETED and not each.startswith(DISTURBED) for each in record.validity)

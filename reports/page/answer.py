@@ -9,6 +9,7 @@ from backbench.reports.arms import Arm, against, arms_incomparable, measured
 from backbench.reports.compare import Ratio
 from backbench.reports.conclusion import conclusion, how_to_tell
 from backbench.reports.metrics.metric import Quantity
+from backbench.reports.metrics.validity import disturbed
 from backbench.reports.quantities import (
     Reading,
     digits,
@@ -183,6 +184,8 @@ def chips(record: RunRecord, problems: Sequence[str] = ()) -> list[Chip]:
         found.append(Chip("bad", f"Doubtful: {reasons} reason{'s' if reasons > 1 else ''}"))
     else:
         found.append(Chip("good", "Valid"))
+    if why := disturbed(record):
+        found.append(Chip("bad", f"Disturbed: {why[0]}"))
     found.append(correctness_chip(record))
     if record.run["status"] != "complete":
         found.append(Chip("warn", record.run["status"].capitalize()))

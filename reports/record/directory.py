@@ -153,9 +153,9 @@ class RunDirectory:
         ]:
             raise ReportError(f"{path} has columns of other types than its schema: {', '.join(odd)}.")
         frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
-        for name, value in added.items():
-            if name in columns:
-                frame[name] = value
+        for name in [name for name in columns if name in added]:
+            kind = {"int64?": "Int64", "float64?": "float64"}.get(columns[name])
+            frame[name] = pd.Series([added[name]] * len(frame), index=frame.index, dtype=kind)
         for column, kind in expected.items():
             if kind == "int64?":
                 # Through Arrow, not through float64, which would round large values.

@@ -14,7 +14,7 @@ from backbench.reports.record.shape import misshapen
 SCHEMA_VERSION = 2
 """Raised whenever a field's meaning changes; two records compare only within one version."""
 READABLE = (1, 2)
-"""1: the request table has no warm-up requests."""
+"""1: the request table has no warm-up requests, the telemetry nothing of other processes."""
 
 STATUSES = ("complete", "interrupted", "failed")
 
@@ -44,7 +44,19 @@ REQUEST_COLUMNS: dict[str, str] = {
 `token_counts` how many tokens it held (null inside the list when unknown). A warm-up request is no measured
 one, but the tokens it got after the run's start took measured time."""
 
-ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)}
+ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromkeys(
+    (
+        "processes",
+        "usable_cpus",
+        "process_cpu_s",
+        "machine_cpu_s",
+        "steal_s",
+        "cpu_pressure_s",
+        "throttled_s",
+        "involuntary_switches",
+    ),
+    (2, None),
+)
 """Column -> the schema version that added it, and what older tables say by lacking it."""
 
 STEP_COLUMNS: dict[str, str] = {
@@ -80,8 +92,19 @@ TELEMETRY_COLUMNS: dict[str, str] = {
     "throttle_reasons": "int64?",
     "host_cpu_percent": "float64?",
     "host_rss_bytes": "int64?",
+    "processes": "int64?",
+    "usable_cpus": "int64?",
+    "process_cpu_s": "float64?",
+    "machine_cpu_s": "float64?",
+    "steal_s": "float64?",
+    "cpu_pressure_s": "float64?",
+    "throttled_s": "float64?",
+    "involuntary_switches": "int64?",
 }
-"""One row a sample and device; device -1 is the host."""
+"""One row a sample and device; device -1 is the host. `processes` are those on the GPU, this one too. The
+CPU seconds and switches count up from some moment before the run: this process's with its threads; all
+processes' on the CPUs it may use; what a hypervisor gave to others meanwhile; in which some task waited for a
+CPU; in which the quota of the control group held this process back."""
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ def test_env(bench: Run) -> None:
 
 
 BENCH = "import sys; from backbench.harness.cli import main; main(sys.argv[1:])"
-SHORT_RUN = ("run", "-w", "batch:1x8+2", "-b", "torch", "--warmup", "0", "-o")
+SHORT_RUN = ("run", "--quiet", "-w", "batch:1x8+2", "-b", "torch", "--warmup", "0", "-o")
 
 
 def shell(

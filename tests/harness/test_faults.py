@@ -162,7 +162,7 @@ def test_a_model_that_exceeds_the_machine_ends_in_one_line(tmp_path: Path) -> No
         "resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))\n"
         "main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", code, "run", "-w", "batch:1x8+4", "-b", "torch"]
+    command = [sys.executable, "-c", code, "run", "--quiet", "-w", "batch:1x8+4", "-b", "torch"]
     done = subprocess.run(
         [*command, "-m", "shape:qwen3-8b", "-o", str(tmp_path / "run")],
         capture_output=True,

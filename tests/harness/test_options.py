@@ -72,7 +72,8 @@ def toml(value: Any) -> str:
 
 def from_command_line(*arguments: str) -> RunOptions:
     given = run.make_context("run", list(arguments)).params
-    del given["as_json"], given["no_report"]
+    for name in ("as_json", "no_report", "quiet", "verbose"):
+        given.pop(name)
     options = _options(given, given.pop("config"))
     return RunOptions(
         **{each.name: getattr(options, each.name) for each in fields(options)} | {"command": ""}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from backbench.harness.run_log import LOG_FILE
+from backbench.reports.metrics import validity
 from backbench.reports.record import RunDirectory
 from backbench.reports.verify import verify
 
@@ -67,7 +68,7 @@ def test_the_record_is_whole_and_verifies(finished: tuple[Path, subprocess.Compl
         directory = RunDirectory.open(finished[0] / index)
         assert verify(directory) == []
         record = directory.read_record()
-        assert record.validity == []
+        assert not validity.fails(record), record.validity
         assert record.run["status"] == "complete"
         assert record.metrics["counts"]["completed"] == 8
         assert record.metrics["output_tokens"] == record.metrics["requested_tokens"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 from backbench.reports.arms import arms_of
 from backbench.reports.compare import differences
@@ -12,6 +13,7 @@ from backbench.reports.record import RunDirectory
 from backbench.reports.tables import (
     Cell,
     Table,
+    clipping,
     comparison_table,
     difference_table,
     full_table,
@@ -80,3 +82,27 @@ def test_csv_keeps_every_digit(cpu_run: RunDirectory) -> None:
     assert float(found["high"]) == record.metrics["tpot_s"]["p50"]["high"]
     missing = next(row for row in rows if row["quantity"] == "energy.joules_per_output_token")
     assert (missing["value"], missing["reason"]) == ("", "not measured")
+
+
+def test_a_rate_names_its_stretch_and_a_missing_steady_state_its_reason(cpu_run: RunDirectory) -> None:
+    record = cpu_run.read_record()
+    steady = {"start_s": 1.25, "end_s": 4.0, "duration_s": 2.75, "requests": 37}
+    record = replace(record, metrics=record.metrics | {"steady_state": steady})
+    lines = {line.label: line for line in summary_rows(record)}
+    assert lines["Output tok/s, steady state"].note == "from 1.25 to 4.00 s, 37 requests"
+    rates = {"whole_run": 100.0, "steady_state": None}
+    metrics = record.metrics | {"output_tokens_per_s": rates, "steady_state": dict.fromkeys(steady)}
+    metrics["absent"] = {"output_tokens_per_s.steady_state": "only 4 requests finished"}
+    lines = {line.label: line for line in summary_rows(replace(record, metrics=metrics))}
+    assert lines["Output tok/s, steady state"].note == "only 4 requests finished"
+
+
+def test_what_the_context_cut_off_is_said(cpu_run: RunDirectory) -> None:
+    record = cpu_run.read_record()
+    assert clipping(record) == ""
+    clip = {"kind": "clip", "max_len": 4096, "requests": 3, "input_tokens": 24_000, "output_tokens": 0}
+    parameters = {"num_requests": 3, "transformations": [{"kind": "scale"}, clip]}
+    record = replace(record, workload=record.workload | {"parameters": parameters})
+    assert clipping(record) == (
+        "3 of 3 requests shortened to 4,096 tokens: 24,000 prompt and 0 output tokens were cut off"
+    )

@@ -91,7 +91,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_used_memory_leaves_the_drivers_reserve_out(install: Any) -> None:
     install()
     sensor = NvmlSensor()
-    assert sensor.sample() == [{"device": 0, "power_w": 71.0, "memory_used_bytes": USED}]
+    assert sensor.sample() == [{"device": 0, "power_w": 71.0, "memory_used_bytes": USED, "processes": 2}]
     assert sensor.describe()["idle_memory_bytes"] == USED
 
 

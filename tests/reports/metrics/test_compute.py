@@ -71,6 +71,7 @@ def test_oracle_of_a_closed_loop(make_target: Any, make_workload: Any, measure: 
         "start_s": pytest.approx(0.010),
         "end_s": pytest.approx(0.040),
         "duration_s": pytest.approx(0.030),
+        "requests": 4,
     }
     assert found["output_tokens_per_s"]["steady_state"] == pytest.approx(6 / 0.030)
     assert found["goodput"]["attainment_by_slo"] == {"ttft": 1.0, "tpot": 0.0}
@@ -112,6 +113,22 @@ def test_open_loop_steady_state_uses_what_was_in_flight(
     assert window is not None
     # Second first token at 15 ms; the 5th finish (8 - 2 - 1) at 40 + 15 ms.
     assert (window.start_ns, window.end_ns) == (15e6, 55e6)
+
+
+def test_a_short_or_nearly_empty_window_is_no_steady_state(
+    make_target: Any, make_workload: Any, measure: Any, make_steps: Any
+) -> None:
+    """Two slots, six requests of 10 + 10 ms: 30 ms in which four finished."""
+    script = {i: [(10, 1), (20, 1)] for i in range(6)}
+    for limits, reason in (
+        ({"steady_least_s": 0.030, "steady_fewest_requests": 4}, None),
+        ({"steady_least_s": 0.031}, "the batch was full for 0.03 s only, 0.031 s needed"),
+        ({"steady_fewest_requests": 5}, "only 4 requests finished while the batch was full, 5 needed"),
+    ):
+        rows, context = measure(make_target(script), make_workload([2] * 6, concurrency=2), **limits)
+        found = metrics_section(rows, make_steps(), context)
+        assert found["steady_state"].get("reason") == reason
+        assert (found["output_tokens_per_s"]["steady_state"] is None) == (reason is not None)
 
 
 def test_failures_stay_in_the_denominator(

@@ -11,11 +11,13 @@ from backbench.reports.metrics import validity
 
 
 def reasons(telemetry: Any = None, foreign: int | None = 0, **changes: Any) -> list[str]:
-    counts = {"completed": 5, "intended": 8, "failed": 0, "wrong_length": 0} | changes.get("counts", {})
+    counts = {"completed": 5, "intended": 8, "sent": 8, "failed": 0, "wrong_length": 0} | changes.get(
+        "counts", {}
+    )
     metrics = {"counts": counts, "context": {"interrupted": changes.get("interrupted", False)}}
     correctness = changes.get("correctness", {"passed": True})
     frame = pd.DataFrame(telemetry or [], columns=["time_ns", "throttle_reasons"])
-    schedule = {"client_saturated": changes.get("saturated", False)}
+    schedule = {"client_saturated": changes.get("saturated", False), "late_requests": changes.get("late")}
     return validity.reasons(
         metrics,
         schedule,
@@ -37,7 +39,8 @@ def test_nothing_speaks_against_a_sound_run() -> None:
         ({"counts": {"failed": 3}}, "3 requests failed"),
         ({"counts": {"wrong_length": 1}}, "another number of tokens"),
         ({"interrupted": True}, "5 of 8 requests"),
-        ({"saturated": True}, "saturated"),
+        ({"saturated": True}, "saturated: requests went out slower"),
+        ({"saturated": True, "late": 3}, "3 of 8 requests went out more than a step late; lower --rate"),
         ({"correctness": {"passed": False}}, "wrong results"),
         ({"correctness": {"passed": None, "reason": "no room"}}, "no room"),
         ({"foreign": 2}, "2 other processes"),
