@@ -33,7 +33,13 @@ def judged_quantity(arms: Sequence[Arm]) -> Quantity:
 
 
 def conclusion(arms: Sequence[Arm]) -> str:
-    """One sentence: the fastest arm with its ratio, or that the runs do not tell."""
+    """The fastest arm with its ratio, or that the runs do not tell; and how many runs are not valid."""
+    records = [record for arm in arms for record in arm.records]
+    doubtful = sum(bool(record.validity) for record in records)
+    return _verdict(arms) + (f" {doubtful} of {len(records)} runs are not valid." if doubtful else "")
+
+
+def _verdict(arms: Sequence[Arm]) -> str:
     wanted = judged_quantity(arms)
     best, against_others = _best(arms, wanted)
     if against_others and all(ratio.verdict == "better" for _, ratio in against_others):

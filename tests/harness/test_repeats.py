@@ -61,7 +61,9 @@ def test_one_run_of_one_backend_is_no_series() -> None:
 
 
 def test_blocks_share_a_seed_and_no_two_blocks_do(tmp_path: Path) -> None:
-    _, launch = series(tmp_path / "x")
+    launch, told = Scripted(), list[str]()
+    run_repeats(replace(ASKED, out=tmp_path / "x"), told.append, launch)
+    assert told[2] == "Run 3 of 4: sdpa, block 2"
     assert [(each["backend"], each["seed"]) for each in launch.asked] == [
         ("torch", 5),
         ("sdpa", 5),

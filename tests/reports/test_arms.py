@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_the_winner_is_named_first() -> None:
     assert said.startswith("sdpa is fastest by Output tok/s, whole run: 1.84× (1.83–1.84) torch")
     assert said.endswith("n = 8 pairs.") and how_to_tell(arms) is None
     assert conclusion(arms[::-1]) == said
+    first, *others = arms[0].runs
+    doubtful = Arm("torch", (Run(replace(first.record, validity=["throttled"])), *others), TURNS)
+    assert conclusion([doubtful, arms[1]]) == f"{said} 1 of 16 runs are not valid."
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "Run 4 of 4: torch, block 2" in done.stderr
     return out, done.stdout
 
 
