@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backbench.backends.interface import Backend as Backend
     from backbench.harness.subjects.target import Target as Target
+    from backbench.reports.loaded import LoadedExperiment as LoadedExperiment
     from backbench.reports.loaded import LoadedRun as LoadedRun
     from backbench.reports.loaded import compare as compare
     from backbench.reports.loaded import load as load
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "backbench.reports.loaded",
     "compare": "backbench.reports.loaded",
+    "LoadedExperiment": "backbench.reports.loaded",
     "LoadedRun": "backbench.reports.loaded",
     "Backend": "backbench.backends.interface",
     "Target": "backbench.harness.subjects.target",
 }
 
-__all__ = ["Backend", "LoadedRun", "Target", "compare", "load", "run"]
+__all__ = ["Backend", "LoadedExperiment", "LoadedRun", "Target", "compare", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -44,15 +46,24 @@ def __dir__() -> list[str]:
 def run(**options: Any) -> list[LoadedRun]:
     """Run one experiment and load what it wrote; `options` are those of `bench run`, without the dashes.
 
-    One run, or as many as `repeat` says; docs/command-line.md names the options. Raises what ended the last
-    one, as `bench run` does; the directory of an interrupted or failed run is kept.
+    One run, or with `repeat` or several backends as many as were asked for, each in a process of its own.
+    Raises what ended the last one, as `bench run` does; the directory of an interrupted or failed run is
+    kept.
     """
+    from backbench.errors import INTERRUPTED
     from backbench.harness.experiment import Observer
     from backbench.harness.experiment import run as run_experiment
     from backbench.harness.options import run_options
-    from backbench.reports.loaded import load
+    from backbench.harness.repeats import is_series, run_repeats
+    from backbench.reports.loaded import load_run
 
-    outcomes = run_experiment(run_options(options), Observer())
+    asked = run_options(options)
+    if is_series(asked):
+        done = run_repeats(asked, lambda text: None)
+        if done.code == INTERRUPTED:
+            raise KeyboardInterrupt
+        return [load_run(done.experiment.directory(each).path) for each in done.experiment.runs]
+    outcomes = run_experiment(asked, Observer())
     if outcomes and outcomes[-1].failure is not None:
         raise outcomes[-1].failure
-    return [load(outcome.directory.path) for outcome in outcomes]
+    return [load_run(outcome.directory.path) for outcome in outcomes]

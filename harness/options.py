@@ -67,7 +67,11 @@ class RunOptions:
         MISSING, "See `bench workloads`.", group="subject", short="-w", metavar="NAME|FILE"
     )
     backend: str = option(
-        MISSING, "See `bench backends`; or auto.", group="subject", short="-b", metavar="NAME"
+        MISSING,
+        "See `bench backends`; or auto; or several to take turns: torch,sdpa.",
+        group="subject",
+        short="-b",
+        metavar="NAME",
     )
     model: str = option(
         "tiny", "See `bench models`.", group="subject", short="-m", metavar="NAME|PATH|shape:NAME"
@@ -111,7 +115,9 @@ class RunOptions:
         minimum=0,
         maximum=2**16,
     )
-    repeat: int = option(1, "Runs, each with a cold cache.", group="load", minimum=1, maximum=1000)
+    repeat: int = option(
+        1, "Runs of each backend, each a new process.", group="load", minimum=1, maximum=1000
+    )
     slo_s: dict[str, float] = option(
         {},
         "Limits in seconds (ttft, tpot, e2e) for goodput; may be repeated.",

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from backbench.errors import ReportError
 from backbench.reports.metrics.metric import Quantity
-from backbench.reports.quantities import QUANTITIES, Reading, format_ratio, read
+from backbench.reports.quantities import QUANTITIES, format_ratio, read
 from backbench.reports.record import RunRecord
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HARD_FIELDS: tuple[tuple[str, str], ...] = (
     ("schema_version", "record schema"),
@@ -30,6 +26,10 @@ HARD_FIELDS: tuple[tuple[str, str], ...] = (
 
 CONFIGURATION = ("workload", "model", "engine", "backend", "system", "software", "warmup")
 """The sections that say what was run, as opposed to what came out of it."""
+
+
+UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out")
+"""Options that a label says otherwise, or that name nothing about the configuration."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,18 @@ class Ratio:
     value: float | None
     low: float | None
     high: float | None
-    """From both runs' intervals, taken at their far ends (so it covers at least as often as they do)."""
+    """The 95 % interval between runs; None where the runs are too few for one."""
     verdict: str
-    """"better", "worse", "same" (the interval holds 1), "unclear" (no interval), or "" (no ratio)."""
+    """"better", "worse", "same" (the interval holds 1), "unclear" (the runs allow no verdict), or ""
+    (no ratio, or neither way is better)."""
+    n: int = 0
+    """Pairs of runs in the interval, or runs of the smaller arm."""
 
     def __str__(self) -> str:
         if self.value is None:
             return ""
-        return self.text + (f" ({self.interval})" if self.interval else "")
+        word = f" {self.verdict}" if self.verdict in ("better", "worse") else ""
+        return self.text + (f" ({self.interval})" if self.interval else "") + word
 
     @property
     def text(self) -> str:
@@ -85,16 +89,6 @@ def incomparable(records: Sequence[RunRecord]) -> list[Difference]:
         if any(value != values[0] for value in values):
             found.append(Difference(name, values))
     return found
-
-
-def require_comparable(records: Sequence[RunRecord]) -> None:
-    """Raises:
-    ReportError: fewer than two records, or hard fields differ; the message names them all.
-    """
-    if len(records) < 2:
-        raise ReportError("A comparison needs at least two runs.")
-    if found := incomparable(records):
-        raise ReportError("These runs do not compare: " + "; ".join(map(str, found)) + ".")
 
 
 def differences(records: Sequence[RunRecord]) -> list[Difference]:
@@ -150,26 +144,43 @@ def _short(text: str) -> str:
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:
-    """A short distinct name for each record: its backend, and as much more as it takes."""
-    candidates = (
-        "model.quantization",
-        "model.name",
-        "workload.name",
-        "system.device.name",
-        "software.git_sha",
-        "run.seed",
-    )
+    """A short distinct name for each record: its backend, and as much more as it takes.
+
+    Runs of one configuration are told apart by when they ran.
+    """
     parts = [[backend_name(record)] for record in records]
-    for path in candidates:
+    for texts in _told_apart(records):
         names = [" · ".join(part) for part in parts]
         if len(set(names)) == len(names):
             return names
-        texts = [show(_at(record, path))[:32] for record in records]
         if len(set(texts)) > 1:
             for part, text in zip(parts, texts, strict=True):
                 part.append(text)
     names = [" · ".join(part) for part in parts]
-    return [name if names.count(name) == 1 else f"{name} #{place + 1}" for place, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} · run {names[:place].count(name) + 1}"
+        for place, name in enumerate(names)
+    ]
+
+
+def _told_apart(records: Sequence[RunRecord]) -> Iterator[list[str]]:
+    """Texts that may tell the records apart, the most telling first."""
+    for path in ("model.quantization", "model.name", "workload.name"):
+        yield [show(_at(record, path))[:32] for record in records]
+    asked = [record.run.get("asked") or {} for record in records]
+    for name in dict.fromkeys(name for each in asked for name in each):
+        if name not in UNNAMED and any(each.get(name) != asked[0].get(name) for each in asked):
+            yield [_option_text(name, each.get(name))[:32] for each in asked]
+    for path in ("system.device.name", "software.git_sha", "run.seed", "run.utc"):
+        yield [show(_at(record, path))[:32] for record in records]
+    yield []
+
+
+def _option_text(name: str, value: Any) -> str:
+    """An option as a label says it: "max_seqs 64", "no graphs"."""
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"default {name}" if value is None else f"{name} {show(value)}"
 
 
 def backend_name(record: RunRecord) -> str:
@@ -179,49 +190,9 @@ def backend_name(record: RunRecord) -> str:
     return str(used.get("attention") or "unknown backend") if asked in (None, "auto") else str(asked)
 
 
-def ratio(reference: Reading, candidate: Reading, higher_is_better: bool | None) -> Ratio:
-    """candidate / reference, with the widest interval that both readings' intervals allow."""
-    if not reference.value or candidate.value is None:
-        return Ratio(None, None, None, "")
-    value = candidate.value / reference.value
-    low = high = None
-    if candidate.low is not None and candidate.high is not None and reference.low and reference.high:
-        low, high = candidate.low / reference.high, candidate.high / reference.low
-    if higher_is_better is None:
-        verdict = ""
-    elif value == 1 or (low is not None and high is not None and low <= 1 <= high):
-        verdict = "same"
-    elif low is None:
-        verdict = "unclear"
-    else:
-        verdict = "better" if (value > 1) == higher_is_better else "worse"
-    return Ratio(value, low, high, verdict)
-
-
 def compared(records: Sequence[RunRecord]) -> list[Quantity]:
     """The quantities that at least one record has."""
     return [each for each in QUANTITIES if any(read(record, each).value is not None for record in records)]
-
-
-def ratio_table(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """One row a quantity: unit, which way is better, every run's raw value, and the ratios to the first.
-
-    Columns: metric, unit, better ("higher" | "lower" | ""), then for each run its label, and for each
-    run after the first "<label> / <first label>" with the ratio.
-    """
-    import pandas as pd
-
-    names = labels(records)
-    rows = []
-    for each in compared(records):
-        readings = [read(record, each) for record in records]
-        better = {True: "higher", False: "lower", None: ""}[each.higher_is_better]
-        row: dict[str, Any] = {"metric": each.label, "unit": each.unit, "better": better}
-        row |= {name: reading.value for name, reading in zip(names, readings, strict=True)}
-        for name, reading in zip(names[1:], readings[1:], strict=True):
-            row[f"{name} / {names[0]}"] = ratio(readings[0], reading, each.higher_is_better).value
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def _at(record: RunRecord, path: str) -> Any:

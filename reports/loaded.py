@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbench.reports.compare import ratio_table, require_comparable
+from backbench.reports.arms import Run, open_arms, ratio_table, require_comparable
+from backbench.reports.quantities import QUANTITIES, read
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems
+from backbench.reports.record.experiment import Experiment, is_experiment, read_experiment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,22 +68,76 @@ class LoadedRun:
         return f"LoadedRun({str(self.path)!r})"
 
 
-def load(path: Path | str) -> LoadedRun:
-    """The run directory at `path`.
+@dataclass(frozen=True)
+class LoadedExperiment:
+    """One experiment directory: the runs of each arm, in the order of their blocks."""
+
+    experiment: Experiment
+    arms: dict[str, list[LoadedRun]]
+    """Label -> its runs."""
+
+    @property
+    def path(self) -> Path:
+        return self.experiment.path
+
+    @property
+    def runs(self) -> list[LoadedRun]:
+        """All runs, in the order they ran."""
+        by_uuid = {run.record.run["uuid"]: run for runs in self.arms.values() for run in runs}
+        return [by_uuid[listed.uuid] for listed in self.experiment.runs if listed.uuid in by_uuid]
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        """One row a run: its arm, block and seed, and every quantity by its dotted name, in its own unit."""
+        import pandas as pd
+
+        rows = []
+        listed = {each.uuid: each for each in self.experiment.runs}
+        for label, runs in self.arms.items():
+            for run in runs:
+                at = listed[run.record.run["uuid"]]
+                row: dict[str, Any] = {"arm": label, "block": at.block, "seed": at.seed}
+                rows.append(row | {".".join(each.path): read(run.record, each).value for each in QUANTITIES})
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"LoadedExperiment({str(self.path)!r})"
+
+
+def load(path: Path | str) -> LoadedRun | LoadedExperiment:
+    """The run or experiment directory at `path`.
 
     Raises:
-        ReportError: there is none, or its record cannot be read.
+        ReportError: there is none, or a record cannot be read.
     """
+    path = Path(path)
+    if is_experiment(path):
+        arms = {arm.label: [_loaded(run) for run in arm.runs] for arm in open_arms([path])}
+        return LoadedExperiment(read_experiment(path), arms)
+    return load_run(path)
+
+
+def load_run(path: Path | str) -> LoadedRun:
+    """The run directory at `path`; raises ReportError as `load` does."""
     directory = RunDirectory.open(path)
     return LoadedRun(directory, directory.read_record())
 
 
-def compare(runs: Iterable[LoadedRun | Path | str]) -> pd.DataFrame:
-    """One row a metric: its unit, which way is better, every run's value, and the ratios to the first.
+def _loaded(run: Run) -> LoadedRun:
+    assert run.directory is not None
+    return LoadedRun(run.directory, run.record)
+
+
+def compare(runs: Iterable[LoadedRun | LoadedExperiment | Path | str]) -> pd.DataFrame:
+    """One row a metric: its unit, which way is better, every arm's value, and the ratios to the first.
+
+    A run is an arm of one run; an experiment brings its arms. Ratios have an interval between runs and a
+    verdict where the runs allow one.
 
     Raises:
-        ReportError: fewer than two runs, or runs of another workload, model or metric schema.
+        ReportError: fewer than two arms, or runs of another workload, model or metric schema.
     """
-    records = [(each if isinstance(each, LoadedRun) else load(each)).record for each in runs]
-    require_comparable(records)
-    return ratio_table(records)
+    paths = [Path(each) if isinstance(each, Path | str) else each.path for each in runs]
+    arms = open_arms(paths)
+    require_comparable(arms)
+    return ratio_table(arms)

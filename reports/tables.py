@@ -7,8 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backbench.reports.compare import Difference, Ratio, compared, labels, ratio, show
+from backbench.reports.arms import Arm, against, compared_in, measured
+from backbench.reports.compare import Difference, Ratio, compared, labels, show
 from backbench.reports.metrics import latency
+from backbench.reports.metrics.metric import Quantity
 from backbench.reports.quantities import (
     DASH,
     QUANTITIES,
@@ -28,7 +30,7 @@ class Cell:
     value: str
     interval: str = ""
     ratio: str = ""
-    """To the first run, with its interval."""
+    """To the first arm, with its interval between runs."""
     verdict: str = ""
     """The ratio's verdict: "better", "worse", "same", "unclear" or ""."""
     note: str = ""
@@ -118,12 +120,12 @@ def summary_table(record: RunRecord) -> Table:
     """`summary_rows` as a table."""
     lines = summary_rows(record)
     rows = tuple(_texts(line.label, line.value, line.interval or line.note or DASH) for line in lines)
-    return Table("Summary", ("Metric", "Value", "95 % interval"), rows)
+    return Table("Summary", ("Metric", "Value", "95 % within this run"), rows)
 
 
-def latency_table(records: Sequence[RunRecord]) -> Table:
+def latency_table(records: Sequence[RunRecord], names: Sequence[str] | None = None) -> Table:
     """Every latency's mean and percentiles; with several records one row a latency and run."""
-    names = labels(records)
+    names = labels(records) if names is None else names
     several = len(records) > 1
     rows = []
     for metric in latency.METRICS:
@@ -136,25 +138,56 @@ def latency_table(records: Sequence[RunRecord]) -> Table:
             count = _count(record, key)
             rows.append((*head, *(_cell(each, "s") for each in readings), Cell(f"{count:,}", sort=count)))
     columns = ("Latency", *(("Run",) if several else ()), "Mean", *latency.STATISTICS[1:], "Samples")
-    return Table("Latency", columns, tuple(rows))
+    return Table("Latency, with 95 % intervals within each run", columns, tuple(rows))
 
 
-def scorecard_table(records: Sequence[RunRecord], with_ratios: bool = True) -> Table:
-    """One row a run, one column a headline quantity; each cell the value, its interval, and the ratio to
-    the first run."""
-    wanted = [each for each in compared(records) if each.headline]
-    if any(each.path[-1] == "steady_state" for each in wanted):
-        wanted = [each for each in wanted if each.path[-1] != "whole_run"]
+def scorecard_table(arms: Sequence[Arm], with_ratios: bool = True) -> Table:
+    """One row an arm, one column a headline quantity; each cell the value, its interval, and the ratio to
+    the first arm."""
+    wanted = headlines(arms)
     rows = []
-    for place, (name, record) in enumerate(zip(labels(records), records, strict=True)):
-        cells = [Cell(name, sort=name)]
+    for place, arm in enumerate(arms):
+        cells = [Cell(arm.label, sort=arm.label)]
         for each in wanted:
-            reading = read(record, each)
-            against = ratio(read(records[0], each), reading, each.higher_is_better)
-            shown = with_ratios and place > 0
-            cells.append(_cell(reading, each.unit, against if shown else None))
+            ratio = against(arms[0], arm, each) if with_ratios and place > 0 else None
+            cells.append(_cell(measured(arm, each), each.unit, ratio))
         rows.append(tuple(cells))
     return Table("Scorecard", ("Run", *(each.label for each in wanted)), tuple(rows))
+
+
+def headlines(arms: Sequence[Arm]) -> list[Quantity]:
+    """The headline quantities that the arms have; the whole run's rate only where no steady one stands."""
+    wanted = [each for each in compared_in(arms) if each.headline]
+    if any(each.path[-1] == "steady_state" for each in wanted):
+        wanted = [each for each in wanted if each.path[-1] != "whole_run"]
+    return wanted
+
+
+def repeats_table(arms: Sequence[Arm]) -> Table:
+    """Every headline quantity of arms of several runs: median, interval between runs, and the spread."""
+    rows = []
+    several = len(arms) > 1
+    for each in compared_in(arms):
+        if not (each.headline or each.summary):
+            continue
+        for arm in arms:
+            values = sorted(arm.values(each).values())
+            if not values:
+                continue
+            reading = Reading(values[0]) if len(values) == 1 else measured(arm, each)
+            ends = dict.fromkeys(format_value(end, each.unit) for end in (values[0], values[-1]))
+            head = (each.label, *((arm.label,) if several else ()))
+            spread = _texts(format_interval(reading, each.unit) or DASH, " to ".join(ends), f"{len(values)}")
+            rows.append((*_texts(*head), Cell(format_value(reading.value, each.unit)), *spread))
+    columns = (
+        "Metric",
+        *(("Arm",) if several else ()),
+        "Median",
+        "95 % between runs",
+        "Least to most",
+        "Runs",
+    )
+    return Table("Runs of each arm", columns, tuple(rows))
 
 
 def quantity_tables(record: RunRecord) -> list[Table]:
@@ -175,24 +208,32 @@ def quantity_tables(record: RunRecord) -> list[Table]:
     return tables
 
 
-def comparison_table(
-    records: Sequence[RunRecord], headline_only: bool = False, with_ratios: bool = True
-) -> Table:
-    """One row a quantity, one column a run, and the ratio of each run after the first to the first."""
-    names = labels(records)
+def comparison_table(arms: Sequence[Arm], headline_only: bool = False, with_ratios: bool = True) -> Table:
+    """One row a quantity, one column an arm, and the ratio of each arm after the first to the first."""
     rows = []
-    for each in compared(records):
+    for each in compared_in(arms):
         if headline_only and not each.headline:
             continue
-        readings = [read(record, each) for record in records]
-        cells = [*_texts(each.label), *(_cell(reading, each.unit) for reading in readings)]
-        for reading in readings[1:] if with_ratios else []:
-            found = ratio(readings[0], reading, each.higher_is_better)
+        cells = [*_texts(each.label), *(_cell(measured(arm, each), each.unit) for arm in arms)]
+        for arm in arms[1:] if with_ratios else []:
+            found = against(arms[0], arm, each)
             cells.append(Cell(str(found) or DASH, verdict=found.verdict, sort=found.value))
         better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
         rows.append((*cells, *_texts(better)))
+    names = [arm.label for arm in arms]
     ratio_names = [f"{name} / {names[0]}" for name in names[1:]] if with_ratios else []
-    return Table("Comparison", ("Metric", *names, *ratio_names, "Better"), tuple(rows))
+    title = f"Comparison. {interval_note(arms)}"
+    return Table(title, ("Metric", *names, *ratio_names, "Better"), tuple(rows))
+
+
+def interval_note(arms: Sequence[Arm]) -> str:
+    """What the intervals of a comparison's values are."""
+    single, several = (any((len(arm.runs) > 1) == more for arm in arms) for more in (False, True))
+    if single and several:
+        return "95 % intervals between runs; of an arm of one run, within that run."
+    return (
+        "Medians of runs with 95 % intervals between runs." if several else "95 % intervals within each run."
+    )
 
 
 def difference_table(found: Sequence[Difference], names: Sequence[str]) -> Table:
@@ -201,15 +242,17 @@ def difference_table(found: Sequence[Difference], names: Sequence[str]) -> Table
     return Table("What differs", ("Field", *names), rows)
 
 
-def full_table(records: Sequence[RunRecord]) -> Table:
-    """Every quantity of every record, unscaled, for CSV: one row a quantity and run."""
+def full_table(arms: Sequence[Arm]) -> Table:
+    """Every quantity of every run, unscaled, for CSV: one row a quantity and run."""
     rows = []
-    for name, record in zip(labels(records), records, strict=True):
-        for each in QUANTITIES:
-            reading = read(record, each)
-            numbers = (reading.value, reading.low, reading.high)
-            texts = ("" if number is None else repr(float(number)) for number in numbers)
-            rows.append(_texts(name, ".".join(each.path), each.unit, *texts, reading.reason or ""))
+    for arm in arms:
+        for number, run in enumerate(arm.runs, 1):
+            name = arm.label if len(arm.runs) == 1 else f"{arm.label}, run {number}"
+            for each in QUANTITIES:
+                reading = read(run.record, each)
+                numbers = (reading.value, reading.low, reading.high)
+                texts = ("" if number is None else repr(float(number)) for number in numbers)
+                rows.append(_texts(name, ".".join(each.path), each.unit, *texts, reading.reason or ""))
     return Table("Quantities", ("run", "quantity", "unit", "value", "low", "high", "reason"), tuple(rows))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from backbench.reports.metrics.metric import ABSENT, Metric
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
+from backbench.reports.record.experiment import read_experiment
 
 RELATIVE = 1e-9
 """Sums in another order may differ in the last digits; no edit a reader would notice is this small."""
@@ -67,6 +69,32 @@ def examine(directory: RunDirectory) -> Verification:
     problems += differences(record.validity, reasons, "validity")
     problems += correctness.contradictions(record.correctness)
     problems += _status_problems(record, context)
+    return Verification(tuple(problems), tuple(unchecked))
+
+
+def examine_experiment(path: Path) -> Verification:
+    """Every listed run, and whether it is the one that the list says."""
+    experiment = read_experiment(path)
+    problems: list[str] = []
+    unchecked: dict[str, None] = {}
+    draws: dict[int, set[str]] = {}
+    for listed in experiment.runs:
+        try:
+            directory = experiment.directory(listed)
+            record, found = directory.read_record(), examine(directory)
+        except ReportError as error:
+            problems.append(str(error))
+            continue
+        problems += [f"{listed.path}: {problem}" for problem in found.problems]
+        unchecked |= dict.fromkeys(found.unchecked)
+        draws.setdefault(listed.block, set()).add(str(record.workload.get("content_hash")))
+        for name in ("uuid", "seed"):
+            if record.run.get(name) != getattr(listed, name):
+                stored, said = record.run.get(name), getattr(listed, name)
+                problems.append(f"{listed.path}: its {name} is {stored!r}, the experiment lists {said!r}")
+    for block, hashes in draws.items():
+        if len(hashes) > 1:
+            problems.append(f"block {block}: its runs did not replay the same requests")
     return Verification(tuple(problems), tuple(unchecked))
 
 

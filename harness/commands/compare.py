@@ -1,56 +1,131 @@
-"""`bench compare`: runs side by side."""
+"""`bench compare`: runs and experiments side by side, and whether a difference is real."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from backbench.errors import INVALID
+from backbench.errors import INVALID, HarnessError
+
+if TYPE_CHECKING:
+    from backbench.reports.arms import Arm
+    from backbench.reports.compare import Difference
+
+WIDEST = 5
+"""Arms that stand side by side; more of them stand below each other, with the headline quantities."""
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--baseline", metavar="LABEL", help="The arm that ratios are to [the first].")
+@click.option(
+    "--fail-if",
+    "limits",
+    multiple=True,
+    metavar='"QUANTITY>RATIO"',
+    help='Exit 1 where a ratio is so, such as "tpot_p50>1.05", beyond the spread between runs.',
+)
 @click.option("--anyway", is_flag=True, help="Go on although the runs are not comparable.")
-@click.option("--json", "as_json", is_flag=True, help="Print the differences and the ratios as JSON.")
-def compare(runs: tuple[Path, ...], anyway: bool, as_json: bool) -> None:
-    """Put two or more RUNS side by side; ratios are to the first one.
+@click.option("--csv", "form", flag_value="csv", help="Print every run's quantities as CSV.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print the comparison as Markdown.")
+@click.option("--json", "form", flag_value="json", help="Print the differences and the ratios as JSON.")
+def compare(
+    runs: tuple[Path, ...], baseline: str | None, limits: tuple[str, ...], anyway: bool, form: str | None
+) -> None:
+    """Put RUNS side by side: run directories and experiment directories (of `bench run --repeat`).
 
-    Runs of another workload, model or metric schema are refused (exit 4) with the differences named.
+    Better or worse is said only of ratios whose interval between runs leaves 1 out. Runs of another
+    workload, model or metric schema are refused (exit 4) with the differences named.
     """
-    import json
+    from backbench.harness.commands.stored import read, reading
+    from backbench.reports.arms import arms_incomparable, open_arms
+    from backbench.reports.limits import broken, parse_limit
 
-    from backbench.errors import HarnessError
-    from backbench.harness.commands.output import print_json, print_report_table
-    from backbench.harness.commands.stored import read, reading, say
-    from backbench.reports.compare import differences, incomparable, labels, ratio_table
-    from backbench.reports.tables import comparison_table, difference_table
-
-    if len(runs) < 2:
-        raise HarnessError("A comparison needs at least two runs.")
+    parsed = [parse_limit(limit) for limit in limits]
     with reading(*runs):
-        records = [read(run)[1] for run in runs]
-        hard = incomparable(records)
+        arms = open_arms(runs, read)
+        if len(arms) < 2:
+            raise HarnessError("A comparison needs at least two runs, or an experiment of two arms.")
+        arms = _with_baseline(arms, baseline)
+        hard = arms_incomparable(arms)
         if hard and not anyway:
             what = "; ".join(map(str, hard))
             what = what if len(what) <= 200 else what[:197] + "..."
             raise HarnessError(f"These runs do not compare: {what} (--anyway goes on).", exit_code=INVALID)
-        soft = differences(records)
-        if as_json:
-            print_json(
-                {
-                    "runs": labels(records),
-                    "comparable": not hard,
-                    "incomparable": [str(each) for each in hard],
-                    "differences": {each.field: list(each.values) for each in soft},
-                    "metrics": json.loads(ratio_table(records).to_json(orient="records")),
-                }
-            )
-            return
+        _print(arms, hard, form)
+        lines = [line for limit in parsed for line in broken(arms, limit)]
+    for line in lines:
+        click.echo(f"failed: {line}", err=True)
+    raise SystemExit(1 if lines else 0)
+
+
+def _with_baseline(arms: list[Arm], label: str | None) -> list[Arm]:
+    """The arms with the one of this label first."""
+    if label is None:
+        return arms
+    chosen = [arm for arm in arms if arm.label == label]
+    if not chosen:
+        names = ", ".join(repr(arm.label) for arm in arms)
+        raise HarnessError(f"--baseline {label!r} is none of the arms: {names[:160]}.")
+    return chosen + [arm for arm in arms if arm.label != label]
+
+
+def _print(arms: Sequence[Arm], hard: Sequence[Difference], form: str | None) -> None:
+    from backbench.harness.commands.experiments import print_conclusion, say_invalid
+    from backbench.harness.commands.output import print_report_table
+    from backbench.harness.commands.stored import say
+    from backbench.reports.arms import arm_differences
+    from backbench.reports.conclusion import conclusion
+    from backbench.reports.tables import (
+        comparison_table,
+        difference_table,
+        full_table,
+        scorecard_table,
+        to_csv,
+        to_markdown,
+    )
+
+    if form == "json":
+        _print_json(arms, hard)
+    elif form == "csv":
+        click.echo(to_csv(full_table(arms)), nl=False)
+    elif form == "markdown":
+        said = "These runs do not compare." if hard else conclusion(arms)
+        click.echo(f"{said}\n\n{to_markdown(comparison_table(arms))}", nl=False)
+    else:
         for each in hard:
             say(f"not comparable: {each}")
-        for run, record in zip(runs, records, strict=True):
-            for reason in record.validity:
-                say(f"{run} is not valid: {reason}")
-        print_report_table(comparison_table(records))
-        print_report_table(difference_table(soft, labels(records)))
+        say_invalid(arms)
+        if not hard:
+            print_conclusion(arms)
+        found = arm_differences(arms)
+        if len(arms) > WIDEST:
+            print_report_table(scorecard_table(arms, with_ratios=not hard))
+            say(f"What differs: {', '.join(each.field for each in found) or 'nothing'}.", err=False)
+            return
+        print_report_table(comparison_table(arms))
+        print_report_table(difference_table(found, [arm.label for arm in arms]))
+
+
+def _print_json(arms: Sequence[Arm], hard: Sequence[Difference]) -> None:
+    import json
+
+    from backbench.harness.commands.output import print_json
+    from backbench.reports.arms import arm_differences, ratio_table
+    from backbench.reports.conclusion import conclusion, how_to_tell
+
+    print_json(
+        {
+            "runs": [arm.label for arm in arms],
+            "n": {arm.label: len(arm.runs) for arm in arms},
+            "comparable": not hard,
+            "conclusion": None if hard else conclusion(arms),
+            "for_a_verdict": None if hard else how_to_tell(arms),
+            "incomparable": [str(each) for each in hard],
+            "differences": {each.field: list(each.values) for each in arm_differences(arms)},
+            "metrics": json.loads(ratio_table(arms).to_json(orient="records")),
+        }
+    )

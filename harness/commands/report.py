@@ -22,13 +22,15 @@ from backbench.errors import ReportError
 )
 @click.option("--json", "as_json", is_flag=True, help="Print {report, bytes} as JSON.")
 def report(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Write one self-contained HTML report of RUNS; it needs no network."""
+    """Write one self-contained HTML report of RUNS, run and experiment directories; it needs no network."""
     from backbench.harness.commands.output import print_json
     from backbench.harness.commands.stored import read, reading
+    from backbench.reports.arms import open_arms
     from backbench.reports.page.html import write_report
 
     with reading(*runs):
-        write_report([read(run)[0].path for run in runs], out)
+        open_arms(runs, read)  # says what was edited
+        write_report(runs, out)
     if as_json:
         print_json({"report": str(out), "bytes": out.stat().st_size})
     else:

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from backbench.errors import INTERRUPTED, INVALID, WRONG
+from backbench.harness.commands.experiments import experiment_json, print_experiment
 from backbench.harness.commands.flags import GroupedCommand, flag
-from backbench.harness.commands.output import echo, printing
+from backbench.harness.commands.output import echo, print_json, printing
 from backbench.harness.options import GROUPS, Talk, option_names
 from backbench.options import options_of
 
@@ -36,9 +37,20 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE.toml",
     help="Options by name, in tables or flat; what is typed here wins. See docs/command-line.md.",
 )
+@click.option("--no-report", is_flag=True, help="Write no page; `bench report` makes one of the record.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table.")
-def run(as_json: bool, config: Path | None, quiet: bool | None, verbose: bool | None, **given: Any) -> None:
+def run(
+    as_json: bool,
+    no_report: bool,
+    config: Path | None,
+    quiet: bool | None,
+    verbose: bool | None,
+    **given: Any,
+) -> None:
     """Replay a workload on the engine with one backend, and write a run directory.
+
+    With --repeat N or several backends (-b torch,sdpa) every run is a process of its own, the backends take
+    turns, and an experiment directory holds them all; docs/comparing.md has the journey.
 
     Exit codes: 0 ok, 2 usage or a fault, 4 not valid, 5 wrong results, 130 interrupted.
     """
@@ -49,12 +61,15 @@ def run(as_json: bool, config: Path | None, quiet: bool | None, verbose: bool | 
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from backbench.harness.experiment import run as run_experiment
     from backbench.harness.progress import open_observer
+    from backbench.harness.repeats import is_series
 
     talk = Talk(quiet=bool(quiet), verbose=bool(verbose))
     options = _options(given, config)
+    if is_series(options):
+        _run_series(options, as_json, no_report, talk)
     with open_observer(talk) as observer:
         outcomes = run_experiment(options, observer)
-        reports = [_report(outcome, observer.stage) for outcome in outcomes]
+        reports = [None if no_report else _report(outcome, observer.stage) for outcome in outcomes]
     with printing(f"the record is in {outcomes[0].directory.path}"):
         if as_json:
             _print_json(outcomes)
@@ -64,6 +79,33 @@ def run(as_json: bool, config: Path | None, quiet: bool | None, verbose: bool | 
     if outcomes and outcomes[-1].failure is not None:
         raise outcomes[-1].failure
     raise SystemExit(max((exit_code(outcome) for outcome in outcomes), default=0))
+
+
+def _run_series(options: RunOptions, as_json: bool, no_report: bool, talk: Talk) -> NoReturn:
+    """Run every backend as often as asked, and end with the worst code of the runs."""
+    from backbench.harness.progress import open_observer
+    from backbench.harness.repeats import run_repeats
+    from backbench.reports.page.html import write_report
+
+    with open_observer(talk) as observer:
+        done = run_repeats(options, observer.stage)
+    path = done.experiment.path
+    if not done.experiment.runs:
+        raise KeyboardInterrupt
+    if done.code == INTERRUPTED:
+        echo(f"interrupted; {len(done.experiment.runs)} finished runs are kept", err=True)
+    report = None if no_report else path / "report.html"
+    if report is not None:
+        write_report([path], report)
+    with printing(f"the runs are in {path}"):
+        if as_json:
+            print_json(experiment_json(path))
+        else:
+            print_experiment(path)
+            echo(f"Experiment directory: {path}")
+            if report is not None:
+                echo(f"Report:               {report}")
+    raise SystemExit(done.code)
 
 
 def _options(given: dict[str, Any], config: Path | None) -> RunOptions:
@@ -98,13 +140,11 @@ def exit_code(outcome: Outcome) -> int:
 def _print_json(outcomes: list[Outcome]) -> None:
     from dataclasses import asdict
 
-    from backbench.harness.commands.output import print_json
-
     found = [asdict(outcome.record) | {"directory": str(outcome.directory.path)} for outcome in outcomes]
     print_json(found[0] if len(found) == 1 else found)
 
 
-def _print(outcome: Outcome, report: Path) -> None:
+def _print(outcome: Outcome, report: Path | None) -> None:
     from backbench.harness.commands.output import (
         headline,
         print_clipping,
@@ -120,4 +160,5 @@ def _print(outcome: Outcome, report: Path) -> None:
     print_report_table(summary_table(outcome.record))
     print_validity(outcome.record)
     echo(f"Run directory: {outcome.directory.path}")
-    echo(f"Report:        {report}")
+    if report is not None:
+        echo(f"Report:        {report}")

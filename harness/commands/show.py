@@ -11,9 +11,10 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record as JSON.")
 def show(run: Path, as_json: bool) -> None:
-    """Print the summary of the run directory RUN, and on stderr what of it was edited since."""
+    """Print the summary of RUN, a run or experiment directory, and on stderr what was edited since."""
     from dataclasses import asdict
 
+    from backbench.harness.commands.experiments import experiment_json, print_experiment
     from backbench.harness.commands.output import (
         headline,
         print_clipping,
@@ -23,9 +24,16 @@ def show(run: Path, as_json: bool) -> None:
         print_validity,
     )
     from backbench.harness.commands.stored import read, reading, say
+    from backbench.reports.record.experiment import is_experiment
     from backbench.reports.tables import latency_table, summary_table
 
     with reading(run):
+        if is_experiment(run):
+            if as_json:
+                print_json(experiment_json(run))
+            else:
+                print_experiment(run)
+            return
         _, record = read(run)
         if as_json:
             print_json(asdict(record))

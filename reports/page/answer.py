@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backbench.reports.compare import incomparable, ratio
+from backbench.reports.arms import Arm, against, arms_incomparable, measured
+from backbench.reports.compare import Ratio
+from backbench.reports.conclusion import conclusion, how_to_tell
 from backbench.reports.metrics.metric import Quantity
 from backbench.reports.metrics.validity import disturbed
 from backbench.reports.quantities import (
@@ -58,11 +60,11 @@ def output_throughput(records: Sequence[RunRecord]) -> tuple[Quantity, str]:
     return quantity("metrics", "output_tokens_per_s", "whole_run"), "over the whole run"
 
 
-def one_run_sentence(record: RunRecord, name: str) -> list[Words]:
+def one_arm_sentence(arm: Arm) -> list[Words]:
     """ "torch serves 352 output tok/s in steady state. ..." with the median latencies and intervals."""
-    wanted, window = output_throughput([record])
-    rate = read(record, wanted)
-    ttft, tpot = read(record, TTFT), read(record, TPOT)
+    wanted, window = output_throughput(arm.records)
+    name, rate = arm.label, measured(arm, wanted)
+    ttft, tpot = measured(arm, TTFT), measured(arm, TPOT)
     if rate.value is None:
         words = [Words(name, strong=True), Words(" finished without a measured output rate.")]
     else:
@@ -81,16 +83,17 @@ def one_run_sentence(record: RunRecord, name: str) -> list[Words]:
     return words
 
 
-def pair_sentence(reference: RunRecord, candidate: RunRecord, names: tuple[str, str]) -> list[Words]:
-    """ "triton serves 1.12× the output tok/s of torch in steady state; ..." """
-    wanted, window = output_throughput([reference, candidate])
-    rate = ratio(read(reference, wanted), read(candidate, wanted), True)
+def pair_sentence(reference: Arm, candidate: Arm) -> list[Words]:
+    """ "triton serves 1.12× (1.08–1.16) the output tok/s of torch in steady state; ..." """
+    names = (reference.label, candidate.label)
+    wanted, window = output_throughput([*reference.records, *candidate.records])
+    rate = against(reference, candidate, wanted)
     if rate.value is None:
         return [Words(f"{names[1]} and {names[0]} have no output rate to compare.")]
     words = [
         Words(names[1], strong=True),
         Words(" serves "),
-        Words(rate.text, strong=True),
+        *_ratio(rate),
         Words(f" the output tok/s of {names[0]} {window}"),
     ]
     for joint, what in (
@@ -98,31 +101,48 @@ def pair_sentence(reference: RunRecord, candidate: RunRecord, names: tuple[str, 
         (", its median TPOT ", TPOT),
         (", its energy per output token ", JOULES),
     ):
-        found = ratio(read(reference, what), read(candidate, what), False)
-        if found.value is None:
-            continue
-        # An interval that holds 1 says nothing either way, so it is not emphasised.
-        words += [Words(joint), Words(found.text, strong=found.verdict != "same")]
-        if found.interval:
-            words.append(Words(f" ({found.interval})", quiet=True))
+        found = against(reference, candidate, what)
+        if found.value is not None:
+            words += [Words(joint), *_ratio(found)]
     return [*words, Words(".")]
 
 
-def sentences(records: Sequence[RunRecord], names: Sequence[str]) -> list[list[Words]]:
-    """One sentence for one run; else one for every run after the first, if they compare at all."""
-    if len(records) == 1:
-        return [one_run_sentence(records[0], names[0])]
-    if incomparable(records):
-        return [
-            [Words(f"These {len(records)} runs do not compare", strong=True), Words("; no ratio is shown.")]
-        ]
-    pairs = zip(records[1:], names[1:], strict=True)
-    return [pair_sentence(records[0], record, (names[0], name)) for record, name in pairs]
+def _ratio(found: Ratio) -> list[Words]:
+    """A ratio with its interval; it is emphasised only where it is more than the spread between runs."""
+    words = [Words(found.text, strong=found.verdict in ("better", "worse"))]
+    return [*words, Words(f" ({found.interval})", quiet=True)] if found.interval else words
 
 
-def tiles(record: RunRecord) -> list[Tile]:
-    """The numbers under one run's sentence; those without a value are left out."""
-    rate, window = output_throughput([record])
+def sentences(arms: Sequence[Arm]) -> list[list[Words]]:
+    """One sentence for one arm; else who is fastest and what would tell, and one for every arm after the
+    first, if they compare at all."""
+    if len(arms) == 1:
+        return [one_arm_sentence(arms[0])]
+    if arms_incomparable(arms):
+        return [[Words(f"These {len(arms)} runs do not compare", strong=True), Words("; no ratio is shown.")]]
+    first = [Words(conclusion(arms))]
+    if (command := how_to_tell(arms)) is not None:
+        first.append(Words(f" A verdict takes repeats: {command}"))
+    return [first, *(pair_sentence(arms[0], arm) for arm in arms[1:])]
+
+
+def fine_print(arms: Sequence[Arm]) -> str:
+    """What the intervals on the page are."""
+    if all(len(arm.runs) == 1 for arm in arms):
+        if len(arms) == 1:
+            return (
+                "In brackets: 95 % intervals over the requests within this run; another run may lie outside."
+            )
+        return "Intervals are within one run each. Ratios of single runs have none, and no verdict."
+    return (
+        "In brackets: 95 % intervals between runs, in which the sample is the run. Better and worse are said "
+        "only where they leave 1 out. Figures draw each arm's run of median output tok/s."
+    )
+
+
+def tiles(arm: Arm) -> list[Tile]:
+    """The numbers under one arm's sentence; those without a value are left out."""
+    rate, window = output_throughput(arm.records)
     wanted = (
         (rate, "Output throughput", window),
         (TTFT, "TTFT, median", "from the intended time"),
@@ -133,11 +153,28 @@ def tiles(record: RunRecord) -> list[Tile]:
     )
     found = []
     for what, label, detail in wanted:
-        reading = read(record, what)
+        reading = measured(arm, what)
         if reading.value is not None:
             interval = format_interval(reading, what.unit)
             found.append(Tile(label, format_value(reading.value, what.unit), interval or detail))
     return found
+
+
+def arm_chips(arm: Arm, problems: Sequence[str] = ()) -> list[Chip]:
+    """Those of the run that stands for the arm, and how many runs there are and are not valid."""
+    shown = arm.representative.record
+    found = chips(shown, problems)
+    if len(arm.runs) == 1:
+        return found
+    at = len(problems)  # the chip of one run's validity
+    if doubtful := sum(bool(record.validity) for record in arm.records):
+        found[at] = Chip("bad", f"Doubtful: {doubtful} of {len(arm.runs)} runs")
+    else:
+        found[at] = Chip("good", "All runs valid")
+    failed = next((each for each in arm.records if each.correctness.get("passed") is False), None)
+    if failed is not None:
+        found[found.index(correctness_chip(shown))] = correctness_chip(failed)
+    return [*found, Chip("plain", f"n = {len(arm.runs)} runs")]
 
 
 def chips(record: RunRecord, problems: Sequence[str] = ()) -> list[Chip]:

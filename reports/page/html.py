@@ -9,7 +9,7 @@ from typing import Any
 
 from backbench.errors import ReportError
 from backbench.reports import tables
-from backbench.reports.compare import differences, incomparable, labels
+from backbench.reports.arms import Arm, arm_differences, arms_incomparable, open_arms
 from backbench.reports.metrics import latency
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables
@@ -19,6 +19,7 @@ from backbench.reports.page.figures import Figure
 from backbench.reports.page.run_data import Page, RunData
 from backbench.reports.page.style import run_styles
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
+from backbench.reports.record.experiment import is_experiment, read_experiment
 
 MAX_BYTES = 6_000_000
 """A report stays small enough to mail and to attach."""
@@ -38,7 +39,13 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str) -> None:
     """
     if not run_dirs:
         raise ReportError("A report needs at least one run directory.")
-    text = render_report([RunDirectory.open(path) for path in run_dirs])
+    paths = [Path(path) for path in run_dirs]
+    text = render_report(
+        [
+            RunDirectory(read_experiment(path).path) if is_experiment(path) else RunDirectory.open(path)
+            for path in paths
+        ]
+    )
     content = text.encode("utf-8")
     if len(content) > MAX_BYTES:
         raise ReportError(
@@ -71,7 +78,7 @@ def _require_replaceable(out: Path) -> None:
 
 
 def render_report(directories: Sequence[RunDirectory]) -> str:
-    """The page as text."""
+    """The page as text; a directory may be an experiment's."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -96,16 +103,25 @@ def render_report(directories: Sequence[RunDirectory]) -> str:
 
 
 def load_runs(directories: Sequence[RunDirectory]) -> list[RunData]:
-    """Records and tables."""
-    records = [directory.read_record() for directory in directories]
-    styles = run_styles(records, labels(records))
+    """One entry an arm: the records and tables of the run that stands for it."""
+    arms = open_arms([directory.path for directory in directories])
+    shown = [arm.representative for arm in arms]
+    styles = run_styles([run.record for run in shown], [arm.label for arm in arms])
     runs = []
-    for directory, record, style in zip(directories, records, styles, strict=True):
+    for arm, run, style in zip(arms, shown, styles, strict=True):
+        directory, record = run.directory, run.record
+        assert directory is not None
         context = Context.from_dict(record.metrics.get("context") or {})
         tables = RunTables.read(
             directory.read_requests(), directory.read_steps(), context, directory.read_telemetry()
         )
-        runs.append(RunData(record, style, tables, tuple(digest_problems(directory, record))))
+        problems = [
+            problem if len(arm.runs) == 1 else f"{each.directory.path.name}: {problem}"
+            for each in arm.runs
+            if each.directory is not None
+            for problem in digest_problems(each.directory, each.record)
+        ]
+        runs.append(RunData(record, style, tables, tuple(problems), arm))
     return runs
 
 
@@ -126,22 +142,27 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
     """What the template shows."""
     records = [run.record for run in runs]
     names = [run.style.label for run in runs]
-    hard = incomparable(records)
+    arms = [run.sample for run in runs]
+    hard = arms_incomparable(arms)
     several = len(runs) > 1
     return {
         "runs": runs,
         "several": several,
         "title": title(records),
-        "subtitle": subtitle(records, names),
-        "sentences": answer.sentences(records, names),
-        "tiles": [] if several else answer.tiles(records[0]),
-        "chips": [answer.chips(run.record, run.problems) for run in runs],
+        "subtitle": subtitle(arms),
+        "sentences": answer.sentences(arms),
+        "tiles": [] if several else answer.tiles(arms[0]),
+        "chips": [answer.arm_chips(run.sample, run.problems) for run in runs],
+        "fine": answer.fine_print(arms),
+        "repeated": any(len(arm.runs) > 1 for arm in arms),
+        "repeats": tables.repeats_table(arms),
+        "interval_note": tables.interval_note(arms),
         "incomparable": hard,
-        "differences": tables.difference_table(differences(records), names) if several else None,
-        "scorecard": tables.scorecard_table(records, not hard) if several else None,
-        "comparison": tables.comparison_table(records, with_ratios=not hard) if several else None,
+        "differences": tables.difference_table(arm_differences(arms), names) if several else None,
+        "scorecard": tables.scorecard_table(arms, not hard) if several else None,
+        "comparison": tables.comparison_table(arms, with_ratios=not hard) if several else None,
         "quantities": [] if several else tables.quantity_tables(records[0]),
-        "latency": tables.latency_table(records),
+        "latency": tables.latency_table(records, names),
         "figures": drawn,
         **{name: make(Page(tuple(runs))) for name, make in sections.SECTIONS.items()},
     }
@@ -150,16 +171,22 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
 def title(records: Sequence[RunRecord]) -> str:
     """The workload and model, where the runs have them in common."""
     first = records[0]
-    if len(records) > 1 and incomparable(records):
+    if len({(each.workload.get("name"), each.model.get("name")) for each in records}) > 1:
         return "Side by side"
     return f"{first.workload.get('name', 'a workload')} on {first.model.get('name', 'a model')}"
 
 
-def subtitle(records: Sequence[RunRecord], names: Sequence[str]) -> str:
+def subtitle(arms: Sequence[Arm]) -> str:
     """What ran where, in one line."""
+    records, names = [arm.representative.record for arm in arms], [arm.label for arm in arms]
+    repeated = any(len(arm.runs) > 1 for arm in arms)
     dtypes = ", ".join(dict.fromkeys(str(record.model.get("dtype", "")) for record in records))
     if len(records) > 1:
-        parts = [f"{len(records)} runs", f"reference: {names[0]}", dtypes]
+        parts = [
+            f"{len(records)} arms" if repeated else f"{len(records)} runs",
+            f"reference: {names[0]}",
+            dtypes,
+        ]
     else:
         parts = [names[0], _device(records[0]), dtypes]
     return " · ".join(part for part in parts if part)
@@ -177,7 +204,7 @@ def embedded_data(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str
         "records": [json.loads(record.to_json()) for record in records],
         "labels": [run.style.label for run in runs],
         "figures": {each.id: {"data": each.data, "layout": each.layout} for each in drawn.values()},
-        "csv": tables.to_csv(tables.full_table(records)),
+        "csv": tables.to_csv(tables.full_table([run.sample for run in runs])),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backbench.reports.arms import Arm, arm_of
 from backbench.reports.metrics.run import RunTables
 from backbench.reports.page.style import RunStyle
 from backbench.reports.record import RunRecord
@@ -18,6 +19,13 @@ class RunData:
     tables: RunTables
     problems: tuple[str, ...] = ()
     """What of its files is not as it was written."""
+    arm: Arm | None = None
+    """All runs of the arm that this one stands for; None = it stands for itself."""
+
+    @property
+    def sample(self) -> Arm:
+        """The arm: this run alone where it is no other."""
+        return self.arm or arm_of(self.record, self.style.label)
 
 
 @dataclass(frozen=True)

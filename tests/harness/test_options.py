@@ -72,7 +72,7 @@ def toml(value: Any) -> str:
 
 def from_command_line(*arguments: str) -> RunOptions:
     given = run.make_context("run", list(arguments)).params
-    for name in ("as_json", "quiet", "verbose"):
+    for name in ("as_json", "no_report", "quiet", "verbose"):
         given.pop(name)
     options = _options(given, given.pop("config"))
     return RunOptions(

@@ -33,7 +33,7 @@ METRICS = (
 USE_OF_METRIC = """
 import sys
 from dataclasses import replace
-from backbench.reports.compare import ratio_table
+from backbench.reports.arms import arms_of, ratio_table
 from backbench.reports.metrics.compute import sections
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables
@@ -54,7 +54,7 @@ assert abs(record.metrics["first_answer_s"] - 0.04672) < 1e-6, record.metrics["f
 directory.write_record(sign(directory, record))
 assert verify(directory) == [], verify(directory)
 assert any("First answer of all" in row for row in summary_table(record).texts())
-assert "First answer of all" in set(ratio_table([record, record])["metric"])
+assert "First answer of all" in set(ratio_table(arms_of([record, record]))["metric"])
 assert "First answer of all" in render_report([directory])
 metrics = record.metrics | {"first_answer_s": 0.001}
 directory.write_record(sign(directory, replace(record, metrics=metrics)))

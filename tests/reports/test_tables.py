@@ -6,6 +6,7 @@ import csv
 import io
 from dataclasses import replace
 
+from backbench.reports.arms import arms_of
 from backbench.reports.compare import differences
 from backbench.reports.quantities import QUANTITIES
 from backbench.reports.record import RunDirectory
@@ -46,12 +47,12 @@ def test_all_rows_are_as_wide_as_the_header(gpu_runs: list[RunDirectory]) -> Non
         summary_table(records[0]),
         latency_table(records[:1]),
         latency_table(records),
-        scorecard_table(records),
-        scorecard_table(records, with_ratios=False),
-        comparison_table(records),
-        comparison_table(records, headline_only=True, with_ratios=False),
+        scorecard_table(arms_of(records)),
+        scorecard_table(arms_of(records), with_ratios=False),
+        comparison_table(arms_of(records)),
+        comparison_table(arms_of(records), headline_only=True, with_ratios=False),
         difference_table(differences(records), ["a", "b", "c"]),
-        full_table(records),
+        full_table(arms_of(records)),
         *quantity_tables(records[0]),
     ]
     for table in tables:
@@ -60,10 +61,10 @@ def test_all_rows_are_as_wide_as_the_header(gpu_runs: list[RunDirectory]) -> Non
 
 
 def test_the_first_run_has_no_ratio(gpu_runs: list[RunDirectory]) -> None:
-    table = scorecard_table([run.read_record() for run in gpu_runs])
+    table = scorecard_table(arms_of([run.read_record() for run in gpu_runs]))
     assert not any(cell.ratio for cell in table.rows[0])
     assert all(cell.ratio for cell in table.rows[1][1:])
-    without = scorecard_table([run.read_record() for run in gpu_runs], with_ratios=False)
+    without = scorecard_table(arms_of([run.read_record() for run in gpu_runs]), with_ratios=False)
     assert not any(cell.ratio for row in without.rows for cell in row)
 
 
@@ -74,7 +75,7 @@ def test_markdown_escapes_what_would_break_a_row() -> None:
 
 def test_csv_keeps_every_digit(cpu_run: RunDirectory) -> None:
     record = cpu_run.read_record()
-    rows = list(csv.DictReader(io.StringIO(to_csv(full_table([record])))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(full_table(arms_of([record]))))))
     assert len(rows) == len(QUANTITIES)
     found = next(row for row in rows if row["quantity"] == "metrics.tpot_s.p50")
     assert float(found["value"]) == record.metrics["tpot_s"]["p50"]["value"]

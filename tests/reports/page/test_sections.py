@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from backbench.reports.arms import arm_of
 from backbench.reports.page.answer import chips, sentences, tiles
 from backbench.reports.page.html import load_runs
 from backbench.reports.page.sections import (
@@ -111,39 +112,44 @@ def test_correctness_says_failed_and_unchecked(cpu_run: RunDirectory) -> None:
 
 def test_one_runs_answer_has_its_numbers(cpu_run: RunDirectory) -> None:
     record = cpu_run.read_record()
-    answer = text(sentences([record], ["torch"]))
+    answer = text(sentences([arm_of(record, "torch")]))
     assert "output tok/s in steady state" in answer
     for name in ("ttft_s", "tpot_s"):
         assert format_value(record.metrics[name]["p50"]["value"], "s") in answer
-    assert [tile.label for tile in tiles(record)][:3] == ["Output throughput", "TTFT, median", "TPOT, median"]
+    assert [tile.label for tile in tiles(arm_of(record, "torch"))][:3] == [
+        "Output throughput",
+        "TTFT, median",
+        "TPOT, median",
+    ]
 
 
 def test_without_a_steady_state_the_answer_says_whole_run(cpu_run: RunDirectory) -> None:
     record = cpu_run.read_record()
     rates = {"whole_run": 100.0, "steady_state": None}
     answer = text(
-        sentences([replace(record, metrics=record.metrics | {"output_tokens_per_s": rates})], ["torch"])
+        sentences([arm_of(replace(record, metrics=record.metrics | {"output_tokens_per_s": rates}), "torch")])
     )
     assert "100 output tok/s over the whole run" in answer
 
 
 def test_an_empty_run_still_has_an_answer(cpu_run: RunDirectory) -> None:
-    answer = text(sentences([replace(cpu_run.read_record(), metrics={})], ["torch"]))
+    answer = text(sentences([arm_of(replace(cpu_run.read_record(), metrics={}), "torch")]))
     assert "without a measured output rate" in answer
 
 
 def test_several_runs_answer_with_ratios_to_the_first(gpu_runs: list[RunDirectory]) -> None:
     records = [run.read_record() for run in gpu_runs]
-    found = sentences(records, ["a", "b", "c"])
-    assert len(found) == 2
+    found = sentences([arm_of(record, name) for record, name in zip(records, "abc", strict=True)])
+    assert len(found) == 3
+    assert text(found[:1]).startswith("One run each: no verdict. A verdict takes repeats: bench run ")
     rates = [each.metrics["output_tokens_per_s"]["steady_state"] for each in records]
-    assert f"{rates[1] / rates[0]:.2f}"[:3] in text(found[:1])
+    assert f"{rates[1] / rates[0]:.2f}"[:3] in text(found[1:2])
 
 
 def test_incomparable_runs_get_no_ratio(cpu_run: RunDirectory, gpu_runs: list[RunDirectory]) -> None:
     other = cpu_run.read_record()
     other = replace(other, model=other.model | {"name": "another"})
-    answer = text(sentences([gpu_runs[0].read_record(), other], ["a", "b"]))
+    answer = text(sentences([arm_of(gpu_runs[0].read_record(), "a"), arm_of(other, "b")]))
     assert "do not compare" in answer
     assert "×" not in answer
 

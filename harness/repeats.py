@@ -1,0 +1,206 @@
+"""Several runs of one or more backends: a fresh process each, interleaved, in one experiment directory.
+
+Neighbouring runs of a block replay the same requests, so that their ratio holds neither the draw of the
+requests nor a slow drift of the machine. The order turns from block to block (A B, B A, A B, ...), which
+takes what is left of a drift out of the mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from backbench.errors import INTERRUPTED, HarnessError, ReportError
+from backbench.harness.experiment import default_directory
+from backbench.harness.options import RunOptions, option_names
+from backbench.options import flag
+from backbench.reports.record import RunDirectory
+from backbench.reports.record.experiment import EXPERIMENT_FILE, Experiment, Listed
+
+Launch = Callable[[Sequence[str]], "Ended"]
+"""Runs `bench` with these arguments in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    code: int
+    said: str
+    """What it wrote to stderr."""
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """A series as it ended."""
+
+    experiment: Experiment
+    code: int
+    """The worst exit code of its runs."""
+
+
+def backends(options: RunOptions) -> list[str]:
+    """The backends of "torch,sdpa"; raises HarnessError where a name is empty."""
+    names = [name.strip() for name in options.backend.split(",")]
+    if not all(names):
+        raise HarnessError(f"--backend {options.backend!r} has an empty name; write it as torch,sdpa.")
+    return names
+
+
+def is_series(options: RunOptions) -> bool:
+    """Whether these options ask for more than one run."""
+    return options.repeat > 1 or len(backends(options)) > 1
+
+
+def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch | None = None) -> Repeats:
+    """Run every backend `options.repeat` times; what finished stays, whatever ends the series.
+
+    Ctrl-C and SIGTERM end the run in progress as they end a single one, and then the series (code 130).
+
+    Raises:
+        HarnessError: a run could not be made; the message says how many are kept.
+    """
+    launch = launch or in_new_process
+    arms = _arms(backends(options))
+    experiment = Experiment(_claim(options), tuple(arms), options.repeat, options.command)
+    experiment.write()
+    code, total = 0, options.repeat * len(arms)
+    try:
+        for number, (block, arm) in enumerate(order(tuple(arms), options.repeat), 1):
+            tell(f"Run {number} of {total}: {arm}, block {block + 1}")
+            name = f"{number:0{len(str(total))}d}-{Path(arm).stem}"
+            seed = options.seed + block
+            ended = launch(arguments(options, arms[arm], seed, experiment.path / name))
+            if ended.code == INTERRUPTED:
+                return Repeats(experiment, INTERRUPTED)
+            uuid = _finished(experiment.path / name)
+            if uuid is None:
+                kept = f" {len(experiment.runs)} finished runs are kept." if experiment.runs else ""
+                raise HarnessError(f"Run {number} ({arm}) failed: {_last(ended)}{kept}")
+            experiment = experiment.with_run(Listed(name, arm, block, seed, uuid))
+            experiment.write()
+            code = max(code, ended.code)
+    except KeyboardInterrupt:
+        return Repeats(experiment, INTERRUPTED)
+    finally:
+        if not experiment.runs:
+            _remove(experiment)
+    return Repeats(experiment, code)
+
+
+def order(arms: tuple[str, ...], blocks: int) -> Iterator[tuple[int, str]]:
+    """(block, arm) in the order they run: A B, B A, A B, ..."""
+    for block in range(blocks):
+        for arm in arms if block % 2 == 0 else arms[::-1]:
+            yield block, arm
+
+
+def arguments(options: RunOptions, backend: str, seed: int, out: Path) -> list[str]:
+    """The command line of one run of the series."""
+    asked = options.asked() | {"backend": backend, "seed": seed, "out": str(out)}
+    asked.pop("repeat", None)
+    found = ["run", "--no-report", "--quiet"]
+    for name, value in asked.items():
+        typed = option_names()[name][1].flag
+        if isinstance(value, bool):
+            found.append(typed if value else flag(f"no_{name}"))
+        elif isinstance(value, dict):
+            found.append(f"{typed}={','.join(f'{key}={each}' for key, each in value.items())}")
+        elif isinstance(value, tuple):
+            found += [typed, *map(str, value)]
+        else:
+            found.append(f"{typed}={value}")
+    return found
+
+
+def in_new_process(arguments: Sequence[str]) -> Ended:
+    """Run this same Backbench; an interruption is handed on once, and waited for.
+
+    Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
+    would cut short what the first makes it write.
+    """
+    home = str(Path(__file__).parents[2])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "backbench", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        process_group=0,
+    )
+    try:
+        _, said = process.communicate()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate()
+        finally:
+            if process.poll() is None:  # interrupted again
+                process.kill()
+                process.wait()
+        raise
+    return Ended(process.returncode, said)
+
+
+def _arms(names: Sequence[str]) -> dict[str, str]:
+    """Name of the arm -> its backend; a backend against itself is told apart by a number."""
+    arms: dict[str, str] = {}
+    for name in names:
+        free = next(f"{name} ({number})" for number in count(2) if f"{name} ({number})" not in arms)
+        arms[name if name not in arms else free] = name
+    return arms
+
+
+def _claim(options: RunOptions) -> Path:
+    """A new or empty directory for the series."""
+    if options.out is not None:
+        path = RunDirectory.create(options.out).path
+        try:
+            (path / EXPERIMENT_FILE).open("x").close()
+        except FileExistsError:
+            raise HarnessError(f"{path} is another experiment's; choose another --out.") from None
+        return path
+    base = default_directory(options)
+    base = base.with_name(base.name.replace(",", "-"))
+    for number in count():
+        path = base if number == 0 else base.with_name(f"{base.name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise HarnessError(f"Cannot create {path}: {error.strerror}; choose another --out.") from None
+        return path
+    raise AssertionError
+
+
+def _finished(path: Path) -> str | None:
+    """The uuid of the complete run at `path`; None where there is none."""
+    try:
+        record = RunDirectory.open(path).read_record()
+    except ReportError:
+        return None
+    return str(record.run.get("uuid")) if record.run["status"] == "complete" else None
+
+
+def _last(ended: Ended) -> str:
+    """The last line that a process said, or its exit code."""
+    lines = ended.said.strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else f"it ended with code {ended.code}."
+
+
+def _remove(experiment: Experiment) -> None:
+    """Take away an experiment in which nothing finished; what an interrupted run measured stays."""
+    (experiment.path / EXPERIMENT_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        experiment.path.rmdir()

@@ -1,0 +1,248 @@
+"""What a comparison compares: one arm a configuration, each a sample of runs. The sample is the run.
+
+An arm of one run has no spread between runs, so nothing is called better or worse by it. Arms of one
+experiment ran in turns on the same requests: a block's runs are a pair, and ratios are of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import exp, sqrt
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backbench.errors import ReportError
+from backbench.reports.compare import Difference, Ratio, differences, incomparable, labels
+from backbench.reports.metrics.between_runs import MOST_PAIRS, Estimate, difference, standard_error, typical
+from backbench.reports.metrics.metric import Quantity
+from backbench.reports.metrics.statistics import CONFIDENCE
+from backbench.reports.quantities import QUANTITIES, Reading, quantity, read
+from backbench.reports.record import RunDirectory, RunRecord
+from backbench.reports.record.experiment import is_experiment, read_experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Read = Callable[[Path], tuple[RunDirectory, RunRecord]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an arm."""
+
+    record: RunRecord
+    block: int = 0
+    """Runs of one block of one experiment replayed the same requests next to each other."""
+    directory: RunDirectory | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration and the runs that measured it."""
+
+    label: str
+    runs: tuple[Run, ...]
+    experiment: Path | None = None
+    """The directory of the experiment whose arms ran in turns; None = a run of its own."""
+
+    @property
+    def records(self) -> list[RunRecord]:
+        return [run.record for run in self.runs]
+
+    @property
+    def representative(self) -> Run:
+        """The run in the middle by output throughput: what is drawn where one run has to stand for all."""
+        rate = quantity("metrics", "output_tokens_per_s", "whole_run")
+        ordered = sorted(self.runs, key=lambda run: read(run.record, rate).value or 0.0)
+        return ordered[(len(ordered) - 1) // 2]
+
+    def values(self, wanted: Quantity) -> dict[int, float]:
+        """Block -> the quantity there, of the runs that have it."""
+        found = {run.block: read(run.record, wanted).value for run in self.runs}
+        return {block: value for block, value in found.items() if value is not None}
+
+
+def arm_of(record: RunRecord, label: str) -> Arm:
+    """The arm of a single run."""
+    return Arm(label, (Run(record),))
+
+
+def arms_of(records: Sequence[RunRecord]) -> list[Arm]:
+    """One arm a record."""
+    return [arm_of(record, label) for record, label in zip(records, labels(records), strict=True)]
+
+
+def open_run(path: Path) -> tuple[RunDirectory, RunRecord]:
+    """The run directory at `path` and its record."""
+    directory = RunDirectory.open(path)
+    return directory, directory.read_record()
+
+
+def open_arms(paths: Sequence[Path], read_run: Read = open_run) -> list[Arm]:
+    """The arms of run and experiment directories, in order, each with a distinct short label.
+
+    Raises:
+        ReportError: one cannot be read.
+    """
+    found = []
+    for path in paths:
+        if not is_experiment(path):
+            directory, record = read_run(path)
+            found.append(Arm("", (Run(record, 0, directory),)))
+            continue
+        experiment = read_experiment(path)
+        for name in experiment.arms:
+            listed = [run for run in experiment.runs if run.arm == name]
+            opened = [(each.block, *read_run(experiment.path / each.path)) for each in listed]
+            runs = tuple(Run(record, block, directory) for block, directory, record in opened)
+            if runs:
+                found.append(Arm(name, runs, experiment.path))
+    if len(paths) == 1 and is_experiment(paths[0]):
+        if not found:
+            raise ReportError(f"{paths[0]} lists no finished run.")
+        return found  # its arms' names are distinct, and its user's
+    names = labels([arm.runs[0].record for arm in found])
+    return [replace(arm, label=name) for arm, name in zip(found, names, strict=True)]
+
+
+def measured(arm: Arm, wanted: Quantity) -> Reading:
+    """A single run's value with its interval within the run; else the median with that between runs."""
+    values = list(arm.values(wanted).values())
+    if len(arm.runs) == 1 or not values:
+        return read(arm.runs[0].record, wanted)
+    low = high = None
+    if min(values) > 0 and len(set(values)) > 1:
+        estimate = typical(np.array(values))
+        low, high = estimate.low, estimate.high
+    return Reading(median(values), low, high)
+
+
+def against(reference: Arm, candidate: Arm, wanted: Quantity) -> Ratio:
+    """candidate / reference: better or worse only where an interval between runs leaves 1 out.
+
+    Arms of one experiment are paired by block. Arms of several runs on different machines cannot take
+    turns and get Welch's interval; on one machine the sessions' drift would be in it, so it says nothing.
+    """
+    before, after = reference.values(wanted), candidate.values(wanted)
+    if not before or not after or median(before.values()) == 0:
+        return Ratio(None, None, None, "")
+    plain = median(after.values()) / median(before.values())
+    unclear = "" if wanted.higher_is_better is None else "unclear"
+    if min(*before.values(), *after.values(), 1.0) <= 0:
+        return Ratio(plain, None, None, unclear)
+    if is_paired(reference, candidate):
+        shared = sorted(before.keys() & after.keys())
+        if len(shared) < 2:
+            return Ratio(plain, None, None, unclear)
+        logs = np.log([after[block] / before[block] for block in shared])
+        found = _paired(logs)
+        return _judged(found, wanted.higher_is_better)
+    if min(len(before), len(after)) < 2:
+        return Ratio(plain, None, None, unclear)
+    found = _unpaired(np.log(list(before.values())), np.log(list(after.values())))
+    ratio = _judged(found, wanted.higher_is_better)
+    return ratio if _machine(reference) != _machine(candidate) else replace(ratio, verdict=unclear)
+
+
+def is_paired(reference: Arm, candidate: Arm) -> bool:
+    """Whether both ran in turns, in one experiment."""
+    return reference.experiment is not None and reference.experiment == candidate.experiment
+
+
+def _machine(arm: Arm) -> object:
+    return arm.runs[0].record.system.get("device")
+
+
+def _paired(logs: np.ndarray) -> Estimate:
+    """Of log ratios; beyond MOST_PAIRS, where the mean is as good as normal, Student's interval."""
+    found = difference(logs) if len(logs) <= MOST_PAIRS else None
+    if found is None:
+        return typical(np.exp(logs))
+    assert found.low is not None and found.high is not None
+    return Estimate(exp(found.value), exp(found.low), exp(found.high), found.n)
+
+
+def _unpaired(before: np.ndarray, after: np.ndarray) -> Estimate:
+    """Welch's interval of the difference of mean logarithms (Welch 1947)."""
+    from scipy.special import stdtrit
+
+    errors = [standard_error(each) ** 2 for each in (before, after)]
+    middle = float(after.mean() - before.mean())
+    reach = 0.0
+    if total := sum(errors):
+        parts = (error**2 / (len(each) - 1) for error, each in zip(errors, (before, after), strict=True))
+        reach = float(stdtrit(total**2 / sum(parts), (1 + CONFIDENCE) / 2)) * sqrt(total)
+    n = min(len(before), len(after))
+    return Estimate(exp(middle), exp(middle - reach), exp(middle + reach), n)
+
+
+def _judged(found: Estimate, higher_is_better: bool | None) -> Ratio:
+    assert found.low is not None and found.high is not None
+    if higher_is_better is None:
+        verdict = ""
+    elif found.low <= 1 <= found.high:
+        verdict = "same"
+    else:
+        verdict = "better" if (found.value > 1) == higher_is_better else "worse"
+    return Ratio(found.value, found.low, found.high, verdict, found.n)
+
+
+def arms_incomparable(arms: Sequence[Arm]) -> list[Difference]:
+    """`incomparable` of the runs that replayed the same draw; of the first ones where no seed is shared."""
+    by_seed = [{run.record.run.get("seed"): run.record for run in arm.runs} for arm in arms]
+    shared = [seed for seed in by_seed[0] if all(seed in each for each in by_seed)]
+    found: dict[str, Difference] = {}
+    for records in [[each[seed] for each in by_seed] for seed in shared] or [
+        [arm.records[0] for arm in arms]
+    ]:
+        for each in incomparable(records):
+            found.setdefault(each.field, each)
+    return list(found.values())
+
+
+def require_comparable(arms: Sequence[Arm]) -> None:
+    """Raises:
+    ReportError: fewer than two arms, or hard fields differ; the message names them all.
+    """
+    if len(arms) < 2:
+        raise ReportError("A comparison needs at least two runs.")
+    if found := arms_incomparable(arms):
+        raise ReportError("These runs do not compare: " + "; ".join(map(str, found)) + ".")
+
+
+def arm_differences(arms: Sequence[Arm]) -> list[Difference]:
+    """`differences` of the arms' first runs; the command of a run in an experiment is not its user's."""
+    found = differences([arm.runs[0].record for arm in arms])
+    typed = all(arm.experiment is None for arm in arms)
+    return [each for each in found if typed or each.field != "run.command"]
+
+
+def compared_in(arms: Sequence[Arm]) -> list[Quantity]:
+    """The quantities that at least one run has."""
+    return [each for each in QUANTITIES if any(arm.values(each) for arm in arms)]
+
+
+def ratio_table(arms: Sequence[Arm]) -> pd.DataFrame:
+    """One row a quantity: unit, which way is better, every arm's value, and the ratios to the first.
+
+    Columns: metric, unit, better ("higher" | "lower" | ""), each arm's label with its value (the median of
+    several runs), and for each arm after the first "<label> / <first label>" with the ratio, and the same
+    name with " low", " high" (the interval between runs) and " verdict".
+    """
+    import pandas as pd
+
+    rows = []
+    for each in compared_in(arms):
+        better = {True: "higher", False: "lower", None: ""}[each.higher_is_better]
+        row: dict[str, Any] = {"metric": each.label, "unit": each.unit, "better": better}
+        row |= {arm.label: measured(arm, each).value for arm in arms}
+        for arm in arms[1:]:
+            name, found = f"{arm.label} / {arms[0].label}", against(arms[0], arm, each)
+            row |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
+            row[f"{name} verdict"] = found.verdict
+        rows.append(row)
+    return pd.DataFrame(rows)

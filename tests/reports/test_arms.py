@@ -1,0 +1,177 @@
+"""The sample is the run: how often identical arms are called better or worse, and who is never judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backbench.errors import ReportError
+from backbench.reports.arms import Arm, Run, against, arms_incomparable, measured
+from backbench.reports.conclusion import conclusion, how_to_tell
+from backbench.reports.limits import broken, parse_limit
+from backbench.reports.quantities import QUANTITIES, quantity
+from backbench.reports.record import RunRecord
+
+RATE = quantity("metrics", "output_tokens_per_s", "whole_run")
+TPOT = quantity("metrics", "tpot_s", "p50")
+TURNS = Path("an/experiment")
+TRIALS = 1500
+THREE_ERRORS = 3 * (0.05 * 0.95 / TRIALS) ** 0.5
+"""Of a frequency of 5 % over the trials."""
+
+
+def record(rate: float, seed: int = 0, device: str = "a", **asked: object) -> RunRecord:
+    """A run with nothing but a rate, and the TPOT that follows; no interval within it could be narrower."""
+    tpot = {"value": 1 / rate, "low": 1 / rate, "high": 1 / rate}
+    return RunRecord(
+        run={"status": "complete", "seed": seed, "asked": {"backend": "torch", "workload": "w"} | asked},
+        workload={"name": "w", "content_hash": f"draw {seed}"},
+        model={"name": "tiny"},
+        system={"device": {"name": device}},
+        backend={"asked": asked.get("backend", "torch")},
+        metrics={"output_tokens_per_s": {"whole_run": rate, "steady_state": None}, "tpot_s": {"p50": tpot}},
+    )
+
+
+def arm(label: str, rates: list[float], experiment: Path | None = TURNS, **about: object) -> Arm:
+    runs = tuple(Run(record(rate, block, **about), block) for block, rate in enumerate(rates))  # type: ignore[arg-type]
+    return Arm(label, runs, experiment)
+
+
+def in_turns(rng: np.random.Generator, blocks: int, loss: float = 0.0) -> tuple[Arm, Arm]:
+    """Two arms on a machine with 1 % of noise and a drift of 3 % over the session, in the order A B B A."""
+    drift = np.linspace(0, 0.03, 2 * blocks)
+    noise = rng.normal(0, 0.01, 2 * blocks) + drift
+    first, second = [], []
+    for block in range(blocks):
+        pair = noise[2 * block : 2 * block + 2]
+        one, other = pair if block % 2 == 0 else pair[::-1]
+        first.append(100 * np.exp(one))
+        second.append(100 * (1 - loss) * np.exp(other))
+    return arm("a", first), arm("b", second)
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 8])
+def test_identical_arms_are_called_better_or_worse_at_most_as_often_as_said(blocks: int) -> None:
+    rng = np.random.default_rng(blocks)
+    pairs = [in_turns(rng, blocks) for _ in range(TRIALS)]
+    called = np.mean([against(*pair, RATE).verdict in ("better", "worse") for pair in pairs])
+    assert called <= 0.05 + THREE_ERRORS
+    named = np.mean(["fastest" in conclusion(pair) for pair in pairs[:300]])
+    assert named <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+
+
+def test_a_real_loss_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    verdicts = [against(*in_turns(rng, 8, loss=0.05), RATE).verdict for _ in range(300)]
+    assert verdicts.count("worse") / 300 > 0.97
+    assert "better" not in verdicts
+
+
+def test_two_single_runs_never_get_a_verdict() -> None:
+    """Whatever their intervals within the runs, which here have no width at all."""
+    for ratio in (0.1, 0.9, 1.0, 1.1, 10.0):
+        a, b = arm("a", [100.0], None), arm("b", [100.0 * ratio], None)
+        for each in QUANTITIES:
+            found = against(a, b, each)
+            assert found.verdict in ("unclear", "") and found.low is None
+        assert conclusion([a, b]) == "One run each: no verdict."
+
+
+def test_one_block_is_no_verdict_either() -> None:
+    assert against(arm("a", [100.0]), arm("b", [50.0]), RATE).verdict == "unclear"
+
+
+def test_a_pair_is_of_one_block() -> None:
+    """Blocks differ by half, arms by 2 %: pairs see the 2 %."""
+    levels = [100.0, 150.0, 200.0, 120.0]
+    found = against(arm("a", levels), arm("b", [1.02 * level for level in levels]), RATE)
+    assert found.value == pytest.approx(1.02) and found.verdict == "better" and found.n == 4
+    lacking = Arm("b", arm("b", [1.02 * level for level in levels]).runs[1:], TURNS)
+    assert against(arm("a", levels), lacking, RATE).n == 3
+
+
+def test_more_pairs_than_the_exact_test_takes() -> None:
+    found = against(*in_turns(np.random.default_rng(1), 30, loss=0.05), RATE)
+    assert found.verdict == "worse" and found.n == 30
+
+
+def test_sessions_of_one_machine_get_an_interval_and_no_verdict() -> None:
+    a, b = arm("a", [100.0, 101.0, 99.0], Path("x")), arm("b", [120.0, 121.0, 119.0], Path("y"))
+    found = against(a, b, RATE)
+    assert found.low is not None and found.low > 1 and found.verdict == "unclear"
+    assert "did not take turns" in conclusion([a, b])
+
+
+def test_machines_cannot_take_turns_and_get_welchs_interval() -> None:
+    a = arm("a", [100.0, 101.0, 99.0], Path("x"))
+    b = arm("b", [120.0, 125.0, 115.0, 118.0], Path("y"), device="b")
+    found = against(a, b, RATE)
+    stats = pytest.importorskip("scipy.stats")
+    logs = [np.log(list(each.values(RATE).values())) for each in (b, a)]
+    low, high = np.exp(stats.ttest_ind(*logs, equal_var=False).confidence_interval())
+    assert (found.low, found.high) == pytest.approx((low, high)) and found.verdict == "better"
+
+
+def test_the_value_of_several_runs_is_their_median_with_an_interval_between_them() -> None:
+    reading = measured(arm("a", [100.0, 110.0, 90.0]), RATE)
+    assert reading.value == 100
+    assert reading.low is not None and reading.high is not None and reading.low < 90 < 110 < reading.high
+    assert measured(arm("a", [100.0, 100.0]), RATE).low is None, "a constant has no spread to speak of"
+
+
+def test_the_winner_is_named_first() -> None:
+    rates = [100.0, 102.0, 99.0, 101.0, 100.5, 99.5, 100.2, 99.8]
+    arms = [arm("torch", rates), arm("sdpa", [1.83 * rate * (1 + 0.001 * i) for i, rate in enumerate(rates)])]
+    said = conclusion(arms)
+    assert said.startswith("sdpa is fastest by Output tok/s, whole run: 1.84× (1.83–1.84) torch")
+    assert said.endswith("n = 8 pairs.") and how_to_tell(arms) is None
+    assert conclusion(arms[::-1]) == said
+    first, *others = arms[0].runs
+    doubtful = Arm("torch", (Run(replace(first.record, validity=["throttled"])), *others), TURNS)
+    assert conclusion([doubtful, arms[1]]) == f"{said} 1 of 16 runs are not valid."
+
+
+@pytest.mark.parametrize(
+    ("asked", "command"),
+    [
+        ({"backend": "sdpa"}, "bench run --workload w --backend torch,sdpa --repeat 8"),
+        (
+            {"max_seqs": 64},
+            "bench gate --baseline '--workload w --backend torch' "
+            "--candidate '--workload w --backend torch --max-seqs 64'",
+        ),
+        ({}, "bench run --workload w --backend torch --repeat 8"),
+    ],
+)
+def test_the_command_that_would_tell(asked: dict[str, object], command: str) -> None:
+    assert how_to_tell([arm("a", [1.0], None), arm("b", [2.0], None, **asked)]) == command
+
+
+def test_arms_compare_by_the_draws_they_share() -> None:
+    assert arms_incomparable([arm("a", [1.0, 1.0]), arm("b", [1.0])]) == []
+    other = Arm("b", (Run(record(1.0, seed=7)),))
+    assert [each.field for each in arms_incomparable([arm("a", [1.0]), other])] == ["workload"]
+
+
+def test_a_limit_breaks_only_beyond_the_spread() -> None:
+    rates = [100.0, 101.0, 99.0, 100.0, 100.5, 99.5, 100.2, 99.8]
+    slow = arm("b", [0.9 * rate for rate in rates])
+    (line,) = broken([arm("a", rates), slow], parse_limit("tpot_p50>1.05"))
+    assert "1.11×" in line and "> 1.05×" in line
+    assert not list(broken([arm("a", rates), slow], parse_limit("metrics.tpot_s.p50 > 1.2")))
+    noisy = arm("b", [50.0, 150.0, 60.0, 140.0, 55.0, 145.0, 70.0, 90.0])
+    assert not list(broken([arm("a", rates), noisy], parse_limit("tpot_p50>1.05")))
+    with pytest.raises(ReportError, match="one run each: no verdict") as error:
+        list(broken([arm("a", [1.0], None), arm("b", [9.0], None)], parse_limit("tpot_p50>1.05")))
+    assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize("text", ["", "tpot_p50", "tpot_p50>", "tpot_p50>x", "tpot_p50=1", "tpott>1", ">1"])
+def test_a_malformed_limit_is_one_line(text: str) -> None:
+    with pytest.raises(ReportError, match="--fail-if") as error:
+        parse_limit(text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
