@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "Put two or more runs side by side."),
     "report": ("report", "Write one self-contained HTML report of one or more runs."),
     "verify": ("verify", "Recompute every number of a run from its tables."),
+    "gate": ("gate", "Say whether a candidate is worse than a baseline: pairs, statistics, an exit code."),
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
     "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),

@@ -310,7 +310,8 @@ def test_64_sharegpt_requests_take_under_200_ms():
 
 def test_no_heavy_import():
     program = (
-        "import sys, backbench.workloads.catalogue; print(sorted({'torch', 'pandas', 'transformers'} & {*sys.modules}))"
+        "import sys, backbench.workloads.catalogue; "
+        "print(sorted({'torch', 'pandas', 'transformers'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
