@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Write one self-contained HTML report of one or more runs."),
     "verify": ("verify", "Recompute every number of a run from its tables."),
     "recover": ("recover", "Make the record of a run that was killed, from what had finished."),
+    "gate": ("gate", "Say whether a candidate is worse than a baseline: pairs, statistics, an exit code."),
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
     "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),
