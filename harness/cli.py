@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Recompute every number of a run from its tables."),
     "recover": ("recover", "Make the record of a run that was killed, from what had finished."),
     "gate": ("gate", "Say whether a candidate is worse than a baseline: pairs, statistics, an exit code."),
+    "calibrate": ("gate", "Measure how much runs of the same code differ on this machine."),
+    "trend": ("gate", "Show the history of gates."),
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
     "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),

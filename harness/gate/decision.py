@@ -10,7 +10,7 @@ from math import exp, log
 import numpy as np
 from scipy.special import stdtrit
 
-from backbench.reports.metrics.between_runs import difference, holm, sign_flip_p, standard_error
+from backbench.reports.metrics.between_runs import difference, holm, sign_flip_p
 from backbench.reports.metrics.statistics import Floats
 
 LOOKS = (8, 12, 16)
@@ -29,6 +29,8 @@ class Verdict(StrEnum):
     PASS = "pass"
     EXTEND = "extend"
     INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+    """Of a whole gate: its pairs cannot be judged."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,24 @@ def _finding(metric: str, pairs: Floats, p: float, margin: float, family: int) -
         verdict = Verdict.REGRESSED
     elif found.high < limit:
         verdict = Verdict.PASS
+    noise = float(pairs.std(ddof=1))
     loss, low, high = (exp(each) - 1 for each in (found.value, found.low, found.high))
-    return Finding(metric, len(pairs), loss, low, high, p, margin, detectable_effect(pairs, family), verdict)
+    return Finding(
+        metric, len(pairs), loss, low, high, p, margin, detectable_effect(noise, len(pairs), family), verdict
+    )
 
 
-def detectable_effect(pairs: Floats, family: int = 1, at: int | None = None) -> float:
-    """The relative loss that `at` pairs (default: these) with this noise would find with chance `POWER`.
+def detectable_effect(noise: float, pairs: int, family: int = 1) -> float:
+    """The relative loss that so many pairs would find with chance `POWER`.
 
     From Student's test at the family's strictest level: (t_{1 - alpha/m} + t_{power}) standard errors.
+
+    Args:
+        noise: standard deviation of the pairs' differences.
+        family: metrics that are gated together.
     """
-    n = at or len(pairs)
-    error = standard_error(pairs) * (len(pairs) / n) ** 0.5
-    reach = stdtrit(n - 1, 1 - FAMILY_ERROR / family) + stdtrit(n - 1, POWER)
-    return exp(float(reach) * error) - 1
+    reach = stdtrit(pairs - 1, 1 - FAMILY_ERROR / family) + stdtrit(pairs - 1, POWER)
+    return exp(float(reach) * noise / pairs**0.5) - 1
 
 
 def overall(findings: list[Finding]) -> Verdict:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-from backbench.errors import INCONCLUSIVE, REGRESSED, WRONG
+from backbench.errors import INCONCLUSIVE, INVALID, REGRESSED, WRONG, printable
 from backbench.harness.gate.arms import Arm
 from backbench.harness.gate.decision import Finding, Verdict
+from backbench.harness.gate.fingerprint import Fingerprint
 from backbench.harness.gate.policy import Policy
 
 SCHEMA_VERSION = 1
 """Of gate.json."""
+EXIT_CODES = {
+    Verdict.PASS: 0,
+    Verdict.REGRESSED: REGRESSED,
+    Verdict.INCONCLUSIVE: INCONCLUSIVE,
+    Verdict.INVALID: INVALID,
+}
 
 
 @dataclass(frozen=True)
@@ -44,20 +52,23 @@ class Outcome:
     """In words, why the verdict is what it is."""
     not_measured: tuple[str, ...] = ()
     """Gated metrics that some run lacks."""
+    fingerprint: Fingerprint | None = None
+    """Of the machine, the model and the workload; None = nothing ran."""
     exit_code: int = 0
 
 
 def conclude(outcome: Outcome) -> Outcome:
-    """The outcome with its reason in words and its exit code."""
+    """The outcome with its reason in words and its exit code; no verdict is left that asks for more pairs."""
     if wrong := next((pair.wrong for pair in outcome.pairs if pair.wrong), None):
         return replace(outcome, reason=f"wrong results: {wrong}", exit_code=WRONG)
-    if outcome.verdict is Verdict.EXTEND:
-        outcome = replace(outcome, verdict=Verdict.INCONCLUSIVE)
-    codes = {Verdict.PASS: 0, Verdict.REGRESSED: REGRESSED, Verdict.INCONCLUSIVE: INCONCLUSIVE}
-    reason = outcome.reason or "; ".join(
-        sentence(each) for each in outcome.findings if each.verdict is outcome.verdict or not outcome.findings
+    findings = tuple(
+        replace(each, verdict=Verdict.INCONCLUSIVE) if each.verdict is Verdict.EXTEND else each
+        for each in outcome.findings
     )
-    return replace(outcome, reason=reason or "nothing could be judged", exit_code=codes[outcome.verdict])
+    verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.EXTEND else outcome.verdict
+    said = "; ".join(sentence(each) for each in findings if each.verdict is verdict)
+    reason = "; ".join(filter(None, (outcome.reason, said)))
+    return replace(outcome, findings=findings, verdict=verdict, reason=reason, exit_code=EXIT_CODES[verdict])
 
 
 def sentence(finding: Finding) -> str:
@@ -67,7 +78,7 @@ def sentence(finding: Finding) -> str:
     span = f"{-finding.high:+.1%} to {-finding.low:+.1%}"
     return (
         f"{finding.metric} {change} ({span}, n = {finding.pairs} pairs; margin {finding.margin:.0%}, "
-        f"could have seen {finding.detectable:.1%})"
+        f"could have seen >= {finding.detectable:.1%})"
     )
 
 
@@ -93,6 +104,7 @@ def to_json(outcome: Outcome) -> str:
     """Everything: raw values, order, seeds, p, intervals, margins, detectable effects, voids and why."""
     content = asdict(outcome) | {
         "schema_version": SCHEMA_VERSION,
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "arms": {arm.name: arm.describe() for arm in outcome.arms},
     }
     return json.dumps(content, indent=1, default=dict) + "\n"
@@ -100,22 +112,26 @@ def to_json(outcome: Outcome) -> str:
 
 def to_junit(outcome: Outcome) -> str:
     """One test case a metric; regressed = failure, inconclusive = skipped, wrong results = error."""
-    suite = ElementTree.Element("testsuite", name="bench gate", tests=str(max(1, len(outcome.findings))))
+    suite = ElementTree.Element("testsuite", name="bench gate")
     counts = {"failure": 0, "error": 0, "skipped": 0}
 
     def case(name: str, kind: str | None, text: str) -> None:
         element = ElementTree.SubElement(suite, "testcase", classname="bench.gate", name=name)
         if kind is not None:
             counts[kind] += 1
-            ElementTree.SubElement(element, kind, message=text).text = text
+            ElementTree.SubElement(element, kind, message=printable(text)).text = printable(text)
 
-    if outcome.exit_code == WRONG or not outcome.findings:
-        case("gate", "error" if outcome.exit_code == WRONG else "skipped", outcome.reason)
+    if outcome.exit_code in (WRONG, INVALID) or not outcome.findings:
+        case("gate", "error" if outcome.exit_code in (WRONG, INVALID) else "skipped", outcome.reason)
     else:
         kinds = {Verdict.REGRESSED: "failure", Verdict.PASS: None}
         for each in outcome.findings:
             case(each.metric, kinds.get(each.verdict, "skipped"), sentence(each))
-    suite.attrib |= {"failures": str(counts["failure"]), "errors": str(counts["error"])}
+    suite.attrib |= {
+        "tests": str(len(suite)),
+        "failures": str(counts["failure"]),
+        "errors": str(counts["error"]),
+    }
     suite.attrib |= {"skipped": str(counts["skipped"])}
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -137,6 +153,9 @@ def to_markdown(outcome: Outcome) -> str:
             f"| {each.low:+.2%} to {each.high:+.2%} | {each.p:.4f} "
             f"| {each.margin:.0%} | {each.detectable:.2%} |"
         )
+    if outcome.fingerprint is not None:
+        soft = outcome.fingerprint.soft
+        lines.append(f"- with {', '.join(f'{key} {value}' for key, value in soft.items() if value)}")
     lines += [f"- {name} was not measured by every run" for name in outcome.not_measured]
     lines += [f"- pair {pair.index + 1} is void: {'; '.join(pair.void)}" for pair in void]
     return "\n".join(lines) + "\n"

@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from backbench.harness.gate.arms import BASELINE, CANDIDATE
+from backbench.harness.gate.fingerprint import Fingerprint, at, fingerprint
 from backbench.harness.gate.outcome import Pair
 from backbench.harness.gate.policy import METRICS, Policy
-from backbench.reports.record import RunRecord
+from backbench.reports.record import RunDirectory, RunRecord
 
 SAME = (
-    ("workload", "content_hash"),
-    ("model", "config_hash"),
-    ("metrics", "output_tokens"),
-    ("system", "device", "name"),
+    "schema_version",
+    "metrics.schema",
+    "workload.content_hash",
+    "metrics.prompt_tokens",
+    "metrics.output_tokens",
 )
-"""What both runs of a pair must share to be one observation."""
+"""What both runs of a pair must share to be one observation, beside the fingerprint's hard keys."""
+CLOCKS_AGREE = 0.02
+"""Clocks of the arms that differ by more make the card, not the code, the difference."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a gate looks at of one run."""
+
+    record: RunRecord
+    clock_mhz: float | None = None
+    """The GPU's median SM clock during the run; None = not sampled."""
+
+    @classmethod
+    def read(cls, directory: RunDirectory) -> Observation:
+        """Raises ReportError where the directory holds no whole run."""
+        telemetry = directory.read_telemetry()
+        during = telemetry[(telemetry["time_ns"] >= 0) & (telemetry["device"] >= 0)]
+        clocks = during["sm_clock_mhz"].dropna()
+        return cls(directory.read_record(), float(clocks.median()) if len(clocks) else None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end, its check of results included."""
+        return self.record.run["status"] == "complete" and self.record.correctness.get("passed") is not None
 
 
 def make_pair(
-    index: int, seed: int, order: tuple[str, str], records: Mapping[str, RunRecord], policy: Policy
+    index: int, seed: int, order: tuple[str, str], runs: Mapping[str, Observation], policy: Policy
 ) -> Pair:
     """The pair of these two runs, by arm."""
-    baseline, candidate = records[BASELINE], records[CANDIDATE]
+    baseline, candidate = runs[BASELINE].record, runs[CANDIDATE].record
     values = {}
     for name in policy.margins:
         before, after = METRICS[name].read(baseline), METRICS[name].read(candidate)
@@ -31,24 +58,28 @@ def make_pair(
     wrong = None
     if candidate.correctness.get("passed") is False:
         wrong = str(candidate.correctness.get("reason", "log-probabilities differ from the torch backend's"))
-    return Pair(index, seed, order, values, tuple(_void(records)), wrong)
+    return Pair(index, seed, order, values, tuple(_void(runs)), wrong)
 
 
-def _void(records: Mapping[str, RunRecord]) -> Iterator[str]:
-    for arm, record in records.items():
-        if record.run["status"] != "complete":
-            yield f"the {arm} run was {record.run['status']}"
-        for reason in record.validity:
+def incomparable(runs: Mapping[str, Observation], first: Fingerprint) -> str | None:
+    """The hard key in which one of the runs is not like the gate's first run, in words."""
+    for arm, run in runs.items():
+        if (difference := first.against(fingerprint(run.record))) is not None:
+            return f"{arm}: {difference}"
+    return None
+
+
+def _void(runs: Mapping[str, Observation]) -> Iterator[str]:
+    for arm, run in runs.items():
+        if run.record.run["status"] != "complete":
+            yield f"the {arm} run was {run.record.run['status']}"
+        for reason in run.record.validity:
             yield f"{arm}: {reason}"
-    baseline, candidate = records[BASELINE], records[CANDIDATE]
-    for path in SAME:
-        before, after = _at(baseline, path), _at(candidate, path)
+    baseline, candidate = runs[BASELINE], runs[CANDIDATE]
+    for key in SAME:
+        before, after = at(baseline.record, key), at(candidate.record, key)
         if before != after:
-            yield f"{'.'.join(path)} differs: {before} vs {after}"
-
-
-def _at(record: RunRecord, path: tuple[str, ...]) -> object:
-    value: object = getattr(record, path[0])
-    for key in path[1:]:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+            yield f"{key} differs: {before} vs {after}"
+    clocks = [run.clock_mhz for run in (baseline, candidate) if run.clock_mhz is not None]
+    if len(clocks) == 2 and max(clocks) > (1 + CLOCKS_AGREE) * min(clocks):
+        yield f"the GPU's clocks differ: {clocks[0]:.0f} vs {clocks[1]:.0f} MHz"

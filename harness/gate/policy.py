@@ -17,46 +17,46 @@ from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from backbench.errors import HarnessError
+from backbench.errors import HarnessError, shown
+from backbench.reports.metrics.metric import Quantity
+from backbench.reports.quantities import quantity, read
 from backbench.reports.record import RunRecord
 
 POLICY_FILE = "bench-gate.toml"
-MOST_GATED = 6
-"""More gated metrics cost more pairs each than anyone waits for."""
+SET_BY_THE_GATE = ("--seed", "--out", "--repeat")
+"""Options of `bench run` that are different in every run of a gate."""
 
 
 @dataclass(frozen=True)
 class GatedMetric:
     """A number of a run's record that a gate may judge."""
 
-    path: tuple[str, ...]
-    higher_is_better: bool
+    quantity: Quantity
     margin: float
-    """The margin where the policy names none."""
+    """The relative loss that is too much, where the policy names none."""
+    least: float = 0.0
+    """A loss too small to matter however large its share is, in the quantity's unit."""
 
     def read(self, record: RunRecord) -> float | None:
-        """The run's value; None where it was not measured."""
-        value: Any = getattr(record, self.path[0])
-        for key in self.path[1:]:
-            value = value.get(key) if isinstance(value, dict) else None
-        return float(value) if isinstance(value, int | float) and value > 0 else None
+        """The run's value; None where it was not measured, or is 0 and has no logarithm."""
+        value = read(record, self.quantity).value
+        return value if value is not None and value > 0 else None
 
     def difference(self, baseline: float, candidate: float) -> float:
         """ln(candidate / baseline), oriented so that + is worse."""
         ratio = log(candidate / baseline)
-        return -ratio if self.higher_is_better else ratio
+        return -ratio if self.quantity.higher_is_better else ratio
 
 
 METRICS: Mapping[str, GatedMetric] = MappingProxyType(
     {
-        "throughput": GatedMetric(("metrics", "output_tokens_per_s", "whole_run"), True, 0.03),
-        "tpot_p50": GatedMetric(("metrics", "tpot_s", "p50", "value"), False, 0.03),
-        "ttft_p50": GatedMetric(("metrics", "ttft_s", "p50", "value"), False, 0.05),
-        "joules_per_token": GatedMetric(("energy", "joules_per_output_token"), False, 0.05),
-        "goodput": GatedMetric(("metrics", "goodput_requests_per_s"), True, 0.03),
-        "peak_memory": GatedMetric(("memory", "total_bytes"), False, 0.01),
+        "throughput": GatedMetric(quantity("metrics", "output_tokens_per_s", "whole_run"), 0.03),
+        "tpot_p50": GatedMetric(quantity("metrics", "tpot_s", "p50"), 0.03),
+        "ttft_p50": GatedMetric(quantity("metrics", "ttft_s", "p50"), 0.05),
+        "joules_per_token": GatedMetric(quantity("energy", "joules_per_output_token"), 0.05),
+        "goodput": GatedMetric(quantity("metrics", "goodput_requests_per_s"), 0.03),
+        "peak_memory": GatedMetric(quantity("memory", "total_bytes"), 0.01, least=64 * 2**20),
     }
 )
 """Everything that may be gated. Tail percentiles are not: three identical runs gave 533, 741 and 597 ms."""
@@ -79,25 +79,42 @@ class Policy:
     def __post_init__(self) -> None:
         for name, margin in self.margins.items():
             if name not in METRICS:
-                raise HarnessError(f"{name!r} cannot be gated; choose from {', '.join(METRICS)}.")
+                raise HarnessError(f"{shown(name)} cannot be gated; choose from {', '.join(METRICS)}.")
             if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 < margin < 1:
-                raise HarnessError(f"The margin of {name} must lie between 0 and 1, not {margin!r}.")
-        if not 1 <= len(self.margins) <= MOST_GATED:
-            raise HarnessError(f"A gate judges 1 to {MOST_GATED} metrics, not {len(self.margins)}.")
+                raise HarnessError(f"The margin of {name} must lie between 0 and 1, not {shown(margin)}.")
+        if not self.margins:
+            raise HarnessError(f"A gate judges at least one metric; choose from {', '.join(METRICS)}.")
+        if taken := next((each for each in self.options if each.split("=")[0] in SET_BY_THE_GATE), None):
+            raise HarnessError(f"{taken} is set by the gate for every run; leave it out of the options.")
+        if isinstance(self.seed, bool) or self.seed < 0:
+            raise HarnessError(f"The seed must be a whole number from 0 on, not {shown(self.seed)}.")
+
+    def margin(self, name: str, baseline: float) -> float:
+        """The relative loss of a metric that is too much where the baseline has this value."""
+        return max(self.margins[name], METRICS[name].least / baseline)
 
 
 def read_policy(path: Path) -> Policy:
     """The policy in a TOML file; HarnessError in one line where it is none."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise HarnessError(f"{path} is no gate policy: {error}.") from None
-    known = {"workload": str, "options": list, "margins": dict, "seed": int}
+    except OSError as error:
+        raise HarnessError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise HarnessError(f"{path} is no gate policy: {' '.join(str(error).split())}.") from None
+    kinds: dict[str, tuple[type, str]] = {
+        "workload": (str, "a text"),
+        "options": (list, "a list of texts"),
+        "margins": (dict, "a table"),
+        "seed": (int, "a whole number"),
+    }
     for key, value in found.items():
-        if key not in known:
-            raise HarnessError(f"{path}: unknown key {key!r}; known are {', '.join(known)}.")
-        if not isinstance(value, known[key]):
-            raise HarnessError(f"{path}: {key} must be a {known[key].__name__}.")
+        if key not in kinds:
+            raise HarnessError(f"{path}: unknown key {shown(key)}; known are {', '.join(kinds)}.")
+        kind, words = kinds[key]
+        odd = key == "options" and not all(isinstance(each, str) for each in value)
+        if not isinstance(value, kind) or odd:
+            raise HarnessError(f"{path}: {key} must be {words}, not {shown(value)}.")
     if "options" in found:
-        found["options"] = tuple(map(str, found["options"]))
+        found["options"] = tuple(found["options"])
     return Policy(**found)
