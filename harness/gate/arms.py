@@ -96,9 +96,8 @@ def parse_arm(name: str, text: str, python: str | None = None) -> Arm:
         if taken := next((each for each in options if each.split("=")[0] in SET_BY_THE_GATE), None):
             raise HarnessError(f"--{name}: {taken} is set by the gate for every run; leave it out.")
         return Arm(name, options, code=digest(HERE) if python is None else None, python=python)
-    tree = Path(text).expanduser()
-    if (tree / "backbench" / "__init__.py").is_file():
-        return Arm(name, tree=tree.resolve(), code=digest(tree), python=python)
+    if (tree := _checkout(text)) is not None:
+        return Arm(name, tree=tree, code=digest(tree), python=python)
     try:
         commit = git("rev-parse", "--verify", "--quiet", f"{text}^{{commit}}")
     except HarnessError:
@@ -109,6 +108,15 @@ def parse_arm(name: str, text: str, python: str | None = None) -> Arm:
             f"git ref; {shown(text)} is none of them here."
         )
     return Arm(name, ref=text, code=commit, python=python)
+
+
+def _checkout(text: str) -> Path | None:
+    """The folder that this names, where it holds the package."""
+    try:
+        tree = Path(text).expanduser().resolve()
+        return tree if (tree / "backbench" / "__init__.py").is_file() else None
+    except (OSError, RuntimeError):  # a name too long for a file, or a home that nobody has
+        return None
 
 
 @contextmanager

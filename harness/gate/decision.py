@@ -10,7 +10,7 @@ from math import exp, log
 import numpy as np
 from scipy.special import stdtrit
 
-from backbench.reports.metrics.between_runs import difference, holm, sign_flip_p
+from backbench.reports.metrics.between_runs import hodges_lehmann, holm, sign_flip
 from backbench.reports.metrics.statistics import Floats
 
 LOOKS = (8, 12, 16)
@@ -58,27 +58,28 @@ def judge(differences: Mapping[str, Floats], margins: Mapping[str, float]) -> li
         differences: metric -> ln(candidate / baseline) a pair, oriented so that + is worse; at least 6 pairs.
         margins: metric -> the relative loss that is too much. Noise never widens it.
     """
-    p_values = holm(np.array([sign_flip_p(each) for each in differences.values()]))
-    return [
-        _finding(metric, pairs, float(p), margins[metric], len(differences))
-        for (metric, pairs), p in zip(differences.items(), p_values, strict=True)
-    ]
+    tests = [sign_flip(each) for each in differences.values()]
+    p_values = holm(np.array([p for p, _ in tests]))
+    findings = []
+    for (metric, pairs), (_, interval), p in zip(differences.items(), tests, p_values, strict=True):
+        assert interval is not None
+        noise = float(pairs.std(ddof=1))
+        least = detectable_effect(noise, len(pairs), len(differences))
+        findings.append(_finding(metric, pairs, interval, float(p), margins[metric], least))
+    return findings
 
 
-def _finding(metric: str, pairs: Floats, p: float, margin: float, family: int) -> Finding:
-    found = difference(pairs)
-    assert found.low is not None and found.high is not None
-    limit = log(1 + margin)
+def _finding(
+    metric: str, pairs: Floats, interval: tuple[float, float], p: float, margin: float, detectable: float
+) -> Finding:
+    centre, limit = hodges_lehmann(pairs), log(1 + margin)
     verdict = Verdict.EXTEND if len(pairs) < LOOKS[-1] else Verdict.INCONCLUSIVE
-    if p <= FAMILY_ERROR and found.value >= limit:
+    if p <= FAMILY_ERROR and centre >= limit:
         verdict = Verdict.REGRESSED
-    elif found.high < limit:
+    elif interval[1] < limit:
         verdict = Verdict.PASS
-    noise = float(pairs.std(ddof=1))
-    loss, low, high = (exp(each) - 1 for each in (found.value, found.low, found.high))
-    return Finding(
-        metric, len(pairs), loss, low, high, p, margin, detectable_effect(noise, len(pairs), family), verdict
-    )
+    loss, low, high = (exp(each) - 1 for each in (centre, *interval))
+    return Finding(metric, len(pairs), loss, low, high, p, margin, detectable, verdict)
 
 
 def detectable_effect(noise: float, pairs: int, family: int = 1) -> float:

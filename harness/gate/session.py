@@ -37,7 +37,7 @@ class Budget:
     """Minutes that may be spent; a pair is begun only where the longest so far would still fit."""
 
     minutes: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     longest_s: float = 0.0
 
     @property
@@ -202,6 +202,7 @@ def _stored(where: Path) -> Observation | None:
     try:
         directory = RunDirectory.open(where)
         found = Observation.read(directory)
-        return found if found.finished and not digest_problems(directory, found.record) else None
+        whole = not any(digest_problems(directory, found.record))
+        return found if found.finished and whole else None
     except ReportError:
         return None  # not there, or cut short
