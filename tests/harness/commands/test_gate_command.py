@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 from gate.conftest import FakeRunner
 
 from backbench.harness.cli import run_command
+from backbench.harness.commands import gate as commands
 from backbench.harness.gate import arms
+from backbench.harness.gate.outcome import EXIT_CODES
+from backbench.harness.gate.policy import Policy, read_policy
 
 Typed = Callable[..., tuple[int, str, str]]
 ARMS = ("--baseline", "--backend torch", "--candidate", "--backend sdpa")
@@ -87,3 +91,28 @@ def test_trend_shows_gates_and_never_fails_a_build(bench: Typed) -> None:
     code, out, _ = bench("trend", "history", "--json")
     assert code == 0 and len(json.loads(out)) == 6
     assert bench("trend", "nowhere")[0] == 2
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "gate.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_commands_have_the_options_they_are_given() -> None:
+    lines = re.findall(r"\bbench (gate|calibrate|trend)\b([^`#|\n]*)", PAGE)
+    assert len(lines) >= 8
+    for name, rest in lines:
+        command = getattr(commands, name)
+        known = {each for parameter in command.params for each in parameter.opts}
+        given = re.findall(r"(?<![\"\w])--[a-z-]+", rest.replace("--backend", ""))
+        assert set(given) <= known, (name, given)
+
+
+def test_the_pages_policy_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "bench-gate.toml").write_text(text)
+    assert read_policy(tmp_path / "bench-gate.toml").margins == Policy().margins
+
+
+def test_the_pages_exit_codes_are_the_commands() -> None:
+    told = {word: int(code) for code, word in re.findall(r"^\| (\d) \| ([\w ]+) \|", PAGE, re.MULTILINE)}
+    told.pop("wrong results")
+    assert told == {str(verdict): code for verdict, code in EXIT_CODES.items()}
