@@ -16,6 +16,7 @@ from typing import Protocol
 import backbench
 from backbench.errors import INTERRUPTED, HarnessError, shown
 from backbench.harness.gate.policy import SET_BY_THE_GATE, Policy
+from backbench.harness.provenance import redact
 from backbench.reports.record import RECORD_FILE, RunDirectory
 
 BASELINE, CANDIDATE = "baseline", "candidate"
@@ -43,11 +44,11 @@ class Arm:
     """Another interpreter than this one."""
 
     def describe(self) -> dict[str, str]:
-        """For people and for gate.json; without paths."""
+        """For people and for gate.json; redacted."""
         tree = None if self.tree is None or self.ref else self.tree.name
         found = {"options": shlex.join(self.options), "ref": self.ref, "checkout": tree, "code": self.code}
         found["python"] = None if self.python is None else Path(self.python).name
-        return {key: value for key, value in found.items() if value}
+        return {key: redact(value) for key, value in found.items() if value}
 
 
 class MeasureRun(Protocol):

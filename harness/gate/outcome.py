@@ -13,6 +13,8 @@ from backbench.harness.gate.arms import Arm
 from backbench.harness.gate.decision import Finding, Verdict
 from backbench.harness.gate.fingerprint import Fingerprint
 from backbench.harness.gate.policy import Policy
+from backbench.harness.provenance import redacted
+from backbench.reports.record import finite
 
 SCHEMA_VERSION = 1
 """Of gate.json."""
@@ -107,7 +109,7 @@ def to_json(outcome: Outcome) -> str:
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "arms": {arm.name: arm.describe() for arm in outcome.arms},
     }
-    return json.dumps(content, indent=1, default=dict) + "\n"
+    return json.dumps(finite(redacted(content)), indent=1) + "\n"
 
 
 def to_junit(outcome: Outcome) -> str:

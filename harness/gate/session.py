@@ -20,6 +20,7 @@ from backbench.harness.gate.fingerprint import Fingerprint, fingerprint
 from backbench.harness.gate.outcome import Outcome, Pair, conclude
 from backbench.harness.gate.pairs import Observation, incomparable, make_pair
 from backbench.harness.gate.policy import METRICS, Policy
+from backbench.harness.provenance import redacted
 from backbench.reports.metrics.statistics import Floats
 from backbench.reports.record import RunDirectory, digest_problems
 
@@ -154,7 +155,7 @@ class Session:
             "arms": {arm.name: arm.describe() for arm in (self.baseline, self.candidate)},
             "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
         }
-        plan = json.loads(json.dumps(plan))
+        plan = json.loads(json.dumps(redacted(plan)))
         file = self.out / PLAN_FILE
         if file.is_file():
             try:

@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from gate.conftest import FakeRunner
 
+from backbench.harness.gate.arms import Arm
 from backbench.harness.gate.outcome import headline, to_markdown, write
+from backbench.harness.gate.policy import Policy
 from backbench.harness.gate.session import Session
 
 Gate = Callable[..., Session]
@@ -78,6 +80,16 @@ def test_a_summary_of_the_worst_gate_stays_far_below_the_limit_of_a_step_summary
     )
     _, _, summary = answer(gate, long)
     assert len(summary.encode()) < 2**20 / 4
+
+
+def test_what_is_shared_names_nobody(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/srv/people/ada")
+    session = gate(FakeRunner(), policy=Policy(options=("--dataset", "/srv/people/ada/chats.json")))
+    session.candidate = Arm("candidate", ("--model", "/srv/people/ada/models/m"))
+    outcome = session.run()
+    write(outcome, session.out)
+    for name in ("plan.json", "gate.json", "junit.xml", "summary.md"):
+        assert "ada" not in (session.out / name).read_text()
 
 
 def test_an_inconclusive_answer_says_what_it_could_have_seen(gate: Gate) -> None:
