@@ -62,7 +62,7 @@ class Outcome:
 def conclude(outcome: Outcome) -> Outcome:
     """The outcome with its reason in words and its exit code; no verdict is left that asks for more pairs."""
     if wrong := next((pair.wrong for pair in outcome.pairs if pair.wrong), None):
-        return replace(outcome, reason=f"wrong results: {wrong}", exit_code=WRONG)
+        return replace(outcome, reason=wrong, exit_code=WRONG)
     findings = tuple(
         replace(each, verdict=Verdict.INCONCLUSIVE) if each.verdict is Verdict.EXTEND else each
         for each in outcome.findings
