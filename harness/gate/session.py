@@ -54,6 +54,16 @@ class Budget:
         self.longest_s = max(self.longest_s, time.monotonic() - before)
 
 
+@dataclass(frozen=True)
+class End:
+    """Why a gate wants no more pairs."""
+
+    verdict: Verdict
+    reason: str = ""
+    """Empty = what the metrics say."""
+    findings: Sequence[Finding] = ()
+
+
 @dataclass
 class Session:
     """One gate in its directory; running it again goes on where it stopped."""
@@ -80,35 +90,38 @@ class Session:
         while (end := self._end(pairs, budget)) is None:
             with budget.spending():
                 pairs.append(self.next_pair(pairs))
-        return self._outcome(pairs, *end)
+        return self._outcome(pairs, end)
 
-    def _end(self, pairs: list[Pair], budget: Budget) -> tuple[Verdict, str] | None:
-        """Verdict and reason, where no more pairs are wanted; an empty reason = what the metrics say."""
+    def _end(self, pairs: list[Pair], budget: Budget) -> End | None:
+        """Why no more pairs are wanted, where that is so."""
         valid = [pair for pair in pairs if not pair.void]
+        void = len(pairs) - len(valid)
         if any(pair.wrong for pair in pairs):
-            return Verdict.REGRESSED, ""
+            return End(Verdict.REGRESSED)
         if self.differs is not None:
-            return Verdict.INVALID, self.differs
+            return End(Verdict.INVALID, self.differs)
         if self.fingerprint is not None and (why := self.blind(self.fingerprint)) is not None:
-            return Verdict.INVALID, why
+            return End(Verdict.INVALID, why)
         if len(valid) in LOOKS and not pairs[-1].void:
-            findings = self.findings(valid)
-            verdict = overall(findings) if findings else Verdict.INVALID
-            if verdict is not Verdict.EXTEND or len(valid) == LOOKS[-1]:
-                return verdict, "" if findings else "no gated metric was measured"
-        if len(pairs) - len(valid) >= (MOST_VOID if valid else FIRST_VOID):
-            return Verdict.INVALID, f"{len(pairs) - len(valid)} pairs were void: {pairs[-1].void[0]}"
+            found = self.findings(valid)
+            if not found:
+                return End(Verdict.INVALID, "no gated metric was measured")
+            if (verdict := overall(found)) is not Verdict.EXTEND:
+                return End(verdict, "", found)
+        if void >= (MOST_VOID if valid else FIRST_VOID):
+            return End(Verdict.INVALID, f"{void} pairs were void: {pairs[-1].void[0]}", self.findings(valid))
         if budget.spent:
             return self._out_of_time(valid)
         return None
 
-    def _out_of_time(self, valid: list[Pair]) -> tuple[Verdict, str]:
+    def _out_of_time(self, valid: list[Pair]) -> End:
         """The end of the budget is the last look: when it comes does not depend on what was measured."""
-        findings = self.findings(valid)
-        verdict = overall(findings) if findings else Verdict.EXTEND
+        found = self.findings(valid)
+        verdict = overall(found) if found else Verdict.EXTEND
         if verdict is not Verdict.EXTEND:
-            return verdict, ""
-        return Verdict.INCONCLUSIVE, f"{self.max_minutes:g} minutes were over after {len(valid)} valid pairs"
+            return End(verdict, "", found)
+        reason = f"{self.max_minutes:g} minutes were over after {len(valid)} valid pairs"
+        return End(Verdict.INCONCLUSIVE, reason, found)
 
     def findings(self, valid: Sequence[Pair]) -> list[Finding]:
         """What the valid pairs say of each gated metric that every one of them measured."""
@@ -177,16 +190,16 @@ class Session:
         partial.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
         partial.replace(file)
 
-    def _outcome(self, pairs: list[Pair], verdict: Verdict, reason: str) -> Outcome:
+    def _outcome(self, pairs: list[Pair], end: End) -> Outcome:
         valid = [pair for pair in pairs if not pair.void]
         return conclude(
             Outcome(
                 self.policy,
                 (self.baseline, self.candidate),
                 tuple(pairs),
-                tuple(self.findings(valid)),
-                verdict,
-                reason,
+                tuple(end.findings),
+                end.verdict,
+                end.reason,
                 tuple(n for n in self.policy.margins if not all(n in pair.values for pair in valid)),
                 self.fingerprint,
             )

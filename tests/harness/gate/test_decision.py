@@ -7,11 +7,17 @@ share, and in one run of twenty something else on the machine, a slowdown of 3 %
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from backbench.harness.gate.decision import LOOKS, Verdict, judge, overall
+from backbench.harness.gate.arms import BASELINE, CANDIDATE, Arm, run_in_process
+from backbench.harness.gate.decision import LOOKS, Verdict, judge
+from backbench.harness.gate.outcome import Pair
+from backbench.harness.gate.policy import METRICS, Policy
+from backbench.harness.gate.session import Session
 
 MARGIN = 0.03
 
@@ -29,6 +35,26 @@ def pairs(
     return np.where(forward, second - first, first - second) + np.log1p(loss)
 
 
+class Simulated(Session):
+    """A whole gate whose pairs are drawn, not run."""
+
+    def __init__(self, seen: Mapping[str, np.ndarray]) -> None:
+        policy = Policy(margins=dict.fromkeys(seen, MARGIN))
+        super().__init__(policy, Arm(BASELINE), Arm(CANDIDATE), Path("unused"), run_in_process)
+        self.seen = seen
+
+    def claim(self) -> None:
+        """It has no directory."""
+
+    def next_pair(self, pairs: Sequence[Pair]) -> Pair:
+        index = len(pairs)
+        values = {}
+        for name, each in self.seen.items():
+            worse = float(np.exp(each[index]))
+            values[name] = (1.0, 1 / worse if METRICS[name].quantity.higher_is_better else worse)
+        return Pair(index, index, (BASELINE, CANDIDATE), values)
+
+
 def verdicts(trials: int, loss: float, **noise: float) -> Counter[Verdict]:
     """A loss in throughput shows in TPOT too; TTFT keeps its own noise."""
     rng = np.random.default_rng(round(loss * 1000) + trials)
@@ -40,11 +66,7 @@ def verdicts(trials: int, loss: float, **noise: float) -> Counter[Verdict]:
             "tpot_p50": speed + rng.normal(0, 0.003, len(speed)),
             "ttft_p50": pairs(rng, 0, **noise),
         }
-        for look in LOOKS:
-            findings = judge({name: each[:look] for name, each in seen.items()}, dict.fromkeys(seen, MARGIN))
-            if (answer := overall(findings)) is not Verdict.EXTEND:
-                break
-        found[answer] += 1
+        found[Simulated(seen).run().verdict] += 1
     return found
 
 
