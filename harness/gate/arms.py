@@ -100,14 +100,12 @@ def parse_arm(name: str, text: str, python: str | None = None) -> Arm:
     if (tree := _checkout(text)) is not None:
         return Arm(name, tree=tree, code=digest(tree), python=python)
     try:
-        commit = git("rev-parse", "--verify", "--quiet", f"{text}^{{commit}}")
-    except HarnessError:
-        commit = ""
-    if not commit:
+        commit = git("rev-parse", "--verify", f"{text}^{{commit}}")
+    except HarnessError as error:
         raise HarnessError(
             f"--{name} takes options of bench run, such as '--backend triton', a checkout's folder or a "
-            f"git ref; {shown(text)} is none of them here."
-        )
+            f"git ref; {shown(text)} is none of them ({str(error)[:90].rstrip('.')})."
+        ) from None
     return Arm(name, ref=text, code=commit, python=python)
 
 
@@ -152,7 +150,7 @@ def git(*arguments: str) -> str:
         raise HarnessError(f"git cannot be run: {error.strerror}.") from None
     if done.returncode != 0:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise HarnessError(f"git {arguments[0]} failed: {said}")
+        raise HarnessError(f"git {arguments[0]}: {said.removeprefix('fatal: ')}")
     return done.stdout.strip()
 
 
