@@ -81,6 +81,8 @@ def gate(case: str, candidate: Path, out: Path, seed: int, minutes: float | None
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = time.monotonic()
     code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
+    if code not in range(6) or code == 2:
+        sys.exit(f"{case}: the gate gave no answer (exit code {code})")
     found = json.loads((out / "gate" / "gate.json").read_text())
     void = sum(bool(pair["void"]) for pair in found["pairs"])
     said = "; ".join(
