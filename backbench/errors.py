@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-USAGE, INVALID, WRONG, INTERRUPTED = 2, 4, 5, 130
+REGRESSED, USAGE, INCONCLUSIVE, INVALID, WRONG, INTERRUPTED = 1, 2, 3, 4, 5, 130
 """Exit codes besides 0."""
 
 

@@ -144,7 +144,7 @@ def software() -> dict[str, Any]:
 
     from backbench.backends.dependency import installed_version
 
-    sha, dirty = git_state(Path(__file__).parent)
+    sha, dirty = git_state(Path(__file__).resolve().parent)  # not the link to it in backbench/
     return {
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := installed_version(name)) is not None},

@@ -73,35 +73,49 @@ def hodges_lehmann(values: Floats) -> float:
     return float(np.median((values[first] + values[second]) / 2))
 
 
+def sign_flip(values: Floats) -> tuple[float, tuple[float, float] | None]:
+    """`sign_flip_p` and `sign_flip_interval` at one go."""
+    sums = _subset_sums(values)
+    return _p(sums), _interval(sums, CONFIDENCE)
+
+
 def sign_flip_p(values: Floats) -> float:
     """The exact one-sided p-value of "the centre is above zero" by sign flips of the mean.
 
     Flipping the signs of a subset leaves the mean no smaller just where the subset's own mean is at most
     zero; flipping none counts too.
     """
-    below = int((_subset_means(values) <= 0).sum())
-    return (1 + below) / 2 ** len(values)
+    return _p(_subset_sums(values))
 
 
 def sign_flip_interval(values: Floats, confidence: float = CONFIDENCE) -> tuple[float, float] | None:
     """The shifts that the two-sided sign flip does not reject; None where so small a sample rejects none."""
-    means = _subset_means(values)
-    place = floor((1 - confidence) / 2 * 2 ** len(values)) - 1
+    return _interval(_subset_sums(values), confidence)
+
+
+def _p(sums: Floats) -> float:
+    return (1 + int(np.count_nonzero(sums <= 0))) / (len(sums) + 1)
+
+
+def _interval(sums: Floats, confidence: float) -> tuple[float, float] | None:
+    subsets = len(sums) + 1
+    place = floor((1 - confidence) / 2 * subsets) - 1
     if place < 0:
         return None
+    means = sums / _sizes(subsets.bit_length() - 1)
     low, high = np.partition(means, (place, len(means) - 1 - place))[[place, -1 - place]]
     return float(low), float(high)
 
 
-def _subset_means(values: Floats) -> Floats:
-    """Means of the 2^n - 1 subsets that hold something, in the order of their bit patterns."""
+def _subset_sums(values: Floats) -> Floats:
+    """Sums of the 2^n - 1 subsets that hold something, in the order of their bit patterns."""
     n = len(values)
     if not 1 <= n <= MOST_PAIRS:
         raise ValueError(f"A sign-flip test takes 1 to {MOST_PAIRS} pairs, not {n}.")
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate((sums, sums + value))
-    return sums[1:] / _sizes(n)
+    sums = np.zeros(2**n)
+    for place, value in enumerate(values):
+        np.add(sums[: 1 << place], value, out=sums[1 << place : 2 << place])
+    return sums[1:]
 
 
 @lru_cache(maxsize=MOST_PAIRS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_system_and_software_are_json_without_the_host_name() -> None:
     assert found["software"]["packages"]["torch"]
     host = socket.gethostname()
     assert host == "localhost" or f'"{host}"' not in text
+
+
+def test_the_commit_of_the_checkout_is_known() -> None:
+    """The room is reached through a link, and the checkout lies beside the room itself."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("no checkout")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    assert provenance.software()["git_sha"] == head.stdout.strip()
 
 
 def test_no_git_outside_a_checkout(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def test_the_interval_is_the_test_inverted(values: np.ndarray) -> None:
             assert (between.sign_flip_p(values - shift) > 0.25) == inside or low == high
 
 
+@given(differences)
+def test_p_and_interval_at_one_go_are_the_same(values: np.ndarray) -> None:
+    assert between.sign_flip(values) == (between.sign_flip_p(values), between.sign_flip_interval(values))
+
+
 def test_hodges_lehmann_by_hand() -> None:
     # Walsh averages of 0, 1, 10: 0, 0.5, 5, 1, 5.5, 10; their median lies between 1 and 5.
     assert between.hodges_lehmann(np.array([0.0, 1.0, 10.0])) == 3.0

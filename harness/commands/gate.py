@@ -1,0 +1,192 @@
+"""`bench gate`, `bench calibrate`, `bench trend`: is the candidate worse than the baseline?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from backbench.harness.gate.fingerprint import Fingerprint
+    from backbench.harness.gate.policy import Policy
+
+POLICY = click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    help="TOML file of workload, options and margins; default bench-gate.toml where there is one.",
+)
+CALIBRATION = click.option(
+    "--calibration",
+    "calibration_file",
+    type=click.Path(path_type=Path),
+    help="File of the machines' noise; default bench-calibration.json.",
+)
+
+
+def out(default: str, holds: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "-o",
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path(default),
+        show_default=True,
+        help=f"Directory of {holds}; one that was stopped goes on in it.",
+    )
+
+
+@click.command()
+@click.option(
+    "--baseline",
+    required=True,
+    metavar="ARM",
+    help="Options of bench run ('--backend flash'), a checkout's folder, or a git ref.",
+)
+@click.option("--candidate", required=True, metavar="ARM", help="The same, for what is to be judged.")
+@click.option("--baseline-python", metavar="PATH", help="Interpreter of the baseline; default this one.")
+@click.option("--candidate-python", metavar="PATH", help="Interpreter of the candidate; default this one.")
+@POLICY
+@CALIBRATION
+@out("gate", "the pairs and the answer")
+@click.option(
+    "--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Begin no pair that may end later."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print gate.json instead of the summary.")
+def gate(
+    baseline: str,
+    candidate: str,
+    baseline_python: str | None,
+    candidate_python: str | None,
+    policy_file: Path | None,
+    calibration_file: Path | None,
+    out: Path,
+    max_minutes: float | None,
+    as_json: bool,
+) -> None:
+    """Run baseline and candidate in pairs (A B B A) until the difference is clear, and say what it is.
+
+    Leaves gate.json, junit.xml and summary.md in --out. See docs/gate.md.
+
+    Exit codes: 0 pass, 1 regressed, 2 usage, 3 inconclusive, 4 invalid, 5 wrong results, 130 interrupted.
+    """
+    from backbench.harness.gate.arms import BASELINE, CANDIDATE, checked_out, parse_arm, run_in_process
+    from backbench.harness.gate.calibration import cell_of
+    from backbench.harness.gate.outcome import headline, to_json, to_markdown, write
+    from backbench.harness.gate.session import Session
+
+    policy = _policy(policy_file)
+    before = parse_arm(BASELINE, baseline, baseline_python)
+    after = parse_arm(CANDIDATE, candidate, candidate_python)
+    blind = _blind(calibration_file, policy, cell_of(policy, before))
+    session = Session(policy, before, after, out, run_in_process, _tell, max_minutes, blind)
+    session.claim()
+    with checked_out(before, out / "trees") as before, checked_out(after, out / "trees") as after:
+        session.baseline, session.candidate = before, after
+        outcome = session.run()
+    write(outcome, out)
+    click.echo(to_json(outcome) if as_json else to_markdown(outcome))
+    click.echo(headline(outcome), err=True)
+    raise SystemExit(outcome.exit_code)
+
+
+@click.command()
+@click.option(
+    "--arm",
+    default="",
+    metavar="ARM",
+    help="What runs against itself: options of bench run, a checkout's folder, or a git ref; "
+    "default what is installed.",
+)
+@click.option("--pairs", type=int, default=12, show_default=True, metavar="N", help="Valid pairs to run.")
+@POLICY
+@CALIBRATION
+@out("calibration", "the pairs")
+@click.option("--json", "as_json", is_flag=True, help="Print the calibration instead of a table.")
+def calibrate(
+    arm: str,
+    pairs: int,
+    policy_file: Path | None,
+    calibration_file: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure how much runs of the same code differ here, so that a gate knows what it can see.
+
+    Exit codes: 0 ok, 2 usage or a fault, 4 the machine is not fit to measure on, 130 interrupted.
+    """
+    from dataclasses import asdict
+
+    from backbench.harness.commands.output import print_json
+    from backbench.harness.gate.arms import BASELINE, CANDIDATE, checked_out, parse_arm, run_in_process
+    from backbench.harness.gate.calibration import CALIBRATION_FILE, LOOKS, store
+    from backbench.harness.gate.calibration import calibrate as run_calibration
+    from backbench.harness.gate.session import Session
+
+    both = parse_arm(BASELINE, arm), parse_arm(CANDIDATE, arm)
+    session = Session(_policy(policy_file), *both, out, run_in_process, _tell)
+    session.claim()
+    with (
+        checked_out(session.baseline, out / "trees") as session.baseline,
+        checked_out(session.candidate, out / "trees") as session.candidate,
+    ):
+        found = run_calibration(session, pairs)
+    file = calibration_file or Path(CALIBRATION_FILE)
+    store(found, file)
+    if as_json:
+        print_json(asdict(found))
+        return
+    click.echo(
+        f"| metric | noise of a pair | {' | '.join(f'seen by {n}' for n in LOOKS)} | proposed margin |"
+    )
+    click.echo("|---|---|" + "---|" * len(LOOKS) + "---|")
+    for name, each in found.metrics.items():
+        seen = " | ".join(f"{each.detectable[str(look)]:.2%}" for look in LOOKS)
+        click.echo(f"| {name} | {each.noise:.2%} | {seen} | {each.proposed_margin:.1%} |")
+    click.echo(f"Stored in {file}: {found.cell} on {found.fingerprint.hard['system.device.name']}")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print rows instead of a table.")
+def trend(directory: Path, as_json: bool) -> None:
+    """Show the history of gates under a directory, newest last. It never fails a build."""
+    from backbench.harness.commands.output import print_json
+    from backbench.harness.gate.trend import history, to_markdown
+
+    found, unreadable = history(directory)
+    for each in unreadable:
+        _tell(f"left out: {each}")
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(to_markdown(found))
+
+
+def _tell(text: str) -> None:
+    from backbench.harness.commands.stored import say
+
+    say(text)
+
+
+def _policy(given: Path | None) -> Policy:
+    from backbench.harness.gate.policy import POLICY_FILE, Policy, read_policy
+
+    default = Path(POLICY_FILE)
+    file = given or (default if default.is_file() else None)
+    return read_policy(file) if file is not None else Policy()
+
+
+def _blind(given: Path | None, policy: Policy, cell: str) -> Callable[[Fingerprint], str | None]:
+    """Why a machine cannot see the policy's margins, by the calibrations there are."""
+    from backbench.harness.gate.calibration import CALIBRATION_FILE, find, read_calibrations
+
+    file = given or Path(CALIBRATION_FILE)
+    known = read_calibrations(file) if given is not None or file.is_file() else []
+
+    def blind(machine: Fingerprint) -> str | None:
+        found = find(known, machine, cell)
+        return None if found is None else found.blind(policy)
+
+    return blind

@@ -1,0 +1,163 @@
+"""A gate's answer, and the files it leaves: gate.json, JUnit XML, Markdown for a step summary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from xml.etree import ElementTree
+
+from backbench.errors import INCONCLUSIVE, INVALID, REGRESSED, WRONG, printable
+from backbench.harness.gate.arms import Arm
+from backbench.harness.gate.decision import Finding, Verdict
+from backbench.harness.gate.fingerprint import Fingerprint
+from backbench.harness.gate.policy import Policy
+from backbench.harness.provenance import redacted
+from backbench.reports.record import finite
+
+SCHEMA_VERSION = 1
+"""Of gate.json."""
+EXIT_CODES = {
+    Verdict.PASS: 0,
+    Verdict.REGRESSED: REGRESSED,
+    Verdict.INCONCLUSIVE: INCONCLUSIVE,
+    Verdict.INVALID: INVALID,
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two neighbouring runs of one request stream."""
+
+    index: int
+    seed: int
+    order: tuple[str, str]
+    values: dict[str, tuple[float, float]]
+    """Metric -> (baseline, candidate)."""
+    void: tuple[str, ...] = ()
+    """Why it does not count."""
+    wrong: str | None = None
+    """What the candidate's correctness check found, where it failed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A gate's answer with everything it rests on."""
+
+    policy: Policy
+    arms: tuple[Arm, Arm]
+    pairs: tuple[Pair, ...]
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    reason: str
+    """In words, why the verdict is what it is."""
+    not_measured: tuple[str, ...] = ()
+    """Gated metrics that some run lacks."""
+    fingerprint: Fingerprint | None = None
+    """Of the machine, the model and the workload; None = nothing ran."""
+    exit_code: int = 0
+
+
+def conclude(outcome: Outcome) -> Outcome:
+    """The outcome with its reason in words and its exit code; no verdict is left that asks for more pairs."""
+    if wrong := next((pair.wrong for pair in outcome.pairs if pair.wrong), None):
+        return replace(outcome, reason=wrong, exit_code=WRONG)
+    findings = tuple(
+        replace(each, verdict=Verdict.INCONCLUSIVE) if each.verdict is Verdict.EXTEND else each
+        for each in outcome.findings
+    )
+    verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.EXTEND else outcome.verdict
+    said = "; ".join(sentence(each) for each in findings if each.verdict is verdict)
+    reason = "; ".join(filter(None, (outcome.reason, said)))
+    return replace(outcome, findings=findings, verdict=verdict, reason=reason, exit_code=EXIT_CODES[verdict])
+
+
+def sentence(finding: Finding) -> str:
+    """One metric in words, with its interval and what could have been seen."""
+    worse = finding.loss >= 0
+    change = f"{abs(finding.loss):.1%} {'worse' if worse else 'better'}"
+    span = f"{-finding.high:+.1%} to {-finding.low:+.1%}"
+    return (
+        f"{finding.metric} {change} ({span}, n = {finding.pairs} pairs; margin {finding.margin:.0%}, "
+        f"could have seen >= {finding.detectable:.1%})"
+    )
+
+
+def headline(outcome: Outcome) -> str:
+    """The answer in one line."""
+    answer = "wrong results" if outcome.exit_code == WRONG else outcome.verdict.value
+    return f"{answer.upper()}: {outcome.reason}"
+
+
+def write(outcome: Outcome, folder: Path) -> None:
+    """gate.json, junit.xml and summary.md in `folder`, each whole or not at all."""
+    for name, text in (
+        ("gate.json", to_json(outcome)),
+        ("junit.xml", to_junit(outcome)),
+        ("summary.md", to_markdown(outcome)),
+    ):
+        partial = folder / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / name)
+
+
+def to_json(outcome: Outcome) -> str:
+    """Everything: raw values, order, seeds, p, intervals, margins, detectable effects, voids and why."""
+    content = asdict(outcome) | {
+        "schema_version": SCHEMA_VERSION,
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arms": {arm.name: arm.describe() for arm in outcome.arms},
+    }
+    return json.dumps(finite(redacted(content)), indent=1) + "\n"
+
+
+def to_junit(outcome: Outcome) -> str:
+    """One test case a metric; regressed = failure, inconclusive = skipped, wrong results = error."""
+    suite = ElementTree.Element("testsuite", name="bench gate")
+    counts = {"failure": 0, "error": 0, "skipped": 0}
+
+    def case(name: str, kind: str | None, text: str) -> None:
+        element = ElementTree.SubElement(suite, "testcase", classname="bench.gate", name=name)
+        if kind is not None:
+            counts[kind] += 1
+            ElementTree.SubElement(element, kind, message=printable(text)).text = printable(text)
+
+    if outcome.exit_code in (WRONG, INVALID) or not outcome.findings:
+        case("gate", "error" if outcome.exit_code in (WRONG, INVALID) else "skipped", outcome.reason)
+    else:
+        kinds = {Verdict.REGRESSED: "failure", Verdict.PASS: None}
+        for each in outcome.findings:
+            case(each.metric, kinds.get(each.verdict, "skipped"), sentence(each))
+    suite.attrib |= {
+        "tests": str(len(suite)),
+        "failures": str(counts["failure"]),
+        "errors": str(counts["error"]),
+    }
+    suite.attrib |= {"skipped": str(counts["skipped"])}
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def to_markdown(outcome: Outcome) -> str:
+    """A few lines and a table, for a step summary."""
+    lines = [f"**{headline(outcome)}**", ""]
+    for arm in outcome.arms:
+        described = ", ".join(f"{key} `{value}`" for key, value in arm.describe().items() if value)
+        lines.append(f"- {arm.name}: {described or 'as installed'}")
+    void = [pair for pair in outcome.pairs if pair.void]
+    lines.append(f"- pairs: {len(outcome.pairs) - len(void)} valid, {len(void)} void")
+    if outcome.findings:
+        lines += ["", "| metric | verdict | loss | 95 % interval | p (Holm) | margin | could have seen |"]
+        lines.append("|---|---|---|---|---|---|---|")
+    for each in outcome.findings:
+        lines.append(
+            f"| {each.metric} | {each.verdict.value} | {each.loss:+.2%} "
+            f"| {each.low:+.2%} to {each.high:+.2%} | {each.p:.4f} "
+            f"| {each.margin:.0%} | {each.detectable:.2%} |"
+        )
+    if outcome.fingerprint is not None:
+        soft = outcome.fingerprint.soft
+        lines.append(f"- with {', '.join(f'{key} {value}' for key, value in soft.items() if value)}")
+    lines += [f"- {name} was not measured by every run" for name in outcome.not_measured]
+    lines += [f"- pair {pair.index + 1} is void: {'; '.join(pair.void)}" for pair in void]
+    return "\n".join(lines) + "\n"

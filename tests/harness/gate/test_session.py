@@ -1,0 +1,233 @@
+"""Whole gates over a runner that runs nothing: order, looks, voids, budget, resuming, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gate.conftest import FakeRunner, changed
+
+from backbench.errors import HarnessError
+from backbench.harness.gate import session as session_module
+from backbench.harness.gate.decision import Verdict
+from backbench.harness.gate.policy import Policy
+from backbench.harness.gate.session import Session
+from backbench.reports.record import RunRecord
+
+Gate = Callable[..., Session]
+
+
+def test_the_order_is_abba_with_a_new_seed_a_pair(gate: Gate) -> None:
+    runner = FakeRunner()
+    outcome = gate(runner, policy=Policy(seed=7)).run()
+    assert [name[0] for name, _ in runner.runs[:8]] == list("bccbbccb")
+    assert [seed for _, seed in runner.runs] == [7 + i // 2 for i in range(len(runner.runs))]
+    assert [pair.order[0] for pair in outcome.pairs[:2]] == ["baseline", "candidate"]
+
+
+def test_good_code_on_a_quiet_machine_passes_at_the_first_look(gate: Gate) -> None:
+    outcome = gate(FakeRunner()).run()
+    assert (outcome.verdict, outcome.exit_code, len(outcome.pairs)) == (Verdict.PASS, 0, 8)
+    assert {each.metric for each in outcome.findings} == {"throughput", "tpot_p50", "ttft_p50"}
+
+
+def test_a_clear_loss_ends_at_the_first_look(gate: Gate) -> None:
+    outcome = gate(FakeRunner(loss=0.1)).run()
+    assert (outcome.verdict, outcome.exit_code, len(outcome.pairs)) == (Verdict.REGRESSED, 1, 8)
+    assert outcome.findings[0].loss == pytest.approx(0.1, abs=0.02)
+    assert "worse" in outcome.reason and "could have seen >=" in outcome.reason
+
+
+def test_a_gain_passes(gate: Gate) -> None:
+    outcome = gate(FakeRunner(loss=-0.1)).run()
+    assert outcome.exit_code == 0 and "better" in outcome.reason
+
+
+def test_a_gate_that_cannot_tell_extends_to_the_last_look(gate: Gate) -> None:
+    outcome = gate(FakeRunner(noise=0.1)).run()
+    assert (outcome.verdict, outcome.exit_code, len(outcome.pairs)) == (Verdict.INCONCLUSIVE, 3, 16)
+    assert {each.verdict for each in outcome.findings} <= {Verdict.INCONCLUSIVE, Verdict.PASS}
+
+
+def test_a_gate_between_looks_goes_on_to_the_next(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first look asks for more; the second decides."""
+    answers = iter([Verdict.EXTEND, Verdict.PASS])
+    monkeypatch.setattr(session_module, "overall", lambda findings: next(answers))
+    assert len(gate(FakeRunner()).run().pairs) == 12
+
+
+def test_void_pairs_do_not_count_and_keep_the_order_balanced(gate: Gate) -> None:
+    def disturbed(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        return replace(record, validity=["another process took the CPU"]) if seed in (1, 4) else record
+
+    outcome = gate(FakeRunner(change=disturbed)).run()
+    void = [pair for pair in outcome.pairs if pair.void]
+    assert [pair.seed for pair in void] == [1, 4]
+    assert len(outcome.pairs) == 10 and {each.pairs for each in outcome.findings} == {8}
+    forward = [pair.order[0] == "baseline" for pair in outcome.pairs if not pair.void]
+    assert forward == [True, False] * 4
+
+
+def test_a_machine_that_voids_every_pair_is_given_up_early(gate: Gate) -> None:
+    runner = FakeRunner(change=lambda record, arm, seed: replace(record, validity=["throttled"]))
+    outcome = gate(runner).run()
+    assert (outcome.verdict, outcome.exit_code, len(outcome.pairs)) == (Verdict.INVALID, 4, 3)
+    assert "throttled" in outcome.reason
+
+
+def test_too_many_void_pairs_end_the_gate(gate: Gate) -> None:
+    def mostly(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        return replace(record, validity=["throttled"]) if seed % 4 else record
+
+    outcome = gate(FakeRunner(change=mostly)).run()
+    assert outcome.exit_code == 4 and sum(bool(pair.void) for pair in outcome.pairs) == 8
+
+
+def test_wrong_results_end_the_gate_at_once(gate: Gate) -> None:
+    def wrong(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        bad = {"passed": False, "reason": "log-probabilities differ by 0.3"}
+        return replace(record, correctness=bad) if (arm, seed) == ("candidate", 2) else record
+
+    outcome = gate(FakeRunner(change=wrong)).run()
+    assert (outcome.exit_code, len(outcome.pairs)) == (5, 3)
+    assert "log-probabilities differ by 0.3" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("model.dtype", "bfloat16"), ("system.device.name", "another"), ("metrics.context.gpus", 2)],
+)
+def test_arms_that_run_something_else_are_not_compared(gate: Gate, path: str, value: Any) -> None:
+    def other(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        return changed(record, path, value) if arm == "candidate" else record
+
+    outcome = gate(FakeRunner(change=other)).run()
+    assert (outcome.exit_code, len(outcome.pairs)) == (4, 1)
+    assert path in outcome.reason
+
+
+def test_other_software_is_shown_and_compared(gate: Gate) -> None:
+    def newer(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        return changed(record, "software.packages", {"torch": arm})
+
+    assert gate(FakeRunner(change=newer)).run().exit_code == 0
+
+
+def test_clocks_that_differ_between_the_arms_void_the_pair(gate: Gate) -> None:
+    runner = FakeRunner(clock_mhz=lambda arm, seed: 1900 - (60 if (arm, seed) == ("candidate", 1) else 30))
+    outcome = gate(runner).run()
+    assert [pair.void for pair in outcome.pairs if not pair.void] == [()] * 8
+    assert outcome.pairs[1].void == ()  # 1.6 %
+    runner = FakeRunner(clock_mhz=lambda arm, seed: 1900 - (60 if arm == "candidate" else 0))
+    shutil.rmtree(gate(runner).out)
+    assert "clocks differ: 1900 vs 1840 MHz" in gate(runner).run().reason  # 3.3 %
+
+
+class Clock:
+    """Every look at it takes a minute."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 60.0
+        return self.now
+
+
+@pytest.mark.parametrize(("minutes", "code"), [(10, 3), (30, 0)])
+def test_the_budget_ends_a_gate_and_is_its_last_look(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, minutes: float, code: int
+) -> None:
+    """Three minutes a pair: 10 minutes are over before the sixth pair, 30 minutes before the eleventh."""
+    monkeypatch.setattr(session_module, "LOOKS", (16,))
+    monkeypatch.setattr(session_module, "time", Clock())
+    outcome = gate(FakeRunner(), max_minutes=minutes).run()
+    assert outcome.exit_code == code
+    assert (len(outcome.pairs) < 6) == (code == 3)
+    assert code == 0 or "minutes were over" in outcome.reason
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing after it runs."""
+
+
+@pytest.mark.parametrize("runs", [1, 4, 9, 15])
+def test_a_killed_gate_goes_on_with_its_finished_pairs(gate: Gate, runs: int) -> None:
+    calls = FakeRunner(loss=0.1)
+
+    def dies(*arguments: Any) -> Any:
+        if len(calls.runs) == runs:
+            arguments[-1].mkdir()  # begun, nothing written
+            raise Killed
+        return calls(*arguments)
+
+    with pytest.raises(Killed):
+        gate(dies).run()
+    again = FakeRunner(loss=0.1)
+    resumed = gate(again).run()
+    assert len(again.runs) == 16 - 2 * (runs // 2)  # half a pair is run again
+    shutil.rmtree(gate(again).out)
+    whole = gate(FakeRunner(loss=0.1)).run()
+    assert resumed.pairs == whole.pairs and resumed.findings == whole.findings
+
+
+def test_a_gate_killed_twice_uses_what_the_second_try_finished(gate: Gate) -> None:
+    first, second, third = FakeRunner(), FakeRunner(), FakeRunner()
+
+    def stop_after(runner: FakeRunner, runs: int) -> Callable[..., Any]:
+        def measure(*arguments: Any) -> Any:
+            if len(runner.runs) == runs:
+                raise Killed
+            return runner(*arguments)
+
+        return measure
+
+    for runner, runs in ((first, 1), (second, 3)):
+        with pytest.raises(Killed):
+            gate(stop_after(runner, runs)).run()
+    gate(third).run()
+    assert len(third.runs) == 14
+
+
+def test_a_tampered_run_is_run_again(gate: Gate) -> None:
+    outcome = gate(FakeRunner(loss=0.1)).run()
+    file = gate(FakeRunner()).out / "pairs" / "03" / "candidate" / "run.json"
+    content = json.loads(file.read_text())
+    content["metrics"]["output_tokens_per_s"]["whole_run"] *= 2
+    file.write_text(json.dumps(content))
+    again = FakeRunner(loss=0.1)
+    assert gate(again).run().pairs == outcome.pairs
+    assert [seed for _, seed in again.runs] == [3, 3]
+
+
+def test_a_directory_holds_one_gate(gate: Gate, tmp_path: Path) -> None:
+    gate(FakeRunner()).run()
+    with pytest.raises(HarnessError, match="another policy"):
+        gate(FakeRunner(), policy=Policy(seed=1)).run()
+    plan = tmp_path / "gate" / "plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"host": "elsewhere"}))
+    with pytest.raises(HarnessError, match="another host"):
+        gate(FakeRunner()).run()
+    plan.unlink()
+    with pytest.raises(HarnessError, match="not empty"):
+        gate(FakeRunner()).run()
+
+
+def test_a_metric_that_no_run_measured_is_named(gate: Gate) -> None:
+    policy = Policy(margins={"throughput": 0.03, "joules_per_token": 0.05})
+    outcome = gate(FakeRunner(), policy=policy).run()
+    assert outcome.not_measured == ("joules_per_token",) and outcome.exit_code == 0
+    shutil.rmtree(gate(FakeRunner()).out)
+    outcome = gate(FakeRunner(), policy=Policy(margins={"joules_per_token": 0.05})).run()
+    assert outcome.exit_code == 4
+
+
+def test_a_machine_known_to_see_too_little_is_refused_after_one_pair(gate: Gate) -> None:
+    outcome = gate(FakeRunner(), blind=lambda machine: f"cannot see on {machine.digest}").run()
+    assert (outcome.exit_code, len(outcome.pairs)) == (4, 1)
+    assert outcome.reason.startswith("cannot see on ")
