@@ -152,6 +152,20 @@ def test_the_budget_ends_a_gate_and_is_its_last_look(
     assert code == 0 or "minutes were over" in outcome.reason
 
 
+def test_no_pair_is_begun_that_may_end_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(session_module, "time", clock)
+    budget = session_module.Budget(minutes=10)
+    with budget.spending():
+        clock.now += 3 * 60
+    assert budget.longest_s == 4 * 60  # looking takes one, too
+    clock.now = budget.started + 4 * 60
+    assert not budget.spent  # 5 + 4 minutes
+    clock.now = budget.started + 6 * 60
+    assert budget.spent  # 7 + 4 minutes
+    assert not session_module.Budget().spent
+
+
 class Killed(BaseException):
     """As SIGKILL: nothing after it runs."""
 
