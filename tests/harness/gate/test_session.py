@@ -61,6 +61,17 @@ def test_a_gate_between_looks_goes_on_to_the_next(gate: Gate, monkeypatch: pytes
     assert len(gate(FakeRunner()).run().pairs) == 12
 
 
+def test_what_a_decided_gate_left_open_is_inconclusive(gate: Gate) -> None:
+    def noisy_ttft(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        return changed(record, "metrics.ttft_s.p50.value", 0.1 + 0.05 * ((seed + (arm == "candidate")) % 3))
+
+    outcome = gate(FakeRunner(loss=0.1, change=noisy_ttft)).run()
+    found = {each.metric: each.verdict for each in outcome.findings}
+    assert outcome.exit_code == 1 and len(outcome.pairs) == 8
+    assert (found["throughput"], found["ttft_p50"]) == (Verdict.REGRESSED, Verdict.INCONCLUSIVE)
+    assert "ttft" not in outcome.reason
+
+
 def test_void_pairs_do_not_count_and_keep_the_order_balanced(gate: Gate) -> None:
     def disturbed(record: RunRecord, arm: str, seed: int) -> RunRecord:
         return replace(record, validity=["another process took the CPU"]) if seed in (1, 4) else record
