@@ -102,7 +102,7 @@ class Session:
             return End(Verdict.INVALID, self.differs)
         if self.fingerprint is not None and (why := self.blind(self.fingerprint)) is not None:
             return End(Verdict.INVALID, why)
-        if len(valid) in LOOKS and not pairs[-1].void:
+        if len(valid) in LOOKS:
             found = self.findings(valid)
             if not found:
                 return End(Verdict.INVALID, "no gated metric was measured")

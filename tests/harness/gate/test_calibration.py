@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gate.conftest import RECORD, FakeRunner, changed
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backbench.errors import HarnessError
 from backbench.harness.gate.arms import Arm
-from backbench.harness.gate.calibration import calibrate, cell_of, find, read_calibrations, store
+from backbench.harness.gate.calibration import calibrate, cell_of, find, noise_of, read_calibrations, store
 from backbench.harness.gate.decision import detectable_effect
 from backbench.harness.gate.fingerprint import fingerprint
+from backbench.harness.gate.outcome import Pair
 from backbench.harness.gate.policy import Policy
 from backbench.harness.gate.session import Session
 
@@ -35,6 +39,28 @@ def test_a_noisy_machine_gets_a_margin_that_it_can_see(gate: Gate) -> None:
     each = calibrate(gate(FakeRunner(noise=0.05)), pairs=12).metrics["throughput"]
     assert each.detectable["16"] <= each.proposed_margin < each.detectable["16"] + 0.005
     assert each.proposed_margin / 0.005 == pytest.approx(round(each.proposed_margin / 0.005))
+
+
+@given(noise=st.floats(0.001, 0.5))
+def test_a_proposed_margin_is_the_next_that_can_be_seen(noise: float) -> None:
+    spread = [1 / np.exp(noise * step) for step in np.linspace(-1, 1, 8)]
+    pairs = [
+        Pair(i, i, ("baseline", "candidate"), {"throughput": (1.0, each)}) for i, each in enumerate(spread)
+    ]
+    found = noise_of("throughput", pairs, family=2)
+    least = found.detectable["16"]
+    assert found.proposed_margin >= 0.03
+    assert least - 1e-6 <= found.proposed_margin < max(0.03 + 1e-6, least + 0.005)
+
+
+def test_more_gated_metrics_see_less(gate: Gate) -> None:
+    """A margin between what one and what three metrics can see is refused to three alone."""
+    found = calibrate(gate(FakeRunner(noise=0.05)), pairs=6)
+    noise = found.metrics["throughput"].noise
+    between = (detectable_effect(noise, 16, 1) + detectable_effect(noise, 16, 3)) / 2
+    assert found.blind(Policy(margins={"throughput": between})) is None
+    others = {"tpot_p50": 0.9, "ttft_p50": 0.9}
+    assert "throughput" in (found.blind(Policy(margins={"throughput": between} | others)) or "")
 
 
 def test_a_gate_is_refused_where_its_margins_cannot_be_seen(gate: Gate) -> None:

@@ -61,6 +61,17 @@ def test_a_gate_between_looks_goes_on_to_the_next(gate: Gate, monkeypatch: pytes
     assert len(gate(FakeRunner()).run().pairs) == 12
 
 
+def test_what_a_decided_gate_left_open_is_inconclusive(gate: Gate) -> None:
+    def noisy_ttft(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        return changed(record, "metrics.ttft_s.p50.value", 0.1 + 0.05 * ((seed + (arm == "candidate")) % 3))
+
+    outcome = gate(FakeRunner(loss=0.1, change=noisy_ttft)).run()
+    found = {each.metric: each.verdict for each in outcome.findings}
+    assert outcome.exit_code == 1 and len(outcome.pairs) == 8
+    assert (found["throughput"], found["ttft_p50"]) == (Verdict.REGRESSED, Verdict.INCONCLUSIVE)
+    assert "ttft" not in outcome.reason
+
+
 def test_void_pairs_do_not_count_and_keep_the_order_balanced(gate: Gate) -> None:
     def disturbed(record: RunRecord, arm: str, seed: int) -> RunRecord:
         return replace(record, validity=["another process took the CPU"]) if seed in (1, 4) else record
@@ -150,6 +161,20 @@ def test_the_budget_ends_a_gate_and_is_its_last_look(
     assert outcome.exit_code == code
     assert (len(outcome.pairs) < 6) == (code == 3)
     assert code == 0 or "minutes were over" in outcome.reason
+
+
+def test_no_pair_is_begun_that_may_end_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(session_module, "time", clock)
+    budget = session_module.Budget(minutes=10)
+    with budget.spending():
+        clock.now += 3 * 60
+    assert budget.longest_s == 4 * 60  # looking takes one, too
+    clock.now = budget.started + 4 * 60
+    assert not budget.spent  # 5 + 4 minutes
+    clock.now = budget.started + 6 * 60
+    assert budget.spent  # 7 + 4 minutes
+    assert not session_module.Budget().spent
 
 
 class Killed(BaseException):
