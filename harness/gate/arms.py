@@ -76,6 +76,8 @@ def run_in_process(arm: Arm, policy: Policy, seed: int, out: Path) -> RunDirecto
         last = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
         raise HarnessError(f"The {arm.name} could not run: {last.removeprefix('error: ')}")
     directory = RunDirectory.open(out)
+    # A gate reads records; of its many runs nobody opens a page. An older arm knows no --no-report.
+    directory.report_path.unlink(missing_ok=True)
     ran = directory.read_record().software.get("git_sha")
     if arm.ref is not None and ran not in (arm.code, None):
         raise HarnessError(f"The {arm.name} ran commit {ran}, not {arm.ref}; is another copy on its path?")
