@@ -12,7 +12,7 @@ from backbench.errors import INCONCLUSIVE, INVALID, REGRESSED, WRONG, printable
 from backbench.harness.gate.arms import Arm
 from backbench.harness.gate.decision import Finding, Verdict
 from backbench.harness.gate.fingerprint import Fingerprint
-from backbench.harness.gate.policy import Policy
+from backbench.harness.gate.policy import METRICS, Policy
 from backbench.harness.provenance import redacted
 from backbench.reports.record import finite
 
@@ -74,14 +74,15 @@ def conclude(outcome: Outcome) -> Outcome:
 
 
 def sentence(finding: Finding) -> str:
-    """One metric in words, with its interval and what could have been seen."""
-    worse = finding.loss >= 0
-    change = f"{abs(finding.loss):.1%} {'worse' if worse else 'better'}"
-    span = f"{-finding.high:+.1%} to {-finding.low:+.1%}"
-    return (
-        f"{finding.metric} {change} ({span}, n = {finding.pairs} pairs; margin {finding.margin:.0%}, "
-        f"could have seen >= {finding.detectable:.1%})"
+    """One metric in words: candidate over baseline, its interval, and what could have been seen."""
+    change = "worse" if finding.loss >= 0 else "better"
+    middle, *ends = (
+        1 / (1 + loss) if METRICS[finding.metric].quantity.higher_is_better else 1 + loss
+        for loss in (finding.loss, finding.low, finding.high)
     )
+    seen = f"margin {finding.margin:.0%}, could have seen >= {finding.detectable:.1%}"
+    span = f"{min(ends):.3f} to {max(ends):.3f}, n = {finding.pairs} pairs"
+    return f"{finding.metric} {middle:.3f}x the baseline's, {change} ({span}; {seen})"
 
 
 def headline(outcome: Outcome) -> str:

@@ -12,7 +12,8 @@ import pytest
 from gate.conftest import FakeRunner
 
 from backbench.harness.gate.arms import Arm
-from backbench.harness.gate.outcome import headline, to_markdown, write
+from backbench.harness.gate.decision import Finding, Verdict
+from backbench.harness.gate.outcome import headline, sentence, to_markdown, write
 from backbench.harness.gate.policy import Policy
 from backbench.harness.gate.session import Session
 
@@ -96,3 +97,17 @@ def test_an_inconclusive_answer_says_what_it_could_have_seen(gate: Gate) -> None
     outcome = gate(FakeRunner(noise=0.2)).run()
     assert headline(outcome).startswith("INCONCLUSIVE: ") and "could have seen >=" in headline(outcome)
     assert to_markdown(outcome).count("inconclusive") >= 3
+
+
+@pytest.mark.parametrize(
+    ("metric", "loss", "said"),
+    [
+        ("throughput", -0.8, "throughput 5.000x the baseline's, better (4.000 to 10.000, n = 8 pairs"),
+        ("tpot_p50", -0.8, "tpot_p50 0.200x the baseline's, better (0.100 to 0.250, n = 8 pairs"),
+        ("throughput", 0.25, "throughput 0.800x the baseline's, worse (0.714 to 0.909, n = 8 pairs"),
+    ],
+)
+def test_a_change_is_said_in_the_metrics_own_direction(metric: str, loss: float, said: str) -> None:
+    """A loss is oriented so that + is worse; a rate that rose fivefold is not "80 % better"."""
+    low, high = (-0.9, -0.75) if loss < 0 else (0.1, 0.4)
+    assert sentence(Finding(metric, 8, loss, low, high, 0.01, 0.03, 0.02, Verdict.PASS)).startswith(said)
