@@ -297,7 +297,7 @@ class StepBuffers:
         host.logits_seqs[live:padded] = 0
         host.logits_rows[live:padded] = self.tables.padding_row
         host.forced[live:padded] = -1
-        inputs.any_forced = any(token >= 0 for token in forced)
+        inputs.any_forced = max(forced, default=-1) >= 0
         inputs.logprobs = any(p.logprobs for p in params)
         host.temperature[:live] = 0.0
         if not inputs.all_greedy:
