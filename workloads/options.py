@@ -70,6 +70,16 @@ class WorkloadOptions:
         above=0,
         maximum=1e6,
     )
+    max_gap_s: float | None = option(
+        None,
+        "Shorten a trace's silences to S seconds.",
+        name="max-gap",
+        group="load",
+        metavar="S",
+        above=0,
+        maximum=LONGEST_S,
+    )
+    yes: bool = option(False, "Go on where the schedule is longer than a day.", group="load")
     all_at_once: bool = option(False, "Every request at time zero.", group="load")
     dataset: Path | None = option(
         None, "Real text for sharegpt, in ShareGPT_V3 form.", group="requests", metavar="FILE"
@@ -102,7 +112,7 @@ class WorkloadOptions:
     )
     tick: str | None = option(
         None,
-        "mooncake: what to do with its 3 s ticks.",
+        "mooncake: what to do with 3 s ticks, where the trace was recorded on them.",
         group="requests",
         unset="spread",
         metavar="spread|literal",
@@ -127,6 +137,14 @@ class WorkloadOptions:
     )
     sessions: int | None = option(
         None, "Keep a trace's first N sessions.", group="requests", minimum=1, maximum=MOST_REQUESTS
+    )
+    bad_rows: str | None = option(
+        None,
+        "A file's rows that are no request: stop there, or leave them out and count them.",
+        group="requests",
+        unset="stop",
+        metavar="stop|skip",
+        choices={"stop": "stop", "skip": "skip"},
     )
     clip: bool | None = option(
         None,
@@ -165,7 +183,7 @@ class WorkloadOptions:
 
 
 # Properties of the model and the run, which every workload may use or not need.
-_ALWAYS = frozenset({"seed", "vocab_size", "max_len", "tokenize", "temperature", "clip"})
+_ALWAYS = frozenset({"seed", "vocab_size", "max_len", "tokenize", "temperature", "clip", "yes"})
 
 
 OFFERS = (

@@ -8,9 +8,13 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from backbench.errors import WorkloadError, shown
 from backbench.workloads.draft import TRACE_OPTIONS, Draft, draft_trace
 from backbench.workloads.options import WorkloadOptions
+from backbench.workloads.readers.text import UNREADABLE, BadRows, open_text
 from backbench.workloads.trace import TraceRow
+
+_HEAD_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,16 @@ class Head:
             return frozenset(re.findall(r'"(\w+)"\s*:', self.text, re.ASCII))
 
 
+def read_head(path: Path) -> Head:
+    """The head of a file; WorkloadError where it is no readable text."""
+    with open_text(path) as file:
+        try:
+            lines = iter(lambda: file.readline(_HEAD_CHARACTERS), "")
+            return Head(next((line.strip() for line in lines if line.strip()), ""))
+        except UNREADABLE as error:
+            raise WorkloadError(f"{shown(str(path), 150)} is no readable text: {error}.") from None
+
+
 @dataclass(frozen=True)
 class Format:
     """A trace format. Its module in `workloads/readers` holds it as `FORMAT`; nothing else names it."""
@@ -55,20 +69,28 @@ class Format:
 def trace_format(
     name: str,
     recognise: Callable[[Head], int],
-    read: Callable[[Path], Iterator[TraceRow]],
+    read: Callable[[Path, BadRows], Iterator[TraceRow]],
     *,
-    tick_ns: int | None = None,
+    timed: Callable[[Head], bool] = lambda head: True,
     notes: tuple[str, ...] = (),
 ) -> Format:
-    """A format of lengths and recorded times, without text; `tick_ns` where times lie on ticks."""
+    """A format of lengths and recorded times, without text; `timed` tells of a file whether it has times."""
 
     def draft(path: Path, options: WorkloadOptions) -> Draft:
+        bad = BadRows(skip=options.bad_rows == "skip")
         source = {"kind": name, "data": path.name}
         return draft_trace(
-            path.name, read(path), source, options, count=options.num_requests, tick_ns=tick_ns, notes=notes
+            path.name,
+            read(path, bad),
+            source,
+            options,
+            count=options.num_requests,
+            timed=timed(read_head(path)),
+            notes=notes,
+            bad=bad,
         )
 
-    return Format(name, recognise, TRACE_OPTIONS | ({"tick"} if tick_ns else set()), draft)
+    return Format(name, recognise, TRACE_OPTIONS | {"bad_rows"}, draft)
 
 
 def has_columns(columns: Collection[str]) -> Callable[[Head], int]:

@@ -195,8 +195,8 @@ def test_found_cases(tmp_path, case):
 def test_recorded_times_stretched_beyond_the_clock_are_refused(tmp_path):
     path = tmp_path / "trace"
     path.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,10,20\n4e9,30,40\n")
-    assert opened(path) is None
-    message = opened(path, time_scale=1e6)
+    assert opened(path, yes=True) is None
+    message = opened(path, time_scale=1e6, yes=True)
     assert message is not None
     assert "request 1 arrives more than 146 years after the start" in message
     assert opened(path, concurrency=1) is None, "its times play no part then"
