@@ -160,6 +160,10 @@ class WorkloadOptions:
     )
     tokenize: Callable[[str], list[int]] | None = field(default=None, compare=False)
     """Turns text into token ids; needed by data sets of text."""
+    tokenize_chat: Callable[[list[dict[str, str]]], list[int] | None] | None = field(
+        default=None, compare=False
+    )
+    """Turns messages (role, content) into a prompt by the chat template; None from it: there is none."""
 
     def __post_init__(self) -> None:
         settle(self, WorkloadError)
@@ -183,7 +187,9 @@ class WorkloadOptions:
 
 
 # Properties of the model and the run, which every workload may use or not need.
-_ALWAYS = frozenset({"seed", "vocab_size", "max_len", "tokenize", "temperature", "clip", "yes"})
+_ALWAYS = frozenset(
+    {"seed", "vocab_size", "max_len", "tokenize", "tokenize_chat", "temperature", "clip", "yes"}
+)
 
 
 OFFERS = (

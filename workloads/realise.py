@@ -41,7 +41,7 @@ def realise(draft: Draft, options: WorkloadOptions) -> Workload:
             output_tokens=row.output_tokens,
             session=row.session,
             temperature=_temperature(options, row, draft),
-            seed=seeds[index],
+            seed=seeds[index] if row.seed is None else row.seed,
         )
         for index, row in enumerate(rows)
     )

@@ -15,11 +15,12 @@ from backbench.workloads.readers.text import UNREADABLE, BadRows, open_text
 from backbench.workloads.trace import TraceRow
 
 _HEAD_CHARACTERS = 1 << 20
+_ARRAY_CHARACTERS = 1 << 14
 
 
 @dataclass(frozen=True)
 class Head:
-    """A file's first line that is not empty, by which its format is told."""
+    """A file's first line that is not empty (of a JSON array: its beginning): it tells the format."""
 
     text: str
 
@@ -31,6 +32,13 @@ class Head:
         return frozenset(name.strip() for name in self.text.split(","))
 
     @property
+    def names(self) -> frozenset[str]:
+        """The names in JSON, of whatever depth; none where the file is no JSON."""
+        if not self.text.startswith(("{", "[")):
+            return frozenset()
+        return frozenset(re.findall(r'"(\w+)"\s*:', self.text, re.ASCII))
+
+    @property
     def fields(self) -> frozenset[str]:
         """The names in a JSON object; none where the file is no JSONL."""
         if not self.text.startswith("{"):
@@ -39,7 +47,7 @@ class Head:
             return frozenset(json.loads(self.text))
         except (ValueError, RecursionError):
             # Malformed, or longer than a head is read: the likeliest reader shall name line and mistake.
-            return frozenset(re.findall(r'"(\w+)"\s*:', self.text, re.ASCII))
+            return self.names
 
 
 def read_head(path: Path) -> Head:
@@ -47,7 +55,13 @@ def read_head(path: Path) -> Head:
     with open_text(path) as file:
         try:
             lines = iter(lambda: file.readline(_HEAD_CHARACTERS), "")
-            return Head(next((line.strip() for line in lines if line.strip()), ""))
+            text = next((line.strip() for line in lines if line.strip()), "")
+            while text.startswith("[") and len(text) < _ARRAY_CHARACTERS:
+                more = next(lines, None)
+                if more is None:
+                    break
+                text += more.strip()
+            return Head(text)
         except UNREADABLE as error:
             raise WorkloadError(f"{shown(str(path), 150)} is no readable text: {error}.") from None
 

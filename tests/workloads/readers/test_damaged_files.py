@@ -13,7 +13,7 @@ from backbench.workloads.catalogue import make
 from backbench.workloads.lengths import parse_lengths
 from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.readers.detect import formats
-from backbench.workloads.readers.sharegpt import read_array
+from backbench.workloads.readers.json_array import read_array
 
 
 def tokenize(text: str) -> list[int]:
@@ -128,7 +128,7 @@ def test_an_array_is_read_where_json_reads_it(tmp_path_factory, parts, chunk):
     except ValueError:
         expected = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("backbench.workloads.readers.sharegpt.CHUNK_CHARACTERS", chunk)
+        patch.setattr("backbench.workloads.readers.json_array.CHUNK_CHARACTERS", chunk)
         try:
             found = [value for _, value in read_array(path)]
         except WorkloadError:
