@@ -73,7 +73,7 @@ class WorkloadOptions:
     max_gap_s: float | None = option(
         None,
         "Shorten a trace's silences to S seconds.",
-        name="max-gap",
+        name="max_gap",
         group="load",
         metavar="S",
         above=0,
@@ -96,7 +96,12 @@ class WorkloadOptions:
     input_lengths: str | None = option(
         None, "synthetic: prompt lengths, such as uniform:100:1024.", group="requests", metavar="SPEC"
     )
-    output_lengths: str | None = option(None, "synthetic: output lengths.", group="requests", metavar="SPEC")
+    output_lengths: str | None = option(
+        None,
+        "synthetic: output lengths; a log of requests: of those that tell none.",
+        group="requests",
+        metavar="SPEC",
+    )
     shared_prefix: str | None = option(
         None,
         "synthetic: each prompt starts with one of GROUPS prefixes of TOKENS tokens.",

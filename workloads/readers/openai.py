@@ -24,10 +24,12 @@ from backbench.workloads.draft import (
     cut,
     settle_times,
 )
+from backbench.workloads.lengths import parse_lengths
 from backbench.workloads.options import WorkloadOptions, choose_offer
 from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.json_array import read_objects
 from backbench.workloads.readers.text import BadRows, Clock, Place, whole_list
+from backbench.workloads.streams import stream
 from backbench.workloads.trace import TraceRow
 
 FIELDS = ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "timestamp")
@@ -77,7 +79,7 @@ def read_openai(path: Path, options: WorkloadOptions, bad: BadRows, log: Log) ->
             start_ns = absolute_ns if start_ns is None else start_ns
             row = TraceRow(
                 input_tokens=len(prompt),
-                output_tokens=_output_tokens(place, entry, body, options),
+                output_tokens=_output_tokens(place, entry, body, options, log.rows),
                 arrival_ns=0 if absolute_ns is None else clock.check(place, absolute_ns - (start_ns or 0)),
                 prompt=prompt,
                 temperature=_temperature(place, body),
@@ -145,9 +147,9 @@ def _content(place: Place, content: object) -> str:
 
 
 def _output_tokens(
-    place: Place, entry: dict[str, Any], body: dict[str, Any], options: WorkloadOptions
+    place: Place, entry: dict[str, Any], body: dict[str, Any], options: WorkloadOptions, index: int
 ) -> int:
-    """The answer's length, if the log has the answer; otherwise the request's cap."""
+    """The answer's length, if the log has the answer; else the request's cap; else drawn as asked."""
     answer = entry.get("response")
     if isinstance(answer, dict) and isinstance(answer.get("body"), dict):
         answer = answer["body"]
@@ -160,8 +162,14 @@ def _output_tokens(
         place.require_encodable("response", text)
         return len(options.tokenize(text))
     caps = [name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
+    if not caps and options.output_lengths is not None:
+        return parse_lengths(options.output_lengths).sample(stream(options.seed, "output lengths", index), 1)[
+            0
+        ]
     if not caps:
-        place.fail("max_tokens", "missing, and no `usage` or `response` tells the answer's length.")
+        place.fail(
+            "max_tokens", "missing, as are `usage` and `response`; give --output-lengths for such rows."
+        )
     return place.whole(caps[0], body[caps[0]], 1)
 
 
@@ -222,7 +230,7 @@ def draft_openai(path: Path, options: WorkloadOptions) -> Draft:
     elif options.max_gap_s is not None:
         raise WorkloadError(f"'{path}' has no timestamps, so --max-gap does not apply.")
     source = {"kind": "openai", "data": path.name, "chat_template": log.templated, **bad.record()}
-    notes = ()
+    notes: tuple[str, ...] = ()
     if log.ignored:
         asked = ", ".join(f"{name} ({count})" for name, count in log.ignored.most_common())
         notes = (f"one answer of the recorded length is replayed; asked for and ignored: {asked}.",)
@@ -235,4 +243,6 @@ def _recognise(head: Head) -> int:
     return len(head.names & {*FIELDS, *BODIES}) if head.names & {"messages", "prompt"} else 0
 
 
-FORMAT = Format("openai", _recognise, OFFER_OPTIONS | TIME_OPTIONS | {"bad_rows"}, draft_openai)
+FORMAT = Format(
+    "openai", _recognise, OFFER_OPTIONS | TIME_OPTIONS | {"bad_rows", "output_lengths"}, draft_openai
+)

@@ -166,6 +166,14 @@ def test_logs_as_they_are_recorded_replay_the_answers_real_length(tmp_path, entr
     assert request.output_tokens == output_tokens
 
 
+def test_answers_of_unknown_length_are_drawn_when_asked(tmp_path):
+    with pytest.raises(WorkloadError, match="give --output-lengths for such rows"):
+        openai_made(tmp_path, HELLO)
+    made = openai_made(tmp_path, HELLO, HELLO | {"max_tokens": 3}, HELLO, output_lengths="uniform:50:60")
+    assert [50 <= request.output_tokens <= 60 for request in made.requests] == [True, False, True]
+    assert made.requests[1].output_tokens == 3
+
+
 def test_an_array_of_requests_and_chats_one_a_line(tmp_path):
     path = tmp_path / "log.json"
     options = WorkloadOptions(tokenize=tokenize, vocab_size=100)
