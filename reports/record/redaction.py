@@ -1,0 +1,145 @@
+"""Texts without what names a machine or a person: for a record as it is written, and for one that is shared."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import platform
+import re
+import socket
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PATH, ADDRESS, SERIAL, WORD = "<path>", "<address>", "<serial>", "<redacted>"
+"""What stands for an absolute path; a mail, network or web address; a serial number or UUID; a named word."""
+
+UUID = re.compile(r"\b(GPU-|MIG-)?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
+
+IDENTIFYING_KEY = re.compile(
+    r"(?i)(^|_)(host_?name|fqdn|node_?name|user(_?name)?|login|serial(_?(number|no))?|uuid|mac|ip|address)$"
+)
+"""Fields of a configuration whose whole value goes, of whatever type."""
+
+MEASURED = ("metrics", "memory", "energy", "schedule", "correctness", "roofline", "warmup", "validity")
+"""Sections whose fields are no configuration."""
+KEPT = ("run.uuid", "run.digests", "software.packages", "schema_version")
+"""The uuid is random and names the run, not the machine; versions of packages may look like addresses."""
+
+_START = r"(?<![\w.~/\\-])(?:~[\w.-]*/|/(?=[^\s/])|[A-Za-z]:[\\/]|\\\\(?=\w))"
+_QUOTED_PATH = re.compile(rf"(?P<quote>['\"])(?:~|/|[A-Za-z]:[\\/]|\\\\).*?(?P=quote)")
+_WORD_PATH = re.compile(rf"{_START}[^\s'\"`]*")
+_OPEN_PATH = re.compile(rf"{_START}[^'\"`:;\n]*")
+_ADDRESSES = re.compile(
+    r"\b[a-z][a-z0-9+.-]*://[^\s'\"]+"
+    r"|[\w.+-]+@[\w-][\w.-]*"
+    r"|(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"
+    r"|\b(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}\b"
+    r"|\b(?:[0-9a-f]{1,4}:){4,7}[0-9a-f]{1,4}\b"
+    r"|(?<![\w:])[0-9a-f:]*::[0-9a-f:]+(?![\w:])",
+    re.IGNORECASE,
+)
+_SAID_SERIAL = re.compile(r"(?i)\bserial(?:[ _-]?(?:number|no\.?))?\s*[:=#]?\s*(?=\S*\d)[^\s'\",;]+")
+
+
+def redact(text: str) -> str:
+    """`text` without this machine's name, home directories, the user's name and UUIDs."""
+    for home in _homes():
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    text = re.sub(r"(?i)(?<!\w)[a-z]:[\\/]+Users[\\/]+[^\\/\s'\"]+", "~", text)
+    text = re.sub(r"/(home|Users)/[^/\s'\"]+", "~", text)
+    for name in {socket.gethostname(), socket.getfqdn(), platform.node()} - {"", "localhost"}:
+        text = _without_word(text, name, "<host>")
+    for name in _users():
+        text = _without_word(text, name, "<user>")
+    return UUID.sub(SERIAL, text)
+
+
+def redacted(value: Any) -> Any:
+    """`value`, plain data of a record, with every text in it redacted."""
+    if isinstance(value, dict):
+        return {key: redacted(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(each) for each in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def anonymous(text: str, words: Sequence[str] = (), *, command: bool = False) -> str:
+    """`text` as it may be shared: `redact`, and no absolute path, address or serial number, whoever's it is.
+
+    A path may hold spaces, so in a sentence it reaches to the next colon, quote or end. In a `command` line,
+    where the shell's quotes hold it together, it ends at a space. `words` go wherever they stand, in any
+    case: names that only their owner knows.
+    """
+    for word in words:
+        text = re.sub(re.escape(word), WORD, text, flags=re.IGNORECASE)
+    text = _QUOTED_PATH.sub(PATH, text)
+    text = (_WORD_PATH if command else _OPEN_PATH).sub(PATH, _ADDRESSES.sub(ADDRESS, text))
+    return redact(_SAID_SERIAL.sub(SERIAL, text))
+
+
+@dataclass
+class Redaction:
+    """What is taken out of one run, and where it stood."""
+
+    words: tuple[str, ...] = ()
+    changed: dict[str, None] = field(default_factory=dict)
+    """Dotted names of the fields that were changed, in order."""
+
+    def text(self, text: str, where: str) -> str:
+        """`text` as it may be shared; `where` names the field."""
+        found = anonymous(text, self.words, command=where.endswith("command"))
+        if found != text:
+            self.changed[where] = None
+        return found
+
+    def data(self, value: Any, path: tuple[str, ...] = ()) -> Any:
+        """`value`, plain data of a record, with every text and every key as it may be shared.
+
+        Numbers stay, but for those that a configuration keeps under an identifying name.
+        """
+        where = ".".join(each for each in path if each != "[]")
+        if where in KEPT:
+            return value
+        if path and path[0] not in MEASURED and value is not None and IDENTIFYING_KEY.search(path[-1]):
+            self.changed[where] = None
+            return WORD
+        if isinstance(value, dict):
+            found: dict[str, Any] = {}
+            for key, each in value.items():
+                found[unique(self.text(key, where), found)] = self.data(each, (*path, key))
+            return found
+        if isinstance(value, list | tuple):
+            return [self.data(each, (*path, "[]")) for each in value]
+        return self.text(value, where) if isinstance(value, str) else value
+
+
+def unique(name: str, taken: Container[str]) -> str:
+    """`name`, with a number where it is taken already: two paths that became one stay two."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name} {number}"
+    return found
+
+
+def _homes() -> list[str]:
+    """This account's home directories, longest first; an account may have none."""
+    found = {os.environ.get("HOME", ""), os.environ.get("USERPROFILE", "")}
+    with contextlib.suppress(RuntimeError):  # neither a variable nor an account says where
+        found.add(str(Path.home()))
+    return sorted((home.rstrip("/\\") for home in found if len(home) > 1), key=len, reverse=True)
+
+
+def _users() -> set[str]:
+    """Names of this account, but for those that are everyone's."""
+    found = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME")}
+    with contextlib.suppress(OSError, KeyError, ImportError):  # an account without an entry has no name
+        found.add(getpass.getuser())
+    return found - {"", "root"}
+
+
+def _without_word(text: str, word: str, instead: str) -> str:
+    return re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", instead, text)
