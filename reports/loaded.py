@@ -153,8 +153,8 @@ def _loaded(run: Run) -> LoadedRun:
 def compare(runs: Iterable[Loaded | Path | str]) -> pd.DataFrame:
     """One row a metric: its unit, which way is better, every arm's value, and the ratios to the first.
 
-    A run is an arm of one run; an experiment brings its arms, a bundle what it holds. Ratios have an interval between runs and a
-    verdict where the runs allow one.
+    A run is an arm of one run; an experiment brings its arms, a bundle what it holds. Ratios have an
+    interval between runs and a verdict where the runs allow one.
 
     Raises:
         ReportError: fewer than two arms, or runs of another workload, model or metric schema.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from backbench.errors import INVALID, ReportError, shown
-from backbench.reports.record import RECORD_FILE, REQUESTS_FILE, RunDirectory, RunRecord, digest_problems, sign
+from backbench.reports.metrics import validity
+from backbench.reports.record import RECORD_FILE, REQUESTS_FILE, RunDirectory, RunRecord, sign
 from backbench.reports.record.bundle import (
     BUNDLE_FILE,
     BUNDLE_VERSION,
@@ -26,8 +27,8 @@ from backbench.reports.record.bundle import (
 )
 from backbench.reports.record.digests import TABLES
 from backbench.reports.record.experiment import EXPERIMENT_FILE, is_experiment, read_experiment
-from backbench.reports.record.redaction import Redaction, unique
-from backbench.reports.verify import examine_stored
+from backbench.reports.record.redaction import Names, Redaction, unique
+from backbench.reports.verify import examine, examine_stored
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,10 +64,11 @@ def pack(paths: Sequence[Path], out: Path, words: Sequence[str] = ()) -> Packed:
     sources = [each for path in paths for each in expand(path)]
     with tempfile.TemporaryDirectory() as folder:
         entries: dict[str, list[str]] = {}
+        names = Names.here()
         for number, source in enumerate(sources, 1):
             kind = EXPERIMENT if is_experiment(source) else RUN
             copy = Path(folder) / f"{kind}-{number}"
-            redaction = Redaction(tuple(words))
+            redaction = Redaction(tuple(words), names)
             (_copy_experiment if kind == EXPERIMENT else _copy_run)(source, copy, redaction)
             if problems := examine_stored(copy).problems:
                 raise _refused(source, problems[0])
@@ -91,10 +93,10 @@ def _copy_experiment(source: Path, copy: Path, redaction: Redaction) -> None:
 
 
 def _copy_run(source: Path, copy: Path, redaction: Redaction) -> None:
-    """The run, redacted and signed again; refused where it is not as it was written."""
+    """The run, redacted and signed again; refused where it does not verify."""
     original = RunDirectory.open(source)
     record = original.read_record()
-    if problems := list(digest_problems(original, record)):
+    if problems := examine(original).problems:
         raise _refused(source, problems[0])
     directory = RunDirectory.create(copy)
     for name in TABLES:
@@ -103,9 +105,10 @@ def _copy_run(source: Path, copy: Path, redaction: Redaction) -> None:
             content = _redacted_requests(content, redaction)
         (directory.path / name).write_bytes(content)
     hidden = RunRecord(**redaction.data(asdict(record)))
+    reasons = validity.of_record(hidden, directory.read_telemetry())  # they quote what was redacted
     before = record.run.get("redacted") or []
     run = hidden.run | {"redacted": sorted({*before, *redaction.changed})}
-    directory.write_record(sign(directory, replace(hidden, run=run)))
+    directory.write_record(sign(directory, replace(hidden, run=run, validity=reasons)))
 
 
 def _redacted_requests(content: bytes, redaction: Redaction) -> bytes:

@@ -10,7 +10,12 @@ import click
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path), metavar="FILE.zip", help="The bundle: a new file."
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.zip",
+    help="The bundle: a new file.",
 )
 @click.option(
     "--redact",
@@ -19,7 +24,9 @@ import click
     metavar="WORD",
     help="Take this word out of every text too: a name that only you know. May be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print {bundle, bytes, entries: {name: fields}} as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print {bundle, bytes, entries: {name: fields}} as JSON."
+)
 def pack(runs: tuple[Path, ...], out: Path, words: tuple[str, ...], as_json: bool) -> None:
     """Pack RUNS, run and experiment directories, into one bundle that every reading command takes.
 

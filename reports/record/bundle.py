@@ -33,8 +33,8 @@ MOST_FILES = 20_000
 
 RUN, EXPERIMENT = "run", "experiment"
 NAME = re.compile(
-    rf"{BUNDLE_FILE}|{EXPERIMENT}-\d+/experiment\.json"
-    rf"|({RUN}-\d+|{EXPERIMENT}-\d+/\d+)/(run\.json|(requests|steps|telemetry)\.parquet)"
+    rf"{BUNDLE_FILE}|{EXPERIMENT}-[0-9]+/experiment\.json"
+    rf"|({RUN}-[0-9]+|{EXPERIMENT}-[0-9]+/[0-9]+)/(run\.json|(requests|steps|telemetry)\.parquet)"
 )
 """What a file in a bundle may be called; nothing else is looked at, written out or followed."""
 
@@ -78,7 +78,7 @@ def expand(path: Path) -> list[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, on disk or in a bundle; OSError where there is none, ReportError of a damaged bundle."""
+    """A file's bytes, on disk or in a bundle; OSError where there is none, ReportError where it is damaged."""
     found = _inside(path)
     if found is None:
         return path.read_bytes()
@@ -119,7 +119,7 @@ def _open(path: Path, size: int, mtime_ns: int) -> Bundle:
         infos = archive.infolist()
     except UNREADABLE as error:
         raise ReportError(
-            f"{path} is no whole zip file ({_said(error)}); copy it again, or pack it again with `bench pack`."
+            f"{path} is no whole zip file ({_said(error)}); copy it or pack it again with `bench pack`."
         ) from None
     if (odd := _hostile(infos, size)) is not None:
         archive.close()
@@ -175,9 +175,7 @@ def _damaged(path: Path, why: str) -> ReportError:
 
 
 def _changed(path: Path, why: str) -> ReportError:
-    return ReportError(
-        f"{path} was changed after it was packed: {why}; ask for it again.", exit_code=INVALID
-    )
+    return ReportError(f"{path} was changed after it was packed: {why}; ask for it again.", exit_code=INVALID)
 
 
 def _said(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Texts without what names a machine or a person: for a record as it is written, and for one that is shared."""
+"""Texts without what names a machine or a person: in a record as it is written, and in one that is shared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEPT = ("run.uuid", "run.digests", "software.packages", "schema_version")
 """The uuid is random and names the run, not the machine; versions of packages may look like addresses."""
 
 _START = r"(?<![\w.~/\\-])(?:~[\w.-]*/|/(?=[^\s/])|[A-Za-z]:[\\/]|\\\\(?=\w))"
-_QUOTED_PATH = re.compile(rf"(?P<quote>['\"])(?:~|/|[A-Za-z]:[\\/]|\\\\).*?(?P=quote)")
+_QUOTED_PATH = re.compile(r"(?P<quote>['\"])(?:~|/|[A-Za-z]:[\\/]|\\\\).*?(?P=quote)")
 _WORD_PATH = re.compile(rf"{_START}[^\s'\"`]*")
 _OPEN_PATH = re.compile(rf"{_START}[^'\"`:;\n]*")
 _ADDRESSES = re.compile(
@@ -44,29 +44,49 @@ _ADDRESSES = re.compile(
 _SAID_SERIAL = re.compile(r"(?i)\bserial(?:[ _-]?(?:number|no\.?))?\s*[:=#]?\s*(?=\S*\d)[^\s'\",;]+")
 
 
-def redact(text: str) -> str:
+@dataclass(frozen=True)
+class Names:
+    """What this machine and this account are called."""
+
+    homes: tuple[str, ...]
+    """Home directories, longest first."""
+    hosts: tuple[str, ...]
+    users: tuple[str, ...]
+
+    @classmethod
+    def here(cls) -> Names:
+        """Of this machine. It may ask a name server: once for a record, not once for a text."""
+        hosts = {socket.gethostname(), socket.getfqdn(), platform.node()} - {"", "localhost"}
+        return cls(tuple(_homes()), tuple(sorted(hosts)), tuple(sorted(_users())))
+
+
+def redact(text: str, names: Names | None = None) -> str:
     """`text` without this machine's name, home directories, the user's name and UUIDs."""
-    for home in _homes():
+    names = names or Names.here()
+    for home in names.homes:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     text = re.sub(r"(?i)(?<!\w)[a-z]:[\\/]+Users[\\/]+[^\\/\s'\"]+", "~", text)
     text = re.sub(r"/(home|Users)/[^/\s'\"]+", "~", text)
-    for name in {socket.gethostname(), socket.getfqdn(), platform.node()} - {"", "localhost"}:
+    for name in names.hosts:
         text = _without_word(text, name, "<host>")
-    for name in _users():
+    for name in names.users:
         text = _without_word(text, name, "<user>")
     return UUID.sub(SERIAL, text)
 
 
-def redacted(value: Any) -> Any:
+def redacted(value: Any, names: Names | None = None) -> Any:
     """`value`, plain data of a record, with every text in it redacted."""
+    names = names or Names.here()
     if isinstance(value, dict):
-        return {key: redacted(each) for key, each in value.items()}
+        return {key: redacted(each, names) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted(each) for each in value]
-    return redact(value) if isinstance(value, str) else value
+        return [redacted(each, names) for each in value]
+    return redact(value, names) if isinstance(value, str) else value
 
 
-def anonymous(text: str, words: Sequence[str] = (), *, command: bool = False) -> str:
+def anonymous(
+    text: str, words: Sequence[str] = (), names: Names | None = None, *, command: bool = False
+) -> str:
     """`text` as it may be shared: `redact`, and no absolute path, address or serial number, whoever's it is.
 
     A path may hold spaces, so in a sentence it reaches to the next colon, quote or end. In a `command` line,
@@ -77,7 +97,7 @@ def anonymous(text: str, words: Sequence[str] = (), *, command: bool = False) ->
         text = re.sub(re.escape(word), WORD, text, flags=re.IGNORECASE)
     text = _QUOTED_PATH.sub(PATH, text)
     text = (_WORD_PATH if command else _OPEN_PATH).sub(PATH, _ADDRESSES.sub(ADDRESS, text))
-    return redact(_SAID_SERIAL.sub(SERIAL, text))
+    return redact(_SAID_SERIAL.sub(SERIAL, text), names)
 
 
 @dataclass
@@ -85,12 +105,13 @@ class Redaction:
     """What is taken out of one run, and where it stood."""
 
     words: tuple[str, ...] = ()
+    names: Names = field(default_factory=Names.here)
     changed: dict[str, None] = field(default_factory=dict)
     """Dotted names of the fields that were changed, in order."""
 
     def text(self, text: str, where: str) -> str:
         """`text` as it may be shared; `where` names the field."""
-        found = anonymous(text, self.words, command=where.endswith("command"))
+        found = anonymous(text, self.words, self.names, command=where.endswith("command"))
         if found != text:
             self.changed[where] = None
         return found
@@ -109,7 +130,8 @@ class Redaction:
         if isinstance(value, dict):
             found: dict[str, Any] = {}
             for key, each in value.items():
-                found[unique(self.text(key, where), found)] = self.data(each, (*path, key))
+                name = unique(self.text(key, where), found)
+                found[name] = self.data(each, (*path, name))
             return found
         if isinstance(value, list | tuple):
             return [self.data(each, (*path, "[]")) for each in value]
