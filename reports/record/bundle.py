@@ -78,7 +78,7 @@ def expand(path: Path) -> list[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, on disk or in a bundle; OSError where there is none, ReportError where it is damaged."""
+    """A file's bytes, on disk or in a bundle; OSError where there is none, ReportError if it is damaged."""
     found = _inside(path)
     if found is None:
         return path.read_bytes()
