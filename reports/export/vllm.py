@@ -86,7 +86,9 @@ def _times(rows: Requests) -> dict[str, Any]:
     done, tokens = rows.completed, rows.output_tokens
     ttft_s = np.where(done, (rows.first_ns - rows.sent_ns) / 1e9, 0.0)
     latency_s = np.where(done, (rows.last_ns - rows.sent_ns) / 1e9, 0.0)
-    gaps_s = [np.diff(times) / 1e9 if ok else [] for times, ok in zip(rows.chunk_ns, done, strict=True)]
+    gaps_s: list[Any] = [
+        np.diff(times) / 1e9 if ok else [] for times, ok in zip(rows.chunk_ns, done, strict=True)
+    ]
     several = done & (tokens > 1)
     samples = {
         "ttft": ttft_s[done],

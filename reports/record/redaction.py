@@ -7,6 +7,7 @@ import getpass
 import os
 import platform
 import re
+import shlex
 import socket
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ KEPT = ("run.uuid", "run.digests", "software.packages", "schema_version")
 
 _START = r"(?<![\w.~/\\-])(?:~[\w.-]*/|/(?=[^\s/])|[A-Za-z]:[\\/]|\\\\(?=\w))"
 _QUOTED_PATH = re.compile(r"(?P<quote>['\"])(?:~|/|[A-Za-z]:[\\/]|\\\\).*?(?P=quote)")
-_WORD_PATH = re.compile(rf"{_START}[^\s'\"`]*")
-_OPEN_PATH = re.compile(rf"{_START}[^'\"`:;\n]*")
+_OPEN_PATH = re.compile(rf"{_START}(?:(?![:;] )[^'\"`\n])*")
+_REST = re.compile(rf"{_START}.*", re.DOTALL)
 _ADDRESSES = re.compile(
     r"\b[a-z][a-z0-9+.-]*://[^\s'\"]+"
     r"|[\w.+-]+@[\w-][\w.-]*"
@@ -84,20 +85,27 @@ def redacted(value: Any, names: Names | None = None) -> Any:
     return redact(value, names) if isinstance(value, str) else value
 
 
-def anonymous(
-    text: str, words: Sequence[str] = (), names: Names | None = None, *, command: bool = False
-) -> str:
+def anonymous(text: str, words: Sequence[str] = (), names: Names | None = None) -> str:
     """`text` as it may be shared: `redact`, and no absolute path, address or serial number, whoever's it is.
 
-    A path may hold spaces, so in a sentence it reaches to the next colon, quote or end. In a `command` line,
-    where the shell's quotes hold it together, it ends at a space. `words` go wherever they stand, in any
-    case: names that only their owner knows.
+    A path may hold spaces: in a sentence it reaches to a quote, ": ", "; " or the end, and a text that begins
+    with one is all path. `words` go wherever they stand, in any case: names that only their owner knows.
     """
     for word in words:
         text = re.sub(re.escape(word), WORD, text, flags=re.IGNORECASE)
-    text = _QUOTED_PATH.sub(PATH, text)
-    text = (_WORD_PATH if command else _OPEN_PATH).sub(PATH, _ADDRESSES.sub(ADDRESS, text))
+    if _REST.match(text):
+        return PATH
+    text = _OPEN_PATH.sub(PATH, _QUOTED_PATH.sub(PATH, _ADDRESSES.sub(ADDRESS, text)))
     return redact(_SAID_SERIAL.sub(SERIAL, text), names)
+
+
+def anonymous_command(command: str, words: Sequence[str] = (), names: Names | None = None) -> str:
+    """A command line as it may be shared: argument by argument, each of which may end in a path."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError:  # no shell wrote it
+        return anonymous(command, words, names)
+    return shlex.join(anonymous(_REST.sub(PATH, each), words, names) for each in arguments)
 
 
 @dataclass
@@ -111,7 +119,8 @@ class Redaction:
 
     def text(self, text: str, where: str) -> str:
         """`text` as it may be shared; `where` names the field."""
-        found = anonymous(text, self.words, self.names, command=where.endswith("command"))
+        rewrite = anonymous_command if where.endswith(".command") else anonymous
+        found = rewrite(text, self.words, self.names)
         if found != text:
             self.changed[where] = None
         return found

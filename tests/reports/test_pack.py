@@ -156,7 +156,7 @@ def test_planted_secrets_are_gone_and_the_run_verifies(run_of_eve: RunDirectory,
     for name in ("run.command", "model.name", "system.device.serial", "requests.error", "requests.session"):
         assert name in record.run["redacted"]
     assert record.run["uuid"] == before.run["uuid"]
-    assert record.run["command"] == "bench run --backend <path> --out <path> --max-seqs 8"
+    assert record.run["command"] == "bench run --backend '<path>' --out '<path>' --max-seqs 8"
     assert record.software["packages"] == {"x": "1.2.3.4"}
     assert record.backend["passed_over"] == {"<path>": ["no"], "<path> 2": ["<redacted> is slow"]}
 

@@ -198,3 +198,17 @@ def test_what_cannot_be_exported_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and len(line) < 300
     assert (tmp_path / "taken.json").read_text() == "mine"
+
+
+def test_vllm_leaves_failed_requests_out_and_keeps_their_place(
+    tmp_path: Path, make_run: Callable[..., RunDirectory]
+) -> None:
+    run = make_run(seed=9)
+    frame = run.read_requests()
+    frame.loc[2, ["finished", "error"]] = [False, "refused"]
+    run.write_requests(frame)
+    (found,) = exported("vllm", open_arms([run.path]), tmp_path).values()
+    assert (found["completed"], found["failed"], found["num_prompts"]) == (119, 1, 120)
+    assert (found["ttfts"][2], found["itls"][2], found["output_lens"][2]) == (0.0, [], 0)
+    assert found["errors"][2] and not found["errors"][1]
+    assert found["mean_ttft_ms"] == pytest.approx(1000 * np.mean(found["ttfts"]) * 120 / 119)
