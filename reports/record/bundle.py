@@ -38,7 +38,7 @@ NAME = re.compile(
 )
 """What a file in a bundle may be called; nothing else is looked at, written out or followed."""
 
-UNREADABLE = (BadZipFile, OSError, EOFError, struct.error, zlib.error, ValueError, NotImplementedError)
+UNREADABLE = (BadZipFile, OSError, EOFError, struct.error, zlib.error, ValueError, RuntimeError)
 """What zipfile raises on a damaged or hostile file."""
 
 
@@ -55,12 +55,9 @@ class Bundle:
         info = self.files[name]
         try:
             with self.archive.open(info) as file:
-                content = file.read(info.file_size)
-                if len(content) != info.file_size or file.read(1):
-                    raise BadZipFile("its size is another")
-        except (*UNREADABLE, RuntimeError) as error:
+                return file.read(info.file_size)
+        except UNREADABLE as error:
             raise _damaged(self.path, f"{name}: {_said(error)}") from None
-        return content
 
     @property
     def entries(self) -> list[str]:

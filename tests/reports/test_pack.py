@@ -226,7 +226,9 @@ def test_a_bundle_loads(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path / "b.zip")
 
 
-def test_an_experiment_stays_one_under_names_that_say_nothing(tmp_path: Path) -> None:
+def test_an_experiment_stays_one_under_names_that_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "node17-experiment"
     arms = ("/opt/evangeline/a.py", "/opt/evangeline/b.py")
     runs = []
@@ -244,6 +246,10 @@ def test_an_experiment_stays_one_under_names_that_say_nothing(tmp_path: Path) ->
     assert isinstance(loaded, LoadedExperiment)
     assert list(loaded.arms) == ["<path>", "<path> 2"]
     assert examine_stored(tmp_path / "b.zip").problems == ()
+    for command in (["show"], ["show", "--json"], ["verify"], ["compare"], ["report", "-o"]):
+        page = [str(tmp_path / "page.html")] if command[0] == "report" else []
+        assert bench(*command, *page, str(tmp_path / "b.zip")) == 0, command
+    assert "<path> 2" in capsys.readouterr().out
 
 
 def test_what_does_not_verify_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
