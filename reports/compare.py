@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,9 @@ CONFIGURATION = ("workload", "model", "engine", "backend", "system", "software",
 """The sections that say what was run, as opposed to what came out of it."""
 
 
-UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out")
+LONGEST_NAME = 48
+"""Characters of a part of a name."""
+UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out", "check")
 """Options that a label says otherwise, or that name nothing about the configuration."""
 
 
@@ -104,6 +107,7 @@ def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
     yield "run.command", record.run.get("command")
     yield "run.seed", record.run.get("seed")
     yield "run.status", record.run.get("status")
+    yield from flatten(record.run.get("tags") or {}, "run.tags")
     for section in CONFIGURATION:
         yield from flatten(getattr(record, section), section)
 
@@ -144,36 +148,67 @@ def _short(text: str) -> str:
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:
-    """A short distinct name for each record: its backend, and as much more as it takes.
+    """A short distinct name for each record: its user's label, else what differs between them and no more.
 
-    Runs of one configuration are told apart by when they ran.
+    Options that differ are named though the backends tell the records apart already: a name that hides one
+    would credit the backend. Runs of one configuration are told apart by when they ran.
     """
-    parts = [[backend_name(record)] for record in records]
-    for texts in _told_apart(records):
-        names = [" · ".join(part) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-        if len(set(texts)) > 1:
-            for part, text in zip(parts, texts, strict=True):
-                part.append(text)
-    names = [" · ".join(part) for part in parts]
-    return [
-        name if names.count(name) == 1 else f"{name} · run {names[:place].count(name) + 1}"
-        for place, name in enumerate(names)
-    ]
+    own = [own_label(record)[:LONGEST_NAME] for record in records]
+    if all(own) and len(set(own)) == len(own):
+        return own
+    backends = [backend_name(record)[:LONGEST_NAME] for record in records]
+    names = _with([""] * len(records), own)
+    for texts in (backends, *_texts_of(records, ("model.quantization", "model.name", "workload.name"))):
+        names = _with(names, texts)
+    if len(set(options := _options_texts(records))) > 1:
+        names = _joined(names, options)
+    names = [name or backend for name, backend in zip(names, backends, strict=True)]
+    others = ("system.device.name", "software.git_sha", "run.seed", "run.utc")
+    for texts in _texts_of(records, others):
+        names = _with(names, texts)
+    return _numbered(names)
 
 
-def _told_apart(records: Sequence[RunRecord]) -> Iterator[list[str]]:
-    """Texts that may tell the records apart, the most telling first."""
-    for path in ("model.quantization", "model.name", "workload.name"):
-        yield [show(_at(record, path))[:32] for record in records]
+def own_label(record: RunRecord) -> str:
+    """What its user called the run (--label); empty where nothing."""
+    return str(record.run.get("label") or "")
+
+
+def _with(names: list[str], texts: list[str]) -> list[str]:
+    """The names with these texts, where they tell any two of one name apart."""
+    return _joined(names, texts) if len(set(zip(names, texts, strict=True))) > len(set(names)) else names
+
+
+def _joined(names: list[str], texts: list[str]) -> list[str]:
+    return [" · ".join(filter(None, each)) for each in zip(names, texts, strict=True)]
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Distinct ones: those that several share end in a number."""
+    total, number = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        told = name
+        while total[told] > 1 or (told != name and told in total):
+            number[name] += 1
+            told = f"{name} · run {number[name]}"
+        found.append(told)
+    return found
+
+
+def _texts_of(records: Sequence[RunRecord], paths: Sequence[str]) -> Iterator[list[str]]:
+    for path in paths:
+        yield [show(_at(record, path))[:LONGEST_NAME] for record in records]
+
+
+def _options_texts(records: Sequence[RunRecord]) -> list[str]:
+    """Every record's values of the options that are not the same in all of them."""
     asked = [record.run.get("asked") or {} for record in records]
-    for name in dict.fromkeys(name for each in asked for name in each):
-        if name not in UNNAMED and any(each.get(name) != asked[0].get(name) for each in asked):
-            yield [_option_text(name, each.get(name))[:32] for each in asked]
-    for path in ("system.device.name", "software.git_sha", "run.seed", "run.utc"):
-        yield [show(_at(record, path))[:32] for record in records]
-    yield []
+    names = dict.fromkeys(name for each in asked for name in each if name not in UNNAMED)
+    differing = [name for name in names if any(each.get(name) != asked[0].get(name) for each in asked)]
+    return [
+        " · ".join(_option_text(name, each.get(name))[:LONGEST_NAME] for name in differing) for each in asked
+    ]
 
 
 def _option_text(name: str, value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -68,17 +69,16 @@ def run(
     if is_series(options):
         _run_series(options, as_json, no_report, talk)
     with open_observer(talk) as observer:
-        outcomes = run_experiment(options, observer)
-        reports = [None if no_report else _report(outcome, observer.stage) for outcome in outcomes]
-    with printing(f"the record is in {outcomes[0].directory.path}"):
+        outcome = run_experiment(options, observer)
+        report = None if no_report else _report(outcome, observer.stage)
+    with printing(f"the record is in {outcome.directory.path}"):
         if as_json:
-            _print_json(outcomes)
+            print_json(asdict(outcome.record) | {"directory": str(outcome.directory.path)})
         else:
-            for outcome, report in zip(outcomes, reports, strict=True):
-                _print(outcome, report)
-    if outcomes and outcomes[-1].failure is not None:
-        raise outcomes[-1].failure
-    raise SystemExit(max((exit_code(outcome) for outcome in outcomes), default=0))
+            _print(outcome, report)
+    if outcome.failure is not None:
+        raise outcome.failure
+    raise SystemExit(exit_code(outcome))
 
 
 def _run_series(options: RunOptions, as_json: bool, no_report: bool, talk: Talk) -> NoReturn:
@@ -135,13 +135,6 @@ def exit_code(outcome: Outcome) -> int:
     if record.correctness.get("passed") is False:
         return WRONG
     return INVALID if fails(record) else 0
-
-
-def _print_json(outcomes: list[Outcome]) -> None:
-    from dataclasses import asdict
-
-    found = [asdict(outcome.record) | {"directory": str(outcome.directory.path)} for outcome in outcomes]
-    print_json(found[0] if len(found) == 1 else found)
 
 
 def _print(outcome: Outcome, report: Path | None) -> None:
