@@ -22,7 +22,7 @@ Tuning = Mapping[str, str | None]
 
 
 def run_section(options: RunOptions) -> dict[str, Any]:
-    """Who the run is, before it is replayed. Its label and tags are names, and nothing that was asked of it."""
+    """Who the run is, before it is replayed. Its label and tags are names, and nothing that was asked."""
     asked = {name: value for name, value in options.asked().items() if name not in ("label", "tag")}
     return {
         "uuid": str(uuid.uuid4()),

@@ -74,7 +74,7 @@ def _with_baseline(arms: list[Arm], label: str | None) -> list[Arm]:
 
 
 def _print(arms: Sequence[Arm], hard: Sequence[Difference], form: str | None) -> None:
-    from backbench.harness.commands.experiments import print_conclusion, say_invalid
+    from backbench.harness.commands.experiments import print_conclusion, say_left_out
     from backbench.harness.commands.output import print_report_table
     from backbench.harness.commands.stored import say
     from backbench.reports.arms import arm_differences
@@ -98,7 +98,7 @@ def _print(arms: Sequence[Arm], hard: Sequence[Difference], form: str | None) ->
     else:
         for each in hard:
             say(f"not comparable: {each}")
-        say_invalid(arms)
+        say_left_out(arms)
         if not hard:
             print_conclusion(arms)
         found = arm_differences(arms)

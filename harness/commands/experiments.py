@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backbench.reports.arms import Arm
 
+MOST_LINES = 20
+"""Runs that are named as not valid; of more, how many."""
+
 
 def print_experiment(path: Path) -> None:
     """The conclusion, every arm's medians with their intervals between runs, and what is not valid."""
@@ -22,7 +25,7 @@ def print_experiment(path: Path) -> None:
     if len(arms) > 1:
         print_conclusion(arms)
     print_report_table(repeats_table(arms))
-    say_invalid(arms)
+    say_left_out(arms)
 
 
 def print_conclusion(arms: Sequence[Arm]) -> None:
@@ -35,18 +38,16 @@ def print_conclusion(arms: Sequence[Arm]) -> None:
         say(f"A verdict takes repeats: {command}", err=False)
 
 
-def say_invalid(arms: Sequence[Arm]) -> None:
-    """The reasons not to believe runs, on stderr."""
+def say_left_out(arms: Sequence[Arm]) -> None:
+    """The runs that no verdict rests on and why, on stderr."""
     from backbench.harness.commands.stored import say
+    from backbench.reports.conclusion import left_out
 
-    for arm in arms:
-        reasons: dict[str, int] = {}
-        for record in arm.records:
-            for reason in record.validity:
-                reasons[reason] = reasons.get(reason, 0) + 1
-        for reason, count in reasons.items():
-            of = f" ({count} of {len(arm.runs)} runs)" if len(arm.runs) > 1 else ""
-            say(f"{arm.label} is not valid{of}: {reason}")
+    lines = left_out(arms)
+    for line in lines[:MOST_LINES]:
+        say(line)
+    if len(lines) > MOST_LINES:
+        say(f"and {len(lines) - MOST_LINES} more that are not valid")
 
 
 def experiment_json(path: Path) -> dict[str, Any]:

@@ -112,8 +112,8 @@ class RunRecord:
     """What one run was and what came out of it. Every section is a plain dict that JSON can hold."""
 
     run: dict[str, Any]
-    """uuid, utc, command, label and tags (its user's names for it), seed, status ("complete" | "interrupted" |
-    "failed"), error of a failed one."""
+    """uuid, utc, command, label and tags (its user's names for it), seed, error of a failed one, and
+    status ("complete" | "interrupted" | "failed")."""
     workload: dict[str, Any] = field(default_factory=dict)
     """name, parameters, content_hash, notes, ideal_prefix_hit_ratio."""
     model: dict[str, Any] = field(default_factory=dict)
