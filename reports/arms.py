@@ -233,31 +233,33 @@ def _judged(found: Estimate, higher_is_better: bool | None) -> Ratio:
 
 def arms_incomparable(arms: Sequence[Arm]) -> list[Difference]:
     """`incomparable` of the runs that replayed the same draw; of the first ones where no seed is shared."""
-    by_seed = [{run.record.run.get("seed"): run.record for run in arm.runs} for arm in arms]
-    shared = [seed for seed in by_seed[0] if all(seed in each for each in by_seed)]
+    by_seed: list[dict[Any, list[RunRecord]]] = [{} for _ in arms]
+    for arm, held in zip(arms, by_seed, strict=True):
+        for record in arm.records:
+            held.setdefault(record.run.get("seed"), []).append(record)
+    shared = [seed for seed in by_seed[0] if all(seed in held for held in by_seed)]
+    alike = [[record for held in by_seed for record in held[seed]] for seed in shared]
     found: dict[str, Difference] = {}
-    for records in [[each[seed] for each in by_seed] for seed in shared] or [
-        [arm.records[0] for arm in arms]
-    ]:
+    for records in alike or [[arm.records[0] for arm in arms]]:
         for each in incomparable(records):
             found.setdefault(each.field, each)
     return list(found.values())
 
 
-def require_comparable(arms: Sequence[Arm]) -> None:
+def require_comparable(arms: Sequence[Arm], found: Sequence[Difference] | None = None) -> None:
     """Raises:
-    ReportError: fewer than two arms, or hard fields differ; the message names them all.
+    ReportError: fewer than two arms, or hard fields differ (`found`); the message names them all.
     """
     if len(arms) < 2:
         raise ReportError("A comparison needs at least two runs.")
-    if found := arms_incomparable(arms):
+    if found := arms_incomparable(arms) if found is None else found:
         raise ReportError("These runs do not compare: " + "; ".join(map(str, found)) + ".")
 
 
 def arm_differences(arms: Sequence[Arm]) -> list[Difference]:
     """`differences` of the arms' first runs; the command of a run in an experiment is not its user's."""
     found = differences([arm.runs[0].record for arm in arms])
-    typed = all(arm.experiment is None for arm in arms)
+    typed = not any(experiment for arm in arms for experiment, _ in arm.turns())
     return [each for each in found if typed or each.field != "run.command"]
 
 

@@ -203,12 +203,29 @@ def _texts_of(records: Sequence[RunRecord], paths: Sequence[str]) -> Iterator[li
 
 def _options_texts(records: Sequence[RunRecord]) -> list[str]:
     """Every record's values of the options that are not the same in all of them."""
-    asked = [record.run.get("asked") or {} for record in records]
-    names = dict.fromkeys(name for each in asked for name in each if name not in UNNAMED)
-    differing = [name for name in names if any(each.get(name) != asked[0].get(name) for each in asked)]
+    options = [named_options(record) for record in records]
+    names = dict.fromkeys(name for each in options for name in each)
+    differing = [name for name in names if any(each.get(name) != options[0].get(name) for each in options)]
     return [
-        " · ".join(_option_text(name, each.get(name))[:LONGEST_NAME] for name in differing) for each in asked
+        " · ".join(_option_text(name, each.get(name))[:LONGEST_NAME] for name in differing)
+        for each in options
     ]
+
+
+def named_options(record: RunRecord) -> dict[str, Any]:
+    """The options that were asked for and are part of a configuration's name."""
+    asked = record.run.get("asked") or {}
+    return {name: value for name, value in asked.items() if name not in UNNAMED}
+
+
+def configured(record: RunRecord) -> dict[str, Any]:
+    """What was measured with which options, on whichever machine: what the runs of one sample share."""
+    return {
+        "backend": backend_name(record),
+        "model": record.model.get("name"),
+        "quantization": record.model.get("quantization"),
+        "workload": record.workload.get("name"),
+    } | named_options(record)
 
 
 def _option_text(name: str, value: Any) -> str:

@@ -14,6 +14,8 @@ from backbench.reports.quantities import quantity
 
 ENOUGH = 8
 """Runs of each arm that the command to get a verdict asks for."""
+MOST_NAMED = 6
+"""Ratios in the sentence."""
 NOT_REPEATED = ("backend", "repeat", "out", "seed", "check")
 
 
@@ -62,7 +64,7 @@ def _verdict(arms: Sequence[Arm]) -> str:
     wanted = judged_quantity(arms)
     best, against_others = _best(arms, wanted)
     if against_others and all(ratio.verdict == "better" for _, ratio in against_others):
-        parts = [f"{ratio.text} ({ratio.interval}) {other.label}" for other, ratio in against_others]
+        parts = _some([f"{ratio.text} ({ratio.interval}) {other.label}" for other, ratio in against_others])
         n = min(ratio.n for _, ratio in against_others)
         kind = "pairs" if all(is_paired(other, best) for other, _ in against_others) else "runs"
         of = f" by {wanted.label}"
@@ -73,12 +75,21 @@ def _verdict(arms: Sequence[Arm]) -> str:
     if any(ratio.verdict == "unclear" for ratio in ratios):
         return "No verdict: " + why_unclear(arms)
     shown = ", ".join(
-        f"{arm.label} {ratio.text} ({ratio.interval}) {arms[0].label}"
-        for arm, ratio in zip(arms[1:], ratios, strict=True)
-        if ratio.value is not None
+        _some(
+            [
+                f"{arm.label} {ratio.text} ({ratio.interval}) {arms[0].label}"
+                for arm, ratio in zip(arms[1:], ratios, strict=True)
+                if ratio.value is not None
+            ]
+        )
     )
     n = min((ratio.n for ratio in ratios), default=0)
     return f"No winner by {wanted.label}: {shown}, n = {n}." if shown else "Nothing to compare."
+
+
+def _some(parts: list[str]) -> list[str]:
+    """As many as a sentence takes."""
+    return parts if len(parts) <= MOST_NAMED else [*parts[:MOST_NAMED], f"and {len(parts) - MOST_NAMED} more"]
 
 
 def _best(arms: Sequence[Arm], wanted: Quantity) -> tuple[Arm, list[tuple[Arm, Ratio]]]:

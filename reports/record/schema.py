@@ -23,6 +23,8 @@ REQUESTS_FILE = "requests.parquet"
 STEPS_FILE = "steps.parquet"
 TELEMETRY_FILE = "telemetry.parquet"
 REPORT_FILE = "report.html"
+LOG_FILE = "requests.log.jsonl"
+"""What a run that is going or was killed has instead of its record."""
 
 REQUEST_COLUMNS: dict[str, str] = {
     "request_id": "int64",
