@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from backbench.reports.record.experiment import EXPERIMENT_FILE, Experiment, Lis
 
 Launch = Callable[[Sequence[str]], "Ended"]
 """Runs `bench` with these arguments in a process of its own."""
+TOLD_EVERY_S = 10.0
+"""A run that takes longer is said to be still going."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,33 @@ def is_series(options: RunOptions) -> bool:
     return options.repeat > 1 or len(backends(options)) > 1
 
 
-def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch | None = None) -> Repeats:
+def run_repeats(
+    options: RunOptions,
+    tell: Callable[[str], None],
+    launch: Launch | None = None,
+    every_s: float = TOLD_EVERY_S,
+) -> Repeats:
     """Run every backend `options.repeat` times; what finished stays, whatever ends the series.
+
+    `tell` hears of each run when it begins, and every `every_s` that it is still going.
 
     Ctrl-C and SIGTERM end the run in progress as they end a single one, and then the series (code 130).
 
     Raises:
         HarnessError: a run could not be made; the message says how many are kept.
     """
-    launch = launch or in_new_process
+    which = ""
+    launch = launch or partial(
+        in_new_process, going=lambda seconds: tell(f"{which}, {seconds:.0f} s so far"), every_s=every_s
+    )
     arms = _arms(backends(options))
     experiment = Experiment(_claim(options), tuple(arms), options.repeat, options.command)
     experiment.write()
     code, total = 0, options.repeat * len(arms)
     try:
         for number, (block, arm) in enumerate(order(tuple(arms), options.repeat), 1):
-            tell(f"Run {number} of {total}: {arm}, block {block + 1}")
+            which = f"Run {number} of {total}: {arm}, block {block + 1}"
+            tell(which)
             name = f"{number:0{len(str(total))}d}-{Path(arm).stem}"
             seed = options.seed + block
             ended = launch(arguments(options, arms[arm], seed, experiment.path / name))
@@ -120,8 +135,14 @@ def arguments(options: RunOptions, backend: str, seed: int, out: Path) -> list[s
     return found
 
 
-def in_new_process(arguments: Sequence[str]) -> Ended:
+def in_new_process(
+    arguments: Sequence[str],
+    going: Callable[[float], None] = lambda seconds: None,
+    every_s: float = TOLD_EVERY_S,
+) -> Ended:
     """Run this same Backbench; an interruption is handed on once, and waited for.
+
+    As long as it runs, `going` is told every `every_s` for how long it has.
 
     Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
     would cut short what the first makes it write.
@@ -138,8 +159,13 @@ def in_new_process(arguments: Sequence[str]) -> Ended:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         process_group=0,
     )
+    start_s, said = time.monotonic(), None
     try:
-        _, said = process.communicate()
+        while said is None:
+            try:
+                _, said = process.communicate(timeout=every_s)
+            except subprocess.TimeoutExpired:
+                going(time.monotonic() - start_s)
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         try:

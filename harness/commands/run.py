@@ -83,12 +83,12 @@ def run(
 
 def _run_series(options: RunOptions, as_json: bool, no_report: bool, talk: Talk) -> NoReturn:
     """Run every backend as often as asked, and end with the worst code of the runs."""
-    from backbench.harness.progress import open_observer
+    from backbench.harness.progress import line_every_s, open_observer
     from backbench.harness.repeats import run_repeats
     from backbench.reports.page.html import write_report
 
-    with open_observer(talk) as observer:
-        done = run_repeats(options, observer.stage)
+    with open_observer(talk, series=True) as observer:
+        done = run_repeats(options, observer.stage, every_s=line_every_s(talk))
     path = done.experiment.path
     if not done.experiment.runs:
         raise KeyboardInterrupt

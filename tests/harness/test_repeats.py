@@ -8,16 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backbench.errors import INTERRUPTED, HarnessError
+from backbench.harness import repeats
 from backbench.harness.commands.run import run
 from backbench.harness.options import RunOptions, run_options
-from backbench.harness.repeats import Ended, arguments, backends, is_series, order, run_repeats
+from backbench.harness.repeats import (
+    Ended,
+    arguments,
+    backends,
+    in_new_process,
+    is_series,
+    order,
+    run_repeats,
+)
 from backbench.reports.record import RunDirectory, RunRecord
 from backbench.reports.record.experiment import read_experiment
 
@@ -77,6 +86,30 @@ def test_blocks_share_a_seed_and_no_two_blocks_do(tmp_path: Path) -> None:
         ("2-sdpa", 0, "u2"),
         ("3-sdpa", 1, "u3"),
         ("4-torch", 1, "u4"),
+    ]
+
+
+def test_a_long_run_is_said_to_be_going() -> None:
+    told: list[float] = []
+    ended = in_new_process(["--version"], told.append, every_s=0.01)
+    assert ended.code == 0
+    assert told and told == sorted(told)
+
+
+def test_the_run_that_goes_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch, told = Scripted(), list[str]()
+
+    def slow(typed: Sequence[str], going: Callable[[float], None], every_s: float) -> Ended:
+        going(12.3)
+        return launch(typed)
+
+    monkeypatch.setattr(repeats, "in_new_process", slow)
+    run_repeats(replace(ASKED, repeat=1, out=tmp_path / "x"), told.append)
+    assert told == [
+        "Run 1 of 2: torch, block 1",
+        "Run 1 of 2: torch, block 1, 12 s so far",
+        "Run 2 of 2: sdpa, block 1",
+        "Run 2 of 2: sdpa, block 1, 12 s so far",
     ]
 
 
