@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ CONFIGURATION = ("workload", "model", "engine", "backend", "system", "software",
 """The sections that say what was run, as opposed to what came out of it."""
 
 
+HASH = re.compile(r"[0-9a-f]{40,}")
+HASH_SHOWN = 12
+"""Characters of a hash that a reader sees; two that differ do so in the first ones."""
 LONGEST_NAME = 48
 """Characters of a part of a name."""
 UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out", "check")
@@ -99,17 +103,25 @@ def differences(records: Sequence[RunRecord]) -> list[Difference]:
     flat = [dict(configuration(record)) for record in records]
     names = list(dict.fromkeys(name for each in flat for name in each))
     rows = [Difference(name, tuple(each.get(name) for each in flat)) for name in names]
-    return [row for row in rows if any(value != row.values[0] for value in row.values)]
+    found = {row.field: row for row in rows if any(value != row.values[0] for value in row.values)}
+    return [row for row in found.values() if not _follows(row.field, found)]
+
+
+def _follows(field: str, found: Mapping[str, Difference]) -> bool:
+    """Whether it only says once more what another difference does: another backend has other sources."""
+    before, hashed, operation = field.partition("kernel_source_hash.")
+    return bool(hashed) and f"{before}used.{operation}" in found
 
 
 def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf that says what was run."""
+    """(dotted name, value) of every leaf that says what was run; how long it took to warm up is none."""
     yield "run.command", record.run.get("command")
     yield "run.seed", record.run.get("seed")
     yield "run.status", record.run.get("status")
     yield from flatten(record.run.get("tags") or {}, "run.tags")
     for section in CONFIGURATION:
-        yield from flatten(getattr(record, section), section)
+        leaves = flatten(getattr(record, section), section)
+        yield from (leaf for leaf in leaves if leaf[0] != "warmup.seconds")
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -136,7 +148,7 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return value
+        return value[:HASH_SHOWN] if HASH.fullmatch(value) else value
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return ", ".join(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from backbench.options import flag
@@ -44,20 +45,21 @@ def conclusion(arms: Sequence[Arm]) -> str:
 
 def left_out(arms: Sequence[Arm]) -> list[str]:
     """A line for every run that no verdict rests on, and why: "pair 3 left out: torch: disturbed: ..."."""
-    lines = []
     in_turns = len(arms) > 1 and all(is_paired(arms[0], arm) for arm in arms[1:])
+    found: list[tuple[tuple[str, int], str]] = []
     for arm in arms:
         for number, ((experiment, block), run) in enumerate(arm.turns().items(), 1):
             if run.left_out is None:
                 continue
-            where = f" of {experiment}" if run.experiment else ""
-            if len(arm.runs) == 1 and not in_turns:
-                lines += [f"{arm.label} is not valid: {reason}" for reason in run.record.validity]
-            elif in_turns:
-                lines.append(f"pair {block + 1}{where} left out: {arm.label}: {run.left_out}")
+            if in_turns:
+                where = f" of {experiment}" if run.experiment else ""
+                line = f"pair {block + 1}{where} left out: {arm.label}: {run.left_out}"
+                found.append(((where, block), line))
+            elif len(arm.runs) > 1:
+                found.append((("", 0), f"run {number} of {arm.label} left out: {run.left_out}"))
             else:
-                lines.append(f"run {number} of {arm.label} left out: {run.left_out}")
-    return lines
+                found += [(("", 0), f"{arm.label} is not valid: {reason}") for reason in run.record.validity]
+    return [line for _, line in sorted(found, key=itemgetter(0))]
 
 
 def _verdict(arms: Sequence[Arm]) -> str:

@@ -31,11 +31,12 @@ def print_experiment(path: Path) -> None:
 def print_conclusion(arms: Sequence[Arm]) -> None:
     """Who is fastest; else why nobody can tell, and the command that would."""
     from backbench.harness.commands.stored import say
-    from backbench.reports.conclusion import conclusion, how_to_tell
+    from backbench.reports.conclusion import conclusion, how_to_tell, left_out
 
     say(conclusion(arms), err=False)
     if (command := how_to_tell(arms)) is not None:
-        say(f"A verdict takes repeats: {command}", err=False)
+        valid = "valid " if left_out(arms) else ""
+        say(f"A verdict takes {valid}repeats: {command}", err=False)
 
 
 def say_left_out(arms: Sequence[Arm]) -> None:

@@ -72,6 +72,18 @@ def test_a_record_does_not_differ_from_itself(records: list[RunRecord]) -> None:
     assert differences([records[0], records[0]]) == []
 
 
+def test_hashes_and_durations_are_no_differences_of_their_own(records: list[RunRecord]) -> None:
+    """Another backend has other sources; sources that differ under one backend do count, and are short."""
+    hashes = {"attention": "a" * 63 + "1", "linear": "c" * 64}
+    torch = changed(records[0], "backend.kernel_source_hash", hashes)
+    triton = changed(records[1], "backend.kernel_source_hash", {"attention": "b" * 64, "linear": "d" * 64})
+    triton = changed(triton, "warmup.seconds", 0.054075936999652185)
+    fields = {each.field: each for each in differences([torch, triton])}
+    assert "backend.kernel_source_hash.linear" in fields
+    assert "backend.kernel_source_hash.attention" not in fields and "warmup.seconds" not in fields
+    assert str(fields["backend.kernel_source_hash.linear"]).endswith(": cccccccccccc vs dddddddddddd")
+
+
 def test_labels_are_distinct_and_short(records: list[RunRecord]) -> None:
     assert labels(records[:1]) == ["torch"]
     assert labels(records[:2]) == ["torch", "triton"]
