@@ -26,10 +26,13 @@ from backbench.options import flag
 from backbench.reports.record import RunDirectory
 from backbench.reports.record.experiment import EXPERIMENT_FILE, Experiment, Listed
 
-Launch = Callable[[Sequence[str]], "Ended"]
-"""Runs `bench` with these arguments in a process of its own."""
 TOLD_EVERY_S = 10.0
 """A run that takes longer is said to be still going."""
+MEANWHILE_S = 5.0
+"""How often a waiting parent looks up."""
+
+Launch = Callable[[Sequence[str]], "Ended"]
+"""Runs `bench` with these arguments in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Ended:
     code: int
     said: str
     """What it wrote to stderr."""
+
+    @property
+    def last(self) -> str:
+        """The last line that it said, or its exit code."""
+        lines = self.said.strip().splitlines()
+        return lines[-1].removeprefix("error: ") if lines else f"it ended with code {self.code}."
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,27 @@ def is_series(options: RunOptions) -> bool:
     return options.repeat > 1 or len(backends(options)) > 1
 
 
+class Going:
+    """Says of each run that it begins, and every `every_s` that it still goes on."""
+
+    def __init__(
+        self, tell: Callable[[str], None], every_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tell, self._every_s, self._clock = tell, every_s, clock
+
+    def begin(self, which: str) -> None:
+        """A run begins."""
+        self._which, self._start_s = which, self._clock()
+        self._next_s = self._start_s + self._every_s
+        self._tell(which)
+
+    def look(self) -> None:
+        """Time has passed."""
+        if (now_s := self._clock()) >= self._next_s:
+            self._next_s = now_s + self._every_s
+            self._tell(f"{self._which}, {now_s - self._start_s:.0f} s so far")
+
+
 def run_repeats(
     options: RunOptions,
     tell: Callable[[str], None],
@@ -78,18 +108,15 @@ def run_repeats(
     Raises:
         HarnessError: a run could not be made; the message says how many are kept.
     """
-    which = ""
-    launch = launch or partial(
-        in_new_process, going=lambda seconds: tell(f"{which}, {seconds:.0f} s so far"), every_s=every_s
-    )
+    going = Going(tell, every_s)
+    launch = launch or partial(in_new_process, meanwhile=going.look)
     arms = _arms(backends(options))
     experiment = Experiment(_claim(options), tuple(arms), options.repeat, options.command)
     experiment.write()
     code, total = 0, options.repeat * len(arms)
     try:
         for number, (block, arm) in enumerate(order(tuple(arms), options.repeat), 1):
-            which = f"Run {number} of {total}: {arm}, block {block + 1}"
-            tell(which)
+            going.begin(f"Run {number} of {total}: {arm}, block {block + 1}")
             name = f"{number:0{len(str(total))}d}-{Path(arm).stem}"
             seed = options.seed + block
             ended = launch(arguments(options, arms[arm], seed, experiment.path / name))
@@ -98,7 +125,7 @@ def run_repeats(
             uuid = _finished(experiment.path / name)
             if uuid is None:
                 kept = f" {len(experiment.runs)} finished runs are kept." if experiment.runs else ""
-                raise HarnessError(f"Run {number} ({arm}) failed: {_last(ended)}{kept}")
+                raise HarnessError(f"Run {number} ({arm}) failed: {ended.last}{kept}")
             experiment = experiment.with_run(Listed(name, arm, block, seed, uuid))
             experiment.write()
             code = max(code, ended.code)
@@ -136,37 +163,16 @@ def arguments(options: RunOptions, backend: str, seed: int, out: Path) -> list[s
 
 
 def in_new_process(
-    arguments: Sequence[str],
-    going: Callable[[float], None] = lambda seconds: None,
-    every_s: float = TOLD_EVERY_S,
+    arguments: Sequence[str], module: str = "backbench", meanwhile: Callable[[], None] = lambda: None
 ) -> Ended:
     """Run this same Backbench; an interruption is handed on once, and waited for.
 
-    As long as it runs, `going` is told every `every_s` for how long it has.
-
-    Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
-    would cut short what the first makes it write.
+    `meanwhile` is called every few seconds; what it raises interrupts the process, too.
     """
-    home = str(Path(__file__).parents[2])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "backbench", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        process_group=0,
-    )
-    start_s, said = time.monotonic(), None
+    process = start_process(arguments, module, stderr=subprocess.PIPE)
     try:
-        while said is None:
-            try:
-                _, said = process.communicate(timeout=every_s)
-            except subprocess.TimeoutExpired:
-                going(time.monotonic() - start_s)
-    except KeyboardInterrupt:
+        said = _said(process, meanwhile)
+    except BaseException:
         process.send_signal(signal.SIGINT)
         try:
             process.communicate()
@@ -176,6 +182,34 @@ def in_new_process(
                 process.wait()
         raise
     return Ended(process.returncode, said)
+
+
+def start_process(arguments: Sequence[str], module: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    """Start this same Backbench at `module`, heard only on stderr.
+
+    Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
+    would cut short what the first makes it write.
+    """
+    home = str(Path(__file__).parents[2])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        process_group=0,
+    )
+
+
+def _said(process: subprocess.Popen[str], meanwhile: Callable[[], None]) -> str:
+    while True:
+        try:
+            return process.communicate(timeout=MEANWHILE_S)[1]
+        except subprocess.TimeoutExpired:
+            meanwhile()
 
 
 def _arms(names: Sequence[str]) -> dict[str, str]:
@@ -217,12 +251,6 @@ def _finished(path: Path) -> str | None:
     except ReportError:
         return None
     return str(record.run.get("uuid")) if record.run["status"] == "complete" else None
-
-
-def _last(ended: Ended) -> str:
-    """The last line that a process said, or its exit code."""
-    lines = ended.said.strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else f"it ended with code {ended.code}."
 
 
 def _remove(experiment: Experiment) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from backbench.harness.commands.run import run
 from backbench.harness.options import RunOptions, run_options
 from backbench.harness.repeats import (
     Ended,
+    Going,
     arguments,
     backends,
     in_new_process,
@@ -89,28 +90,23 @@ def test_blocks_share_a_seed_and_no_two_blocks_do(tmp_path: Path) -> None:
     ]
 
 
+def test_a_waiting_parent_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+    monkeypatch.setattr(repeats, "MEANWHILE_S", 0.01)
+    assert in_new_process(["--version"], meanwhile=lambda: looked.append(None)).code == 0
+    assert looked
+
+
 def test_a_long_run_is_said_to_be_going() -> None:
-    told: list[float] = []
-    ended = in_new_process(["--version"], told.append, every_s=0.01)
-    assert ended.code == 0
-    assert told and told == sorted(told)
-
-
-def test_the_run_that_goes_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch, told = Scripted(), list[str]()
-
-    def slow(typed: Sequence[str], going: Callable[[float], None], every_s: float) -> Ended:
-        going(12.3)
-        return launch(typed)
-
-    monkeypatch.setattr(repeats, "in_new_process", slow)
-    run_repeats(replace(ASKED, repeat=1, out=tmp_path / "x"), told.append)
-    assert told == [
-        "Run 1 of 2: torch, block 1",
-        "Run 1 of 2: torch, block 1, 12 s so far",
-        "Run 2 of 2: sdpa, block 1",
-        "Run 2 of 2: sdpa, block 1, 12 s so far",
-    ]
+    now_s, told = 0.0, list[str]()
+    going = Going(told.append, 10.0, lambda: now_s)
+    for which, seconds in (("Run 1", 23), ("Run 2", 12)):
+        going.begin(which)
+        begun_s = now_s
+        while now_s < begun_s + seconds:
+            now_s += 1.0
+            going.look()
+    assert told == ["Run 1", "Run 1, 10 s so far", "Run 1, 20 s so far", "Run 2", "Run 2, 10 s so far"]
 
 
 def test_a_runs_command_line_asks_for_the_same(tmp_path: Path) -> None:
