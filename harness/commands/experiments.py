@@ -15,13 +15,15 @@ MOST_LINES = 20
 
 def print_experiment(path: Path) -> None:
     """The conclusion, every arm's medians with their intervals between runs, and what is not valid."""
-    from backbench.harness.commands.output import headline, print_report_table
+    from backbench.harness.commands.output import headline, print_clipping, print_report_table
     from backbench.harness.commands.stored import read, say
     from backbench.reports.arms import open_arms
     from backbench.reports.tables import repeats_table
 
     arms = open_arms([path], read)
-    say(headline(arms[0].runs[0].record), err=False)
+    first = arms[0].runs[0].record
+    say(headline(first), err=False)
+    print_clipping(first, "Clipped, of the first run")
     if len(arms) > 1:
         print_conclusion(arms)
     print_report_table(repeats_table(arms))

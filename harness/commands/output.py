@@ -163,12 +163,12 @@ def print_tuning(record: RunRecord) -> None:
         click.echo(printable(f"Launches: {'; '.join(known)}"))
 
 
-def print_clipping(record: RunRecord) -> None:
+def print_clipping(record: RunRecord, head: str = "Clipped") -> None:
     """What the requests lost to the model's context, where anything."""
     from backbench.reports.tables import clipping
 
     if text := clipping(record):
-        click.echo(printable(f"Clipped: {text}"))
+        click.echo(printable(f"{head}: {text}"))
 
 
 def own_names(record: RunRecord) -> str:

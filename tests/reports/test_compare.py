@@ -116,6 +116,7 @@ def test_runs_of_one_configuration_are_told_apart_by_time_and_label(records: lis
     assert labels([run, later]) == ["torch · 2025-01-02T03:04:05Z", "torch · 2025-02-03T00:00:00Z"]
     before, after = changed(run, "run.label", "before"), changed(later, "run.label", "after")
     assert labels([before, after]) == ["before", "after"]
+    assert labels([asked(before, rate=2), asked(after, rate=4)]) == ["before", "after"], "their user's names"
     assert labels([before, later]) == ["before", "torch"]
     both = [
         before,

@@ -110,6 +110,20 @@ def test_the_incomparable_is_refused_by_name_and_marked_anyway(
     assert bench("compare", *paths, "--anyway", "--fail-if", "tpot_p50>1.05") == 4
 
 
+def test_a_limit_is_not_judged_of_what_does_not_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight pairs that would break it, whose requests got other numbers of tokens."""
+    path = made(tmp_path / "x", 0.5)
+    for run in path.glob("*-sdpa"):
+        directory = RunDirectory(run)
+        record = directory.read_record()
+        record = replace(record, metrics=record.metrics | {"output_tokens": 1})
+        directory.write_record(sign(directory, record))
+    assert bench("compare", path, "--anyway", "--fail-if", "tpot_p50>1.05") == 4
+    assert capsys.readouterr().err.startswith("error: These runs do not compare: output tokens: ")
+
+
 def test_a_limit_fails_only_on_what_is_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path / "x", 0.9)
     assert bench("compare", path, "--fail-if", "tpot_p50>1.05") == 1
