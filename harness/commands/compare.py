@@ -70,12 +70,11 @@ def compare(
             )
         arms = _with_baseline(arms, baseline)
         hard = incomparable_groups(arms, key)
-        if hard and parsed:
-            anyway = False  # a limit on what does not compare would be kept or broken for no reason
-        if hard and not anyway:
+        if hard and (parsed or not anyway):
             what = "; ".join(map(str, hard))
             what = what if len(what) <= 200 else what[:197] + "..."
-            raise HarnessError(f"These runs do not compare: {what} (--anyway goes on).", exit_code=INVALID)
+            more = "--fail-if judges none such" if anyway else "--anyway goes on"
+            raise HarnessError(f"These runs do not compare: {what} ({more}).", exit_code=INVALID)
         _print(arms, hard, form)
         lines = [line for limit in parsed for line in broken(arms, limit)]
     for line in lines:
