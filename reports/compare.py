@@ -48,7 +48,7 @@ class Difference:
     """One a record; None where a record lacks the field."""
 
     def __str__(self) -> str:
-        return f"{self.field}: " + " vs ".join(_short(show(value)) for value in self.values)
+        return f"{self.field}: " + " vs ".join(_short(brief(value)) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,16 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return value[:HASH_SHOWN] if HASH.fullmatch(value) else value
+        return value
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return ", ".join(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def brief(value: Any) -> str:
+    """`show`, with as much of a hash as tells it from others."""
+    text = show(value)
+    return text[:HASH_SHOWN] if HASH.fullmatch(text) else text
 
 
 def _short(text: str) -> str:
@@ -210,7 +216,7 @@ def _numbered(names: list[str]) -> list[str]:
 
 def _texts_of(records: Sequence[RunRecord], paths: Sequence[str]) -> Iterator[list[str]]:
     for path in paths:
-        yield [show(_at(record, path))[:LONGEST_NAME] for record in records]
+        yield [brief(_at(record, path))[:LONGEST_NAME] for record in records]
 
 
 def _options_texts(records: Sequence[RunRecord]) -> list[str]:

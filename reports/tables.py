@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from backbench.reports.arms import Arm, against, compared_in, measured
-from backbench.reports.compare import Difference, Ratio, compared, labels, show
+from backbench.reports.compare import Difference, Ratio, brief, compared, labels
 from backbench.reports.metrics import latency
 from backbench.reports.metrics.metric import Quantity
 from backbench.reports.quantities import (
@@ -245,7 +245,7 @@ def interval_note(arms: Sequence[Arm]) -> str:
 
 def difference_table(found: Sequence[Difference], names: Sequence[str]) -> Table:
     """The differing fields side by side."""
-    rows = tuple(_texts(each.field, *(show(value) for value in each.values)) for each in found)
+    rows = tuple(_texts(each.field, *(brief(value) for value in each.values)) for each in found)
     return Table("What differs", ("Field", *names), rows)
 
 
