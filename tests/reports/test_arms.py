@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,20 @@ import numpy as np
 import pytest
 
 from backbench.errors import ReportError
-from backbench.reports.arms import Arm, Run, against, arms_incomparable, measured
+from backbench.reports.arms import (
+    Arm,
+    Run,
+    against,
+    arm_differences,
+    arms_incomparable,
+    arms_of,
+    measured,
+)
 from backbench.reports.conclusion import conclusion, how_to_tell, left_out
 from backbench.reports.limits import broken, parse_limit
 from backbench.reports.quantities import QUANTITIES, quantity
 from backbench.reports.record import RunRecord
+from backbench.reports.tables import scorecard_table
 
 RATE = quantity("metrics", "output_tokens_per_s", "whole_run")
 TPOT = quantity("metrics", "tpot_s", "p50")
@@ -217,6 +228,21 @@ def test_too_few_valid_pairs_are_no_verdict() -> None:
     assert "of the 3 runs of b, 0 are valid" in conclusion([arm("a", rates), none])
     with pytest.raises(ReportError, match="of the 3 runs of b, 0 are valid"):
         list(broken([arm("a", rates), none], parse_limit("tpot_p50>1.05")))
+
+
+def test_comparing_more_arms_costs_in_proportion() -> None:
+    """Calls, not seconds; 40 arms and 160 of single runs, as 1,000 stored runs are compared."""
+
+    def calls(number: int) -> int:
+        arms = arms_of([record(100.0 + each, max_seqs=each) for each in range(number)])
+        profile = cProfile.Profile()
+        with profile:
+            arms_of([each.records[0] for each in arms])
+            conclusion(arms), left_out(arms), arm_differences(arms), arms_incomparable(arms)
+            scorecard_table(arms)
+        return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
+
+    assert calls(160) < 6 * calls(40)
 
 
 def test_a_run_that_did_not_finish_counts_for_nothing() -> None:
