@@ -35,7 +35,7 @@ HASH_SHOWN = 12
 """Characters of a hash that a reader sees; two that differ do so in the first ones."""
 LONGEST_NAME = 48
 """Characters of a part of a name."""
-UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out", "check")
+UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out", "check", "quantize")
 """Options that a label says otherwise, or that name nothing about the configuration."""
 
 
@@ -216,7 +216,8 @@ def _numbered(names: list[str]) -> list[str]:
 
 def _texts_of(records: Sequence[RunRecord], paths: Sequence[str]) -> Iterator[list[str]]:
     for path in paths:
-        yield [brief(_at(record, path))[:LONGEST_NAME] for record in records]
+        absent = "not quantized" if path == "model.quantization" else None
+        yield [brief(_at(record, path) or absent)[:LONGEST_NAME] for record in records]
 
 
 def _options_texts(records: Sequence[RunRecord]) -> list[str]:

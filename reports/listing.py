@@ -14,7 +14,7 @@ from backbench.reports.compare import backend_name, own_label
 from backbench.reports.metrics.validity import fails
 from backbench.reports.quantities import quantity
 from backbench.reports.record import RECORD_FILE
-from backbench.reports.record.experiment import EXPERIMENT_FILE, read_experiment
+from backbench.reports.record.experiment import is_experiment, read_experiment
 from backbench.reports.record.schema import LOG_FILE
 
 LATEST = "latest"
@@ -87,7 +87,7 @@ def _below(root: Path) -> Iterator[Entry]:
         folders.sort()
         path = Path(folder)
         try:
-            if EXPERIMENT_FILE in files:
+            if is_experiment(path):
                 found, inside = _experiment(path)
                 listed |= inside
                 yield from found

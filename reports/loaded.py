@@ -89,7 +89,8 @@ class LoadedExperiment:
 
     @cached_property
     def values(self) -> pd.DataFrame:
-        """One row a run: its arm, block and seed, and every quantity by its dotted name, in its own unit."""
+        """One row a run: its arm, block and seed, why no verdict rests on it (None where one may), and every
+        quantity by its dotted name, in its own unit."""
         import pandas as pd
 
         rows = []
@@ -98,6 +99,7 @@ class LoadedExperiment:
             for run in runs:
                 at = listed[run.record.run["uuid"]]
                 row: dict[str, Any] = {"arm": label, "block": at.block, "seed": at.seed}
+                row["left_out"] = Run(run.record).left_out
                 rows.append(row | {".".join(each.path): read(run.record, each).value for each in QUANTITIES})
         return pd.DataFrame(rows)
 

@@ -59,7 +59,7 @@ def experiment_json(path: Path) -> dict[str, Any]:
 
     from backbench.harness.commands.stored import read
     from backbench.reports.arms import compared_in, measured, open_arms
-    from backbench.reports.conclusion import conclusion
+    from backbench.reports.conclusion import conclusion, left_out
     from backbench.reports.record.experiment import read_experiment
 
     arms = open_arms([path], read)
@@ -71,5 +71,5 @@ def experiment_json(path: Path) -> dict[str, Any]:
         for each in compared_in(arms)
     }
     listed = asdict(read_experiment(path)) | {"path": str(path)}
-    found = {"experiment": listed, "quantities": quantities}
+    found = {"experiment": listed, "quantities": quantities, "left_out": left_out(arms)}
     return found | ({"conclusion": conclusion(arms)} if len(arms) > 1 else {})

@@ -110,6 +110,12 @@ def test_options_that_differ_are_the_label_and_nothing_else(records: list[RunRec
     assert labels(runs) == ["torch · rate 2", "torch · rate 4", "triton · rate 2"]
 
 
+def test_quantized_weights_are_named_once(records: list[RunRecord]) -> None:
+    plain = asked(records[0])
+    quantized = changed(asked(records[0], quantize="int8"), "model.quantization", "int8")
+    assert labels([plain, quantized]) == ["not quantized", "int8"]
+
+
 def test_runs_of_one_configuration_are_told_apart_by_time_and_label(records: list[RunRecord]) -> None:
     run = records[0]
     later = changed(run, "run.utc", "2025-02-03T00:00:00Z")

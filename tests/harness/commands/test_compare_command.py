@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from backbench.harness.cli import run_command
+from backbench.reports.loaded import load
 from backbench.reports.record import RunDirectory, sign
 from backbench.reports.record.experiment import Experiment, Listed
 
@@ -75,6 +76,19 @@ def test_a_disturbed_run_is_left_out_with_its_pair(
             assert found["left_out"] == [said] and "n = 7 pairs" in found["conclusion"]
         elif form != ("--csv",):
             assert "n = 7 pairs. Left out as not valid: 1 of 16 runs." in told.out
+
+
+def test_whoever_reads_the_values_sees_which_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made(tmp_path / "x", 1.83, blocks=3, doubtful=2)
+    assert bench("show", path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["left_out"] == ["pair 3 left out: sdpa: disturbed: others took 40%"]
+    rates = found["quantities"]["metrics.output_tokens_per_s.whole_run"]
+    assert [len(rates[arm]["values"]) for arm in ("torch", "sdpa")] == [3, 2]
+    values = load(path).values
+    assert list(values["left_out"].notna()) == [False] * 5 + [True]
 
 
 def test_two_experiments_are_pooled_by_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
