@@ -264,13 +264,19 @@ def full_table(arms: Sequence[Arm]) -> Table:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table with its title as a heading."""
+    """A GitHub-flavoured Markdown table with its title as a heading; nothing in it is taken for HTML."""
+
+    def plain(text: str) -> str:
+        return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
     def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(map(plain, cells)) + " |"
 
     rule = "|" + "|".join([" --- ", *(" ---: " for _ in table.columns[1:])]) + "|"
-    return "\n".join([f"### {table.title}", "", row(table.columns), rule, *map(row, table.texts())]) + "\n"
+    return (
+        "\n".join([f"### {plain(table.title)}", "", row(table.columns), rule, *map(row, table.texts())])
+        + "\n"
+    )
 
 
 def to_csv(table: Table) -> str:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+WIDEST = 60
+"""Characters of a cell."""
+
 
 @click.command("list")
 @click.argument("directory", type=click.Path(path_type=Path), default="runs")
@@ -32,10 +35,10 @@ def list_runs(directory: Path, as_json: bool) -> None:
     rows = [
         (
             each.utc.replace("T", " ")[:19],
-            " ".join(filter(None, (each.label, *(f"{key}={value}" for key, value in each.tags)))) or DASH,
-            each.workload,
-            each.backend,
-            " ".join(filter(None, (each.model, each.quantization))),
+            _cell(each.label, *(f"{key}={value}" for key, value in each.tags)),
+            _cell(each.workload),
+            _cell(each.backend),
+            _cell(each.model, each.quantization),
             str(each.runs),
             each.validity,
             DASH if each.output_tokens_per_s is None else digits(each.output_tokens_per_s),
@@ -52,3 +55,11 @@ def list_runs(directory: Path, as_json: bool) -> None:
     for each in found:
         if each.problem is not None:
             say(f"not readable: {each.path}: {each.problem}")
+
+
+def _cell(*texts: str | None) -> str:
+    """As much of the texts as a cell takes; a stranger's record may hold any."""
+    from backbench.reports.quantities import DASH
+
+    text = " ".join(filter(None, texts))
+    return (text if len(text) <= WIDEST else text[: WIDEST - 3] + "...") or DASH

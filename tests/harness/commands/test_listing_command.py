@@ -56,6 +56,12 @@ def test_the_list_names_what_can_be_read_and_what_not(runs: Path, capsys: pytest
     assert sdpa["tags"] == {"card": "left"} and sdpa["output_tokens_per_s"] > 0
 
 
+def test_a_strangers_names_do_not_fill_the_screen(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(runs / "torch", label="x" * 10_000)
+    assert bench("list") == 0
+    assert len(capsys.readouterr().out) < 4000
+
+
 def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("list", tmp_path) == 0
     assert capsys.readouterr().err == f"There are no runs below {tmp_path}.\n"
