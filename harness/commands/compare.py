@@ -103,6 +103,7 @@ def _print(arms: Sequence[Arm], hard: Sequence[Difference], form: str | None) ->
         comparison_table,
         difference_table,
         full_table,
+        markdown_text,
         scorecard_table,
         to_csv,
         to_markdown,
@@ -118,7 +119,7 @@ def _print(arms: Sequence[Arm], hard: Sequence[Difference], form: str | None) ->
     elif form == "markdown":
         said = [f"Not comparable: {each}." for each in hard] or [conclusion(arms), *left_out(arms)]
         table = to_markdown(comparison_table(arms, comparable=not hard))
-        click.echo(printable("\n\n".join((*said, table))), nl=False)
+        click.echo(printable("\n\n".join((*map(markdown_text, said), table))), nl=False)
     else:
         if not hard:
             print_conclusion(arms)
