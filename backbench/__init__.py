@@ -65,7 +65,7 @@ def run(**options: Any) -> list[LoadedRun]:
         if done.code == INTERRUPTED:
             raise KeyboardInterrupt
         return [load_run(done.experiment.directory(each).path) for each in done.experiment.runs]
-    outcomes = run_experiment(asked, Observer())
-    if outcomes and outcomes[-1].failure is not None:
-        raise outcomes[-1].failure
-    return [load_run(outcome.directory.path) for outcome in outcomes]
+    outcome = run_experiment(asked, Observer())
+    if outcome.failure is not None:
+        raise outcome.failure
+    return [load_run(outcome.directory.path)]

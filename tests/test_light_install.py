@@ -63,6 +63,7 @@ def test_stored_runs_are_read_without_the_engine(tmp_path: Path) -> None:
         ["compare", "bundle.zip"],
         *(["export", run, "--format", name, "-o", f"{name}.json"] for name in formats),
         ["schema"],
+        ["list", str(OLD)],
         ["workloads"],
         ["models"],
     ]

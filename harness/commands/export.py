@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from backbench.harness.commands.stored import RUN
+
 
 class ExportCommand(click.Command):
     """Its help lists the formats, which are found when it is asked for."""
@@ -18,7 +20,7 @@ class ExportCommand(click.Command):
 
 
 @click.command(cls=ExportCommand)
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=RUN)
 @click.option("--format", "-f", "name", required=True, metavar="FORMAT", help="One of those below.")
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), metavar="FILE", help="A new file."

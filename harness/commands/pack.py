@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from backbench.harness.commands.stored import RUN
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=RUN)
 @click.option(
     "--out",
     "-o",

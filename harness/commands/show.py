@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from backbench.harness.commands.stored import RUN
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record as JSON.")
 def show(run: Path, as_json: bool) -> None:
     """Print the summary of RUN, a run or experiment directory or a bundle, and on stderr what was edited."""

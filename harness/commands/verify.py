@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from backbench.errors import INVALID
+from backbench.harness.commands.stored import RUN
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print {run, verified, problems, unchecked} as JSON.")
 def verify(run: Path, as_json: bool) -> None:
     """Recompute every number of RUN, a run or experiment directory or a bundle, that its tables give;

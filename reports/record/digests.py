@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from backbench.reports.record.bundle import is_file, read_bytes
@@ -30,9 +30,8 @@ def sha256(path: Path) -> str:
 def record_digest(record: RunRecord) -> str:
     """Hex digest of the record's JSON without its own digest."""
     digests = {name: value for name, value in record.run.get("digests", {}).items() if name != RECORD_FILE}
-    plain = finite(asdict(replace(record, run=record.run | {"digests": digests})))
-    # Through JSON text once, so that what was written and what was read give the same bytes.
-    text = json.dumps(json.loads(json.dumps(plain)), sort_keys=True, separators=(",", ":"))
+    plain = finite(vars(replace(record, run=record.run | {"digests": digests})))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

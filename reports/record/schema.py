@@ -23,6 +23,8 @@ REQUESTS_FILE = "requests.parquet"
 STEPS_FILE = "steps.parquet"
 TELEMETRY_FILE = "telemetry.parquet"
 REPORT_FILE = "report.html"
+LOG_FILE = "requests.log.jsonl"
+"""What a run that is going or was killed has instead of its record."""
 
 REQUEST_COLUMNS: dict[str, str] = {
     "request_id": "int64",
@@ -112,7 +114,8 @@ class RunRecord:
     """What one run was and what came out of it. Every section is a plain dict that JSON can hold."""
 
     run: dict[str, Any]
-    """uuid, utc, command, seed, status ("complete" | "interrupted" | "failed"), error of a failed one."""
+    """uuid, utc, command, label and tags (its user's names for it), seed, error of a failed one, and
+    status ("complete" | "interrupted" | "failed")."""
     workload: dict[str, Any] = field(default_factory=dict)
     """name, parameters, content_hash, notes, ideal_prefix_hit_ratio."""
     model: dict[str, Any] = field(default_factory=dict)

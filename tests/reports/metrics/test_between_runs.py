@@ -45,6 +45,23 @@ def test_hodges_lehmann_by_hand() -> None:
     assert between.hodges_lehmann(np.array([0.0, 1.0, 10.0])) == 3.0
 
 
+@given(differences)
+def test_hodges_lehmann_is_the_median_of_all_averages_of_two(values: np.ndarray) -> None:
+    averages = [(a + b) / 2 for place, a in enumerate(values) for b in values[place:]]
+    assert between.hodges_lehmann(values) == np.median(averages)
+
+
+@given(differences, st.integers(-64, 64).map(lambda each: each / 64))
+def test_a_shift_shifts_the_estimate_and_its_interval(values: np.ndarray, shift: float) -> None:
+    """So that what holds of identical arms holds of arms that differ by any ratio."""
+    before, after = between.difference(values), between.difference(values + shift)
+    assert before.low is not None and before.high is not None
+    assert (after.value, after.low, after.high) == pytest.approx(
+        (before.value + shift, before.low + shift, before.high + shift)
+    )
+    assert before.low <= before.value <= before.high
+
+
 def test_holm_by_hand() -> None:
     assert between.holm(np.array([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
 
