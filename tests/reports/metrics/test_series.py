@@ -21,6 +21,7 @@ from backbench.reports.metrics.series import (
     decode_points,
     ecdf,
     panels,
+    thinned_points,
     throughput,
 )
 from backbench.reports.record import RunDirectory
@@ -87,6 +88,29 @@ def test_binning_keeps_the_range(values: list[float]) -> None:
     assert len(series.values) <= 2 * BINS
     assert series.values.min() >= time_s.min() - 1e-9
     assert series.values.max() <= time_s.max() + 1e-9
+
+
+@given(times, st.integers(0, 2**32 - 1))
+def test_binning_keeps_the_least_and_the_most(values: list[float], seed: int) -> None:
+    time_s = np.sort(np.array(values))
+    noise = np.random.default_rng(seed).normal(size=len(values))
+    series = binned(time_s, noise)
+    if series.least is None or series.most is None:
+        assert len(series.values) == len(values)
+        return
+    assert (series.least.min(), series.most.max()) == (noise.min(), noise.max())
+    assert (series.least <= series.values + 1e-12).all()
+    assert (series.values <= series.most + 1e-12).all()
+
+
+@given(times, st.integers(0, 2**32 - 1))
+def test_thinned_points_keep_the_extremes_of_every_stretch(values: list[float], seed: int) -> None:
+    x = np.array(values)
+    y = np.random.default_rng(seed).normal(size=len(values))
+    keep = thinned_points(x, y)
+    assert len(keep) <= POINTS
+    assert len(set(keep.tolist())) == len(keep)
+    assert (y[keep].min(), y[keep].max()) == (y.min(), y.max())
 
 
 @given(st.floats(min_value=1e-3, max_value=1e6))
