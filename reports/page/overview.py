@@ -188,7 +188,7 @@ def _front(
     legend = tuple(members[0][0].style for members in groups.values())
     where = f"all at {loads.pop()}" if len(loads) == 1 else "labelled with its load"
     whiskers = "; whiskers are 95 % intervals" if any(p.x_interval or p.y_interval for p in points) else ""
-    caption = f"One point a run, {where}{whiskers}."
+    caption = f"One point each, {where}{whiskers}."
     caption += f" {region.label}." if region else ""
     chart = Chart(x_axis, y_axis, (*((region,) if region else ()), *marks), height=320)
     better = "lower left" if limit[1] else "upper right"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +265,32 @@ def test_hostile_names_stay_text(open_page: Callable[..., Any], hostile: Path) -
     assert page.evaluate("document.querySelector('h1').offsetHeight") < 200
     page.locator("#differences thead button").first.click()
     page.locator("#figure-ttft .frame").first.hover()
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_open_at_once(
+    open_page: Callable[..., Any], machines: list[RunDirectory], tmp_path: Path
+) -> None:
+    runs = []
+    for number in range(200):
+        path = shutil.copytree(machines[number % 6].path, tmp_path / f"{number:03}")
+        run = RunDirectory.open(path)
+        record = run.read_record()
+        tpot = record.metrics["tpot_s"]
+        slower = {key: value * (1 + number / 1000) for key, value in tpot["p50"].items()}
+        metrics = record.metrics | {"tpot_s": tpot | {"p50": slower}}
+        asked = {"backend": record.backend["asked"], "max_seqs": number}
+        run.write_record(sign(run, replace(record, metrics=metrics, run=record.run | {"asked": asked})))
+        runs.append(run)
+    out = written(runs, tmp_path)
+    assert out.stat().st_size < 15_000_000
+    start = time.perf_counter()
+    page = open_page(out)
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert time.perf_counter() - start < 5
+    assert page.locator("#scorecard tbody tr").count() == 200
+    assert page.locator("#figure-ttft .chart").count() == 24
+    assert page.get_by_text("24 of the 200 runs").is_visible()
 
 
 def test_the_keyboard_reaches_everything(open_page: Callable[..., Any], by_setting: Path) -> None:

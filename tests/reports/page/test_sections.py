@@ -183,7 +183,7 @@ def test_differences_that_tell_nothing_stand_apart() -> None:
         "software.git_sha",
         "warmup.seconds",
         "run.command",
-        "backend.kernel_source_hash",
+        "backend.kernel_source_hash.attention",
     ]
     names += ["engine.max_seqs", "run.seed"]
     told, rest = telling([Difference(name, (1, 2)) for name in names])
