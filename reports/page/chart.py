@@ -176,7 +176,7 @@ class Point:
         if self.y_interval:
             a, b = 100 - 100 * y.place(self.y_interval)
             parts.append(_whisker(x1=100 * right, x2=100 * right, y1=a, y2=b))
-        parts.append(shape(self.style, right, up))
+        parts.append(shape(self.style, right, up, "large"))
         if self.label:
             left = right > 0.8
             place = f'x="{100 * right:.2f}%" y="{100 - 100 * up:.2f}%" dx="{-9 if left else 9}" dy="-7"'
@@ -246,14 +246,16 @@ class Chart:
 
 def shared_paths(id: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
     """A group with the path of every line, for `Ghosts` and for lines that have an id."""
-    paths = "".join(f'<path id="{line.id}" d="{line.path(x, y)}"/>' for line in lines)
+    # An attribute: a rule of a style sheet does not reach every copy that a `use` makes.
+    still = 'vector-effect="non-scaling-stroke"'
+    paths = "".join(f'<path id="{line.id}" {still} d="{line.path(x, y)}"/>' for line in lines)
     return f'<g id="{id}">{paths}</g>'
 
 
-def shape(style: RunStyle, right: float, up: float) -> str:
-    """A run's own shape, `right` and `up` from the lower left in shares of the plot."""
+def shape(style: RunStyle, right: float, up: float, size: str = "shape") -> str:
+    """A run's own shape at shares of the plot from its lower left; `size` may be "large"."""
     place = f'x="{100 * right:.2f}%" y="{100 - 100 * up:.2f}%"'
-    return f'<use class="shape" href="#shape-{style.shape}" {place} style="color:{style.color}"/>'
+    return f'<use class="shape" href="#{size}-{style.shape}" {place} style="color:{style.color}"/>'
 
 
 def _whisker(**ends: float) -> str:

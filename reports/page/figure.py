@@ -74,8 +74,13 @@ def _listed(chart: Chart) -> list[tuple[Cell, ...]]:
 
 
 def shape_definitions() -> str:
-    """The runs' shapes, for charts and legends to refer to."""
-    return "".join(f'<path id="shape-{place}" d="{path}"/>' for place, path in enumerate(SHAPES))
+    """The runs' shapes in two sizes, for charts and legends to refer to."""
+    sizes = (("shape", ""), ("large", ' transform="scale(1.5)"'))
+    return "".join(
+        f'<path id="{name}-{place}" d="{path}"{scaled}/>'
+        for name, scaled in sizes
+        for place, path in enumerate(SHAPES)
+    )
 
 
 def standalone(figure: Figure, styles: Sequence[RunStyle]) -> str:

@@ -117,6 +117,11 @@ def test_a_stated_limit_is_a_shaded_region(page: Page) -> None:
     (region,) = [mark for mark in chart.marks if isinstance(mark, Shade)]
     assert region.left == pytest.approx(1 / 0.0075)
     assert region.right == chart.x.high
+    runs_of_ttft = [changed(run, context=context | {"slo_s": {"ttft": 0.014}}) for run in page.runs]
+    chart = front_figures(runs_of_ttft)[1].charts[0]
+    assert isinstance(chart, Chart)
+    (region,) = [mark for mark in chart.marks if isinstance(mark, Shade)]
+    assert (region.left, region.right) == (chart.x.low, pytest.approx(14))
     other = [changed(runs[0], context=context | {"slo_s": {"tpot": 0.1}}), *runs[1:]]
     chart = front_figures(other)[0].charts[0]
     assert isinstance(chart, Chart)

@@ -258,6 +258,37 @@ def test_six_runs_are_ranked_with_the_records_numbers(
     assert sum(wanted in each for each in names) == (6 if name == "by_setting" else 3)
 
 
+def test_points_and_lines_are_drawn_where_their_values_are(
+    open_page: Callable[..., Any], by_machine: Path, machines: list[RunDirectory]
+) -> None:
+    """Measured in pixels: neither a style nor a size moves a mark or makes a line a hair."""
+    page = open_page(by_machine)
+    chart = page.locator("#figure-front .chart")
+    frame = chart.bounding_box()
+    across, upward = json.loads(chart.get_attribute("data-axes"))
+    rows = page.locator("#figure-front .point .shape").all()
+    assert len(rows) == 6
+    for run, mark in zip(machines, rows, strict=True):
+        metrics = run.read_record().metrics
+        values = (
+            metrics["interactivity_tokens_per_s"]["p50"],
+            metrics["output_tokens_per_s_per_gpu"]["steady_state"],
+        )
+        x, y = (
+            (value - low) / (high - low)
+            for value, (low, high, *_) in zip(values, (across, upward), strict=True)
+        )
+        box = mark.bounding_box()
+        assert box["x"] + box["width"] / 2 == pytest.approx(frame["x"] + x * frame["width"], abs=1.5)
+        assert box["y"] + box["height"] / 2 == pytest.approx(frame["y"] + (1 - y) * frame["height"], abs=1.5)
+    # What a copy of a shared path looks like, only its pixels say.
+    panel = page.locator("#figure-itl .chart").first
+    ink = panel.locator(".line").evaluate("e => getComputedStyle(e).stroke")
+    panel.scroll_into_view_if_needed()
+    assert page.locator("defs path[id^=itl-]").first.get_attribute("vector-effect") == "non-scaling-stroke"
+    assert ink != panel.evaluate("e => getComputedStyle(e.querySelector('.ghost')).stroke")
+
+
 def test_hostile_names_stay_text(open_page: Callable[..., Any], hostile: Path) -> None:
     page = open_page(hostile)
     assert page.locator("img").count() == 0
