@@ -27,6 +27,8 @@ from backbench.reports.quantities import digits, format_value
 
 OVERLAID = 3
 """Runs that a reader can tell apart in one chart."""
+NAMED = 6
+"""Runs whose steady windows a caption names."""
 SMALL = 110
 """Height of a small chart in pixels."""
 
@@ -101,7 +103,12 @@ def ecdf_figure(
         caption += f" Drawn at {POINTS} equal steps of probability, both ends kept."
     alt = f"Cumulative distribution of {title.lower()}. " + "; ".join(sentences[:OVERLAID]) + "."
     legend = () if many else tuple(run.style for run in drawn)
-    return Figure(id, "distributions", title, caption, alt, charts, legend, defs, columns=3 if many else 1)
+    return Figure(id, "distributions", title, caption, alt, charts, legend, defs, beside(len(charts)))
+
+
+def beside(count: int) -> int:
+    """How many of so many charts stand in a row: three, but no lone one below."""
+    return 2 if count == 4 else min(count, 3)
 
 
 def time_axis(values_s: np.ndarray) -> tuple[float, str]:
@@ -139,16 +146,10 @@ def _apart(place: int, panel: Panel, runs: Sequence[RunData], x: Axis) -> Figure
     id = f"time-{place}"
     charts, defs = charts_of(id, _lines(id, panel, runs), runs, x, _values_axis(panel))
     known = [series for series in panel.series if series is not None]
-    caption = " ".join(
-        filter(
-            None,
-            (
-                f"{panel.title} of {len(known)} runs, each in front of all; shaded: its steady state.",
-                _binning(known),
-            ),
-        )
-    )
-    return Figure(id, "time", panel.title, caption, caption, charts, (), defs, columns=3)
+    steady = _steady_words(runs) if len(runs) <= NAMED else "Shaded: the steady state of each."
+    words = (f"{panel.title} of {len(known)} runs, each in front of all.", steady, _binning(known))
+    caption = " ".join(filter(None, words))
+    return Figure(id, "time", panel.title, caption, caption, charts, (), defs, beside(len(charts)))
 
 
 def _lines(id: str, panel: Panel, runs: Sequence[RunData]) -> list[Line | None]:
@@ -212,12 +213,14 @@ def decode_figure(runs: Sequence[RunData]) -> Figure | None:
         charts.append(Chart(x, y, tuple(marks), title, run.style, 220 if len(shown) == 1 else 150))
         sentences.append(f"{run.style.label}: {len(times):,} decode-only steps{_explained(fit)}")
     more = len(sentences) - OVERLAID
-    caption = "; ".join(sentences[:OVERLAID]) + (f"; and {more} runs more" if more > 0 else "")
+    caption = "; ".join(sentences[:OVERLAID]) + (f"; and {more} more" if more > 0 else "")
     caption += ". Thick: the fit. Thin: the hardware's floor, where it is known."
     if thin:
         caption += f" Of more than {POINTS} steps: the fastest, a middle and the slowest of equal stretches."
     alt = "Decode step time against context tokens. " + caption
-    return Figure("decode", "where", "Decode step time", caption, alt, tuple(charts), columns=3)
+    return Figure(
+        "decode", "where", "Decode step time", caption, alt, tuple(charts), columns=beside(len(charts))
+    )
 
 
 def _explained(fit: dict[str, float]) -> str:

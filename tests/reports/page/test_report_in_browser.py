@@ -294,6 +294,7 @@ def test_hostile_names_stay_text(open_page: Callable[..., Any], hostile: Path) -
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 2
     assert page.evaluate("document.querySelector('h1').offsetHeight") < 200
+    assert page.evaluate("document.querySelector('#what').offsetHeight") < 1500
     page.locator("#differences thead button").first.click()
     page.locator("#figure-ttft .frame").first.hover()
 
