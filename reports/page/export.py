@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from backbench.errors import ReportError
@@ -64,13 +65,13 @@ def _openable(path: Path) -> Path:
     return read_experiment(path).path if is_experiment(path) else RunDirectory.open(path).path
 
 
+@dataclass(frozen=True)
 class Kind:
     """What a report can be written as."""
 
-    def __init__(self, starts: str, text: Callable[[Page, GateRows], str]) -> None:
-        self.starts = starts
-        """What such a file begins with: a report replaces a report, and nothing else."""
-        self.text = text
+    starts: str
+    """What such a file begins with: a report replaces a report, and nothing else."""
+    text: Callable[[Page, GateRows], str]
 
 
 def to_markdown(page: Page, gates: GateRows = ()) -> str:
