@@ -171,13 +171,17 @@ def _front(
         if x := across.read(run.sample):
             groups.setdefault(configuration_of(run.record), []).append((run, x, y))
     marks: list[Mark] = []
+    legend: list[RunStyle] = []
     for members in groups.values():
-        style = members[0][0].style
         members.sort(key=lambda each: load(each[0].record)[0])
-        if len(members) > 1:
+        styles = [run.style for run, _, _ in members]
+        if len(members) > 1 and len({load(run.record)[0] for run, _, _ in members}) == len(members):
+            styles = styles[:1] * len(members)
             xs, ys = zip(*((x[0], y[0]) for _, x, y in members), strict=True)
-            marks.append(_path(xs, ys, style))
-        marks += [_point(run, style, across, upward, x, y) for run, x, y in members]
+            marks.append(_path(xs, ys, styles[0]))
+        each_with_style = zip(members, styles, strict=True)
+        marks += [_point(run, style, across, upward, x, y) for (run, x, y), style in each_with_style]
+        legend += dict.fromkeys(styles)
     points = [mark for mark in marks if isinstance(mark, Point)]
     loads = {point.label for point in points}
     if len(loads) == 1:
@@ -185,7 +189,6 @@ def _front(
     x_axis = _points_axis(across.label, [end for p in points for end in (p.x, *(p.x_interval or ()))])
     y_axis = _points_axis(upward.label, [end for p in points for end in (p.y, *(p.y_interval or ()))])
     region = _slo_region(runs, *limit, across.factor, x_axis)
-    legend = tuple(members[0][0].style for members in groups.values())
     where = f"all at {loads.pop()}" if len(loads) == 1 else "labelled with its load"
     whiskers = "; whiskers are 95 % intervals" if any(p.x_interval or p.y_interval for p in points) else ""
     caption = f"One point each, {where}{whiskers}."
@@ -194,7 +197,7 @@ def _front(
     better = "lower left" if limit[1] else "upper right"
     alt = f"{upward.label} {title}: " + "; ".join(point.tip for point in points[:12]) + "."
     caption += f" Better is towards the {'upper left' if better == 'lower left' else better}."
-    return Figure(id, "front", title[0].upper() + title[1:], caption, alt, (chart,), legend)
+    return Figure(id, "front", title[0].upper() + title[1:], caption, alt, (chart,), tuple(legend))
 
 
 def _points_axis(label: str, values: Sequence[float]) -> Axis:

@@ -219,8 +219,8 @@ def accuracy_table(arms: Sequence[Arm]) -> Table:
     return Table("Accuracy beside speed", columns, tuple(rows))
 
 
-UNTELLING = re.compile(r"^run\.command$|(hash|sha|digests?|uuid)\b|(utc|seconds|_s|_ns)$")
-"""Fields that tell a reader little: hashes, stamps, durations, and the command that other fields repeat."""
+UNTELLING = re.compile(r"^run\.command$|(hash|sha|digests?|uuid)\b|(utc|seconds|_s|_ns|idle_power_w)$")
+"""Fields that tell little: hashes, stamps, durations, a sensor's reading, a command that others repeat."""
 
 
 def telling(found: Sequence[Difference]) -> tuple[list[Difference], list[Difference]]:

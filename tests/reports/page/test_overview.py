@@ -10,7 +10,7 @@ import pytest
 from backbench.reports.arms import Arm, Run, measured
 from backbench.reports.conclusion import judged_quantity
 from backbench.reports.page.axes import linear
-from backbench.reports.page.chart import Chart, Point, Shade
+from backbench.reports.page.chart import Chart, Line, Point, Shade
 from backbench.reports.page.html import load_page
 from backbench.reports.page.overview import (
     MOST_DRAWN,
@@ -146,7 +146,16 @@ def test_one_configuration_under_several_loads_is_one_line(page: Page) -> None:
     assert len({configuration_of(run.record) for run in runs}) == 1
     figure = front_figures(runs)[0]
     assert len(figure.legend) == 1
+    assert isinstance(figure.charts[0], Chart)
+    assert len([mark for mark in figure.charts[0].marks if isinstance(mark, Line)]) == 1
     assert [point.label for point in points(figure.charts[0])] == ["1 at once", "4 at once", "16 at once"]
+
+
+def test_runs_under_one_load_are_not_joined(page: Page) -> None:
+    chart = front_figures([page.runs[0], replace(page.runs[0], style=page.runs[1].style)])[0].charts[0]
+    assert isinstance(chart, Chart)
+    assert not [mark for mark in chart.marks if isinstance(mark, Line)]
+    assert [point.style for point in points(chart)] == [page.runs[0].style, page.runs[1].style]
 
 
 def test_without_power_there_is_no_front_per_watt(
