@@ -85,7 +85,7 @@ def _run_series(options: RunOptions, as_json: bool, no_report: bool, talk: Talk)
     """Run every backend as often as asked, and end with the worst code of the runs."""
     from backbench.harness.progress import line_every_s, open_observer
     from backbench.harness.repeats import run_repeats
-    from backbench.reports.page.html import write_report
+    from backbench.reports.page.export import write_report
 
     with open_observer(talk, series=True) as observer:
         done = run_repeats(options, observer.stage, every_s=line_every_s(talk))
@@ -117,7 +117,7 @@ def _options(given: dict[str, Any], config: Path | None) -> RunOptions:
 
 
 def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
-    from backbench.reports.page.html import write_report
+    from backbench.reports.page.export import write_report
 
     stage("Writing the report")
     path = outcome.directory.report_path
