@@ -9,8 +9,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+from backbench.reports.compare import LONGEST_NAME
 from backbench.reports.page.export import write_report
-from backbench.reports.page.html import LONGEST_LABEL, load_page, render_report, script_json
+from backbench.reports.page.html import load_page, render_report, script_json
 from backbench.reports.quantities import QUANTITIES
 from backbench.reports.record import RunDirectory
 
@@ -128,8 +129,8 @@ def test_long_and_right_to_left_names_are_shortened_and_isolated(
         run.write_record(replace(record, backend=record.backend | {"asked": name}))
     text = render_report(runs)
     body = text[: text.index('<section id="provenance"')]
-    assert "x" * (LONGEST_LABEL + 1) not in body[: body.index('<section id="what"')]
-    assert f"<bdi>{'x' * LONGEST_LABEL}…</bdi>" in body
+    assert "x" * (LONGEST_NAME + 1) not in body[: body.index('<section id="what"')]
+    assert f"<bdi>{'x' * LONGEST_NAME}</bdi>" in body
     assert f"{RTL}</bdi>" in body
     assert "\u202e" not in text
 
