@@ -126,6 +126,11 @@ class RunOptions:
         metavar="ttft=S,tpot=S",
         read=parse_slo,
     )
+    check: bool = option(
+        True,
+        "Check results against the torch backend; without it the run is not valid.",
+        group="record",
+    )
     out: Path | None = option(
         None,
         "A new or empty directory.",

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from backbench.errors import HarnessError, ReportError, shown
-from backbench.harness.gate.arms import Arm, MeasureRun
+from backbench.harness.gate.arms import Arm, MeasureRun, unchecked
 from backbench.harness.gate.decision import LOOKS, Finding, Verdict, judge, overall
 from backbench.harness.gate.fingerprint import Fingerprint, fingerprint
+from backbench.harness.gate.floors import broken_floors
 from backbench.harness.gate.outcome import Outcome, Pair, conclude
 from backbench.harness.gate.pairs import Observation, incomparable, make_pair
-from backbench.harness.gate.policy import METRICS, Policy
+from backbench.harness.gate.policy import Policy, gated
 from backbench.harness.provenance import redacted
 from backbench.reports.metrics.statistics import Floats
 from backbench.reports.record import RunDirectory, digest_problems
@@ -62,6 +63,8 @@ class End:
     reason: str = ""
     """Empty = what the metrics say."""
     findings: Sequence[Finding] = ()
+    floors: Sequence[str] = ()
+    """Those that the candidate breaks, in words."""
 
 
 @dataclass
@@ -102,6 +105,8 @@ class Session:
             return End(Verdict.INVALID, self.differs)
         if self.fingerprint is not None and (why := self.blind(self.fingerprint)) is not None:
             return End(Verdict.INVALID, why)
+        if broken := broken_floors(self.policy, valid):
+            return End(Verdict.REGRESSED, "", self.findings(valid), broken)
         if len(valid) in LOOKS:
             found = self.findings(valid)
             if not found:
@@ -123,11 +128,15 @@ class Session:
         reason = f"{self.max_minutes:g} minutes were over after {len(valid)} valid pairs"
         return End(Verdict.INCONCLUSIVE, reason, found)
 
+    def names(self, valid: Sequence[Pair]) -> Sequence[str]:
+        """What is judged."""
+        return tuple(self.policy.margins)
+
     def findings(self, valid: Sequence[Pair]) -> list[Finding]:
         """What the valid pairs say of each gated metric that every one of them measured."""
         if len(valid) < FEWEST_PAIRS:
             return []
-        measured = [name for name in self.policy.margins if all(name in pair.values for pair in valid)]
+        measured = [name for name in self.names(valid) if all(pair.compares(name) for pair in valid)]
         margins = {
             name: self.policy.margin(name, float(np.median([pair.values[name][0] for pair in valid])))
             for name in measured
@@ -140,10 +149,11 @@ class Session:
         seed = self.policy.seed + index
         forward = sum(not pair.void for pair in pairs) % 2 == 0
         arms = (self.baseline, self.candidate) if forward else (self.candidate, self.baseline)
-        runs = self._runs(arms, index, seed)
+        check = self.policy.check == "every" or not any(pair.checked for pair in pairs)
+        runs = self._runs([arm if check else unchecked(arm) for arm in arms], index, seed)
         self.fingerprint = self.fingerprint or fingerprint(runs[arms[0].name].record)
         self.differs = self.differs or incomparable(runs, self.fingerprint)
-        pair = make_pair(index, seed, (arms[0].name, arms[1].name), runs, self.policy)
+        pair = make_pair(index, seed, (arms[0].name, arms[1].name), runs, self.policy, check)
         self.tell(f"pair {index + 1}: {f'void: {pair.void[0]}' if pair.void else 'valid'}")
         return pair
 
@@ -200,15 +210,16 @@ class Session:
                 tuple(end.findings),
                 end.verdict,
                 end.reason,
-                tuple(n for n in self.policy.margins if not all(n in pair.values for pair in valid)),
+                tuple(n for n in self.names(valid) if not all(pair.compares(n) for pair in valid)),
                 self.fingerprint,
+                floors=tuple(end.floors),
             )
         )
 
 
 def differences(valid: Sequence[Pair], metric: str) -> Floats:
     """ln(candidate / baseline) of a metric a pair, oriented so that + is worse."""
-    return np.array([METRICS[metric].difference(*pair.values[metric]) for pair in valid])
+    return np.array([gated(metric).difference(*pair.values[metric]) for pair in valid])
 
 
 def _stored(where: Path) -> Observation | None:
