@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from backbench.harness.gate.arms import Arm
     from backbench.harness.gate.fingerprint import Fingerprint
     from backbench.harness.gate.policy import Policy
+    from backbench.harness.gate.session import Session
 
 POLICY = click.option(
     "--policy",
@@ -71,19 +74,16 @@ def gate(
 
     Exit codes: 0 pass, 1 regressed, 2 usage, 3 inconclusive, 4 invalid, 5 wrong results, 130 interrupted.
     """
-    from backbench.harness.gate.arms import BASELINE, CANDIDATE, checked_out, parse_arm, run_in_process
+    from backbench.harness.gate.arms import BASELINE, CANDIDATE, parse_arm
     from backbench.harness.gate.calibration import cell_of
     from backbench.harness.gate.outcome import headline, to_json, to_markdown, write
-    from backbench.harness.gate.session import Session
 
     policy = _policy(policy_file)
     before = parse_arm(BASELINE, baseline, baseline_python)
     after = parse_arm(CANDIDATE, candidate, candidate_python)
-    blind = _blind(calibration_file, policy, cell_of(policy, before))
-    session = Session(policy, before, after, out, run_in_process, _tell, max_minutes, blind)
-    session.claim()
-    with checked_out(before, out / "trees") as before, checked_out(after, out / "trees") as after:
-        session.baseline, session.candidate = before, after
+    with _opened(policy, before, after, out) as session:
+        session.max_minutes = max_minutes
+        session.blind = _blind(calibration_file, policy, cell_of(policy, before))
         outcome = session.run()
     write(outcome, out)
     click.echo(to_json(outcome) if as_json else to_markdown(outcome))
@@ -119,18 +119,12 @@ def calibrate(
     from dataclasses import asdict
 
     from backbench.harness.commands.output import print_json
-    from backbench.harness.gate.arms import BASELINE, CANDIDATE, checked_out, parse_arm, run_in_process
+    from backbench.harness.gate.arms import BASELINE, CANDIDATE, parse_arm
     from backbench.harness.gate.calibration import CALIBRATION_FILE, LOOKS, store
     from backbench.harness.gate.calibration import calibrate as run_calibration
-    from backbench.harness.gate.session import Session
 
     both = parse_arm(BASELINE, arm), parse_arm(CANDIDATE, arm)
-    session = Session(_policy(policy_file), *both, out, run_in_process, _tell)
-    session.claim()
-    with (
-        checked_out(session.baseline, out / "trees") as session.baseline,
-        checked_out(session.candidate, out / "trees") as session.candidate,
-    ):
+    with _opened(_policy(policy_file), *both, out) as session:
         found = run_calibration(session, pairs)
     file = calibration_file or Path(CALIBRATION_FILE)
     store(found, file)
@@ -168,6 +162,38 @@ def _tell(text: str) -> None:
     from backbench.harness.commands.stored import say
 
     say(text)
+
+
+@contextmanager
+def _opened(policy: Policy, baseline: Arm, candidate: Arm, out: Path) -> Iterator[Session]:
+    """The gate of these arms in its directory, with their trees checked out while it is open."""
+    from backbench.harness.gate.arms import checked_out, run_in_process
+    from backbench.harness.gate.kernels import InProcesses, KernelSession
+    from backbench.harness.gate.session import Session
+
+    with ExitStack() as stack:
+        session = Session(policy, baseline, candidate, out, run_in_process, _tell)
+        if policy.kernels is not None:
+            options = {arm.name: _kernel_options(policy, arm) for arm in (baseline, candidate)}
+        session.claim()
+        arms = [stack.enter_context(checked_out(arm, out / "trees")) for arm in (baseline, candidate)]
+        if policy.kernels is not None:
+            turns = stack.enter_context(InProcesses(arms, options))
+            session = KernelSession(policy, *arms, out, tell=_tell, take_turns=turns)
+        session.baseline, session.candidate = arms
+        yield session
+
+
+def _kernel_options(policy: Policy, arm: Arm) -> dict[str, Any]:
+    """What `bench kernels` would be asked with the policy's and the arm's options."""
+    from backbench.errors import HarnessError
+    from backbench.harness.commands.kernels import kernels
+
+    given = kernels.make_context(f"the {arm.name}'s kernels", [*(policy.kernels or ()), *arm.options]).params
+    printed = ("as_json", "csv_file", "html_file", "seconds")
+    if "," in given["backend_names"]:
+        raise HarnessError(f"An arm's kernels run on one backend, not {given['backend_names']}.")
+    return {name: value for name, value in given.items() if name not in printed}
 
 
 def _policy(given: Path | None) -> Policy:

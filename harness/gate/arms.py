@@ -70,7 +70,7 @@ def run_in_process(arm: Arm, policy: Policy, seed: int, out: Path) -> RunDirecto
     """One fresh `bench run`. Its exit code does not matter here: the record says what was wrong."""
     asked = [each for each in arm.options if each != NO_CHECK]
     spared = [each for each in SPARED if each != NO_CHECK or NO_CHECK in arm.options]
-    known = _help(arm.python or sys.executable, _tree(arm))
+    known = _help(arm.python or sys.executable, tree_of(arm))
     command = ["run", "--workload", policy.workload, *policy.options, *asked]
     command += [each for each in spared if each in known]
     done = _bench(arm, *command, "--seed", str(seed), "--out", str(out))
@@ -88,7 +88,7 @@ def run_in_process(arm: Arm, policy: Policy, seed: int, out: Path) -> RunDirecto
     return directory
 
 
-def _tree(arm: Arm) -> Path | None:
+def tree_of(arm: Arm) -> Path | None:
     """The checkout that the arm's process imports; None = what its interpreter has installed."""
     return arm.tree or (HERE if arm.python is None else None)
 
@@ -104,7 +104,7 @@ def command_of(python: str, tree: Path | None, code: str) -> tuple[list[str], di
 
 def _bench(arm: Arm, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`bench` with the arm's code and interpreter."""
-    command, environment = command_of(arm.python or sys.executable, _tree(arm), BENCH)
+    command, environment = command_of(arm.python or sys.executable, tree_of(arm), BENCH)
     command += arguments
     try:
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

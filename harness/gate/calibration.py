@@ -68,6 +68,8 @@ class Calibration:
 
 def cell_of(policy: Policy, arm: Arm) -> str:
     """What a calibration belongs to besides the fingerprint."""
+    if policy.kernels is not None:
+        return shlex.join(["kernels", *policy.kernels, *arm.options])
     return shlex.join(["--workload", policy.workload, *policy.options, *arm.options])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from backbench.errors import HarnessError, ReportError, shown
-from backbench.harness.gate.arms import Arm, MeasureRun, unchecked
+from backbench.harness.gate.arms import Arm, MeasureRun, run_in_process, unchecked
 from backbench.harness.gate.decision import LOOKS, Finding, Verdict, judge, overall
 from backbench.harness.gate.fingerprint import Fingerprint, fingerprint
 from backbench.harness.gate.floors import broken_floors
@@ -75,7 +75,7 @@ class Session:
     baseline: Arm
     candidate: Arm
     out: Path
-    measure: MeasureRun
+    measure: MeasureRun = run_in_process
     tell: Callable[[str], None] = print
     max_minutes: float | None = None
     blind: Callable[[Fingerprint], str | None] = lambda _: None
