@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from backbench.harness.gate.fingerprint import Fingerprint
     from backbench.harness.gate.policy import Policy
     from backbench.harness.gate.session import Session
+    from backbench.harness.gate.stored import Stored
 
 POLICY = click.option(
     "--policy",
@@ -45,7 +46,7 @@ def out(default: str, holds: str) -> Callable[[Callable[..., Any]], Callable[...
     "--baseline",
     required=True,
     metavar="ARM",
-    help="Options of bench run ('--backend flash'), a checkout's folder, or a git ref.",
+    help="Options of bench run ('--backend flash'), a checkout's folder, a git ref, or stored runs.",
 )
 @click.option("--candidate", required=True, metavar="ARM", help="The same, for what is to be judged.")
 @click.option("--baseline-python", metavar="PATH", help="Interpreter of the baseline; default this one.")
@@ -70,18 +71,35 @@ def gate(
 ) -> None:
     """Run baseline and candidate in pairs (A B B A) until the difference is clear, and say what it is.
 
-    Leaves gate.json, junit.xml and summary.md in --out. See docs/gate.md.
+    A baseline of stored runs (a run's or an experiment's directory) is for every night: a loss then ends with
+    code 3 and the command of the gate of pairs. Leaves gate.json, junit.xml and summary.md in --out. See
+    docs/gate.md and docs/ci.md.
 
     Exit codes: 0 pass, 1 regressed, 2 usage, 3 inconclusive, 4 invalid, 5 wrong results, 130 interrupted.
     """
     from backbench.harness.gate.arms import BASELINE, CANDIDATE, parse_arm
     from backbench.harness.gate.calibration import cell_of
     from backbench.harness.gate.outcome import headline, to_json, to_markdown, write
+    from backbench.harness.gate.stored import find_stored, stored_arm
 
     policy = _policy(policy_file)
-    before = parse_arm(BASELINE, baseline, baseline_python)
-    after = parse_arm(CANDIDATE, candidate, candidate_python)
-    with _opened(policy, before, after, out) as session:
+    stored: dict[str, Stored] = {}
+    arms: list[Arm] = []
+    for name, text, python in (
+        (BASELINE, baseline, baseline_python),
+        (CANDIDATE, candidate, candidate_python),
+    ):
+        if (runs := find_stored(name, text)) is not None:
+            stored[name] = runs
+            arms.append(stored_arm(name, text, runs))
+        else:
+            arms.append(parse_arm(name, text, python))
+    before, after = arms
+    opened = _opened(policy, before, after, out)
+    if stored:
+        again = (after.code or "REF")[:12] if CANDIDATE in stored else candidate
+        opened = _opened_stored(policy, before, after, out, stored, again, policy_file)
+    with opened as session:
         session.max_minutes = max_minutes
         session.blind = _blind(calibration_file, policy, cell_of(policy, before))
         outcome = session.run()
@@ -181,6 +199,38 @@ def _opened(policy: Policy, baseline: Arm, candidate: Arm, out: Path) -> Iterato
             turns = stack.enter_context(InProcesses(arms, options))
             session = KernelSession(policy, *arms, out, tell=_tell, take_turns=turns)
         session.baseline, session.candidate = arms
+        yield session
+
+
+@contextmanager
+def _opened_stored(
+    policy: Policy,
+    baseline: Arm,
+    candidate: Arm,
+    out: Path,
+    stored: dict[str, Stored],
+    again: str,
+    policy_file: Path | None,
+) -> Iterator[Session]:
+    """The gate against stored runs in its directory."""
+    from backbench.errors import HarnessError
+    from backbench.harness.gate.arms import checked_out, run_in_process
+    from backbench.harness.gate.stored import StoredSession, common_seeds, paired_again, replaying
+
+    if baseline.name not in stored or policy.kernels is not None:
+        raise HarnessError("Stored runs are a gate's baseline, or both its arms, and hold no kernels.")
+    session = StoredSession(
+        policy,
+        baseline,
+        candidate,
+        out,
+        replaying(run_in_process, stored),
+        _tell,
+        seeds=common_seeds(stored),
+        again=paired_again(baseline, again, policy_file),
+    )
+    session.claim()
+    with checked_out(candidate, out / "trees") as session.candidate:
         yield session
 
 

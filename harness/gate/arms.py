@@ -46,11 +46,14 @@ class Arm:
     """A ref's commit, else a digest of the code; None = whatever another interpreter has installed."""
     python: str | None = None
     """Another interpreter than this one."""
+    stored: str | None = None
+    """What its runs, which were made before, are called; nothing of it is run."""
 
     def describe(self) -> dict[str, str]:
         """For people and for gate.json; redacted."""
         tree = None if self.tree is None or self.ref else self.tree.name
         found = {"options": shlex.join(self.options), "ref": self.ref, "checkout": tree, "code": self.code}
+        found["stored"] = self.stored
         found["python"] = None if self.python is None else Path(self.python).name
         return {key: redact(value) for key, value in found.items() if value}
 

@@ -141,8 +141,7 @@ class KernelSession(Session):
         file = self.out / "pairs" / f"{index:02d}.json"
         stored = _stored(file)
         if stored is None:
-            forward = sum(not pair.void for pair in pairs) % 2 == 0
-            first, second = (BASELINE, CANDIDATE) if forward else (CANDIDATE, BASELINE)
+            first, second = (arm.name for arm in self._order(pairs))
             taken = self.take_turns((first, second, second, first) * (TURNS // 2))
             found = {arm: kernel_fingerprint(facts) for arm, facts in taken.facts.items()}
             stored = kernel_pair(index, (first, second), taken), found

@@ -146,9 +146,7 @@ class Session:
     def next_pair(self, pairs: Sequence[Pair]) -> Pair:
         """Run the pair after these, or take it from the disk where it was finished before."""
         index = len(pairs)
-        seed = self.policy.seed + index
-        forward = sum(not pair.void for pair in pairs) % 2 == 0
-        arms = (self.baseline, self.candidate) if forward else (self.candidate, self.baseline)
+        seed, arms = self._seed(index), self._order(pairs)
         check = self.policy.check == "every" or not any(pair.checked for pair in pairs)
         runs = self._runs([arm if check else unchecked(arm) for arm in arms], index, seed)
         self.fingerprint = self.fingerprint or fingerprint(runs[arms[0].name].record)
@@ -156,6 +154,14 @@ class Session:
         pair = make_pair(index, seed, (arms[0].name, arms[1].name), runs, self.policy, check)
         self.tell(f"pair {index + 1}: {f'void: {pair.void[0]}' if pair.void else 'valid'}")
         return pair
+
+    def _seed(self, index: int) -> int:
+        return self.policy.seed + index
+
+    def _order(self, pairs: Sequence[Pair]) -> tuple[Arm, Arm]:
+        """Turning with every valid pair."""
+        forward = sum(not pair.void for pair in pairs) % 2 == 0
+        return (self.baseline, self.candidate) if forward else (self.candidate, self.baseline)
 
     def _runs(self, arms: Sequence[Arm], index: int, seed: int) -> Mapping[str, Observation]:
         """Both runs; half a pair is run again as a whole, since its runs must be neighbours in time."""
