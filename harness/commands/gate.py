@@ -163,15 +163,18 @@ def calibrate(
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print rows instead of a table.")
 def trend(directory: Path, as_json: bool) -> None:
-    """Show the history of gates under a directory, newest last. It never fails a build."""
+    """Show the history of gates under a directory, newest last, and where a metric's level changed.
+
+    Levels are of the candidates, by machine and by what they ran. It never fails a build.
+    """
     from backbench.harness.commands.output import print_json
     from backbench.harness.gate.trend import history, to_markdown
 
-    found, unreadable = history(directory)
-    for each in unreadable:
+    found = history(directory)
+    for each in found.odd:
         _tell(f"left out: {each}")
     if as_json:
-        print_json(found)
+        print_json({"gates": found.rows, "changes": found.changes})
     else:
         click.echo(to_markdown(found))
 
@@ -194,11 +197,12 @@ def _opened(policy: Policy, baseline: Arm, candidate: Arm, out: Path) -> Iterato
         if policy.kernels is not None:
             options = {arm.name: _kernel_options(policy, arm) for arm in (baseline, candidate)}
         session.claim()
-        arms = [stack.enter_context(checked_out(arm, out / "trees")) for arm in (baseline, candidate)]
+        before = stack.enter_context(checked_out(baseline, out / "trees"))
+        after = stack.enter_context(checked_out(candidate, out / "trees"))
         if policy.kernels is not None:
-            turns = stack.enter_context(InProcesses(arms, options))
-            session = KernelSession(policy, *arms, out, tell=_tell, take_turns=turns)
-        session.baseline, session.candidate = arms
+            turns = stack.enter_context(InProcesses((before, after), options))
+            session = KernelSession(policy, before, after, out, tell=_tell, take_turns=turns)
+        session.baseline, session.candidate = before, after
         yield session
 
 

@@ -170,4 +170,7 @@ def read_policy(path: Path) -> Policy:
         if other := next((each for each in ("workload", "options") if each in found), None):
             raise HarnessError(f"{path}: kernels run without {other}; make two policies of it.")
         found.setdefault("margins", {KERNEL_TIME: KERNEL.margin})
-    return Policy(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+    for key in ("options", "kernels"):
+        if key in found:
+            found[key] = tuple(found[key])
+    return Policy(**found)

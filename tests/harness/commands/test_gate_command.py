@@ -89,7 +89,7 @@ def test_trend_shows_gates_and_never_fails_a_build(bench: Typed) -> None:
     code, out, _ = bench("trend", "history")
     assert code == 0 and "| regressed |" in out and "| pass |" in out
     code, out, _ = bench("trend", "history", "--json")
-    assert code == 0 and len(json.loads(out)) == 6
+    assert code == 0 and len(json.loads(out)["gates"]) == 6 and json.loads(out)["changes"] == []
     assert bench("trend", "nowhere")[0] == 2
 
 
