@@ -149,6 +149,7 @@ class KernelSession(Session):
         pair, found = stored
         self.fingerprint = self.fingerprint or found[BASELINE]
         for arm, each in found.items():
+            self.soft[arm] = each.soft
             difference = self.fingerprint.against(each)
             self.differs = self.differs or (f"{arm}: {difference}" if difference else None)
         self.tell(f"pair {index + 1}: {f'void: {pair.void[0]}' if pair.void else 'valid'}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from backbench.errors import INCONCLUSIVE, INVALID, REGRESSED, WRONG, printable
@@ -69,6 +71,8 @@ class Outcome:
     exit_code: int = 0
     floors: tuple[str, ...] = ()
     """The policy's floors that the candidate breaks, in words."""
+    soft: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm -> driver, Python, torch and the like, which may differ."""
 
 
 def conclude(outcome: Outcome) -> Outcome:
@@ -172,14 +176,24 @@ def to_markdown(outcome: Outcome) -> str:
             f"| {each.low:+.2%} to {each.high:+.2%} | {each.p:.4f} "
             f"| {each.margin:.0%} | {each.detectable:.2%} |"
         )
-    if outcome.fingerprint is not None:
-        soft = outcome.fingerprint.soft
-        lines.append(f"- with {', '.join(f'{key} {value}' for key, value in soft.items() if value)}")
+    lines += ["", *_software(outcome)]
     lines += [f"- {name} was not measured by every run" for name in outcome.not_measured]
     lines += [
         f"- pair {pair.index + 1} is void: {_cut('; '.join(pair.void), LONGEST_REASON)}" for pair in void
     ]
     return _cut("\n".join(lines), LONGEST_SUMMARY) + "\n"
+
+
+def _software(outcome: Outcome) -> list[str]:
+    """What both arms ran with, and what of it differs."""
+    before, after = (outcome.soft.get(arm.name, {}) for arm in outcome.arms)
+    same = [f"{key} {value}" for key, value in before.items() if value and after.get(key) == value]
+    lines = [f"- with {', '.join(same)}"] if same else []
+    return lines + [
+        f"- {key} differs: {before.get(key)} vs {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
 
 
 def _cut(text: str, most: int) -> str:

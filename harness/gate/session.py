@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from backbench.harness.gate.policy import Policy, gated
 from backbench.harness.provenance import redacted
 from backbench.reports.metrics.statistics import Floats
 from backbench.reports.record import RunDirectory, digest_problems
+from backbench.reports.record.experiment import Experiment, Listed
 
 FEWEST_PAIRS = 6
 """Fewer cannot reject anything at 95 %."""
@@ -84,6 +86,10 @@ class Session:
     """Of the first run."""
     differs: str | None = None
     """Why a later run is not comparable with it."""
+    soft: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm -> what may differ between the arms, of its last run."""
+    listed: list[Listed] = field(default_factory=list)
+    """The runs of the valid pairs."""
 
     def run(self) -> Outcome:
         """Pairs until a look decides, the budget ends, or the pairs are no use."""
@@ -93,6 +99,10 @@ class Session:
         while (end := self._end(pairs, budget)) is None:
             with budget.spending():
                 pairs.append(self.next_pair(pairs))
+        if self.listed:
+            # So that show, verify, compare and report take the gate as the experiment that it is.
+            arms, blocks = (self.baseline.name, self.candidate.name), len(self.listed) // 2
+            Experiment(self.out, arms, blocks, "bench gate", tuple(self.listed)).write()
         return self._outcome(pairs, end)
 
     def _end(self, pairs: list[Pair], budget: Budget) -> End | None:
@@ -148,11 +158,17 @@ class Session:
         index = len(pairs)
         seed, arms = self._seed(index), self._order(pairs)
         check = self.policy.check == "every" or not any(pair.checked for pair in pairs)
-        runs = self._runs([arm if check else unchecked(arm) for arm in arms], index, seed)
+        where, runs = self._runs([arm if check else unchecked(arm) for arm in arms], index, seed)
         self.fingerprint = self.fingerprint or fingerprint(runs[arms[0].name].record)
         self.differs = self.differs or incomparable(runs, self.fingerprint)
+        self.soft |= {name: fingerprint(run.record).soft for name, run in runs.items()}
         pair = make_pair(index, seed, (arms[0].name, arms[1].name), runs, self.policy, check)
         self.tell(f"pair {index + 1}: {f'void: {pair.void[0]}' if pair.void else 'valid'}")
+        if not pair.void:
+            block = len(self.listed) // 2
+            for arm in arms:
+                path, uuid = f"pairs/{where.name}/{arm.name}", str(runs[arm.name].record.run.get("uuid"))
+                self.listed.append(Listed(path, arm.name, block, seed, uuid))
         return pair
 
     def _seed(self, index: int) -> int:
@@ -163,17 +179,17 @@ class Session:
         forward = sum(not pair.void for pair in pairs) % 2 == 0
         return (self.baseline, self.candidate) if forward else (self.candidate, self.baseline)
 
-    def _runs(self, arms: Sequence[Arm], index: int, seed: int) -> Mapping[str, Observation]:
-        """Both runs; half a pair is run again as a whole, since its runs must be neighbours in time."""
+    def _runs(self, arms: Sequence[Arm], index: int, seed: int) -> tuple[Path, Mapping[str, Observation]]:
+        """Both runs and their folder; half a pair is run again as a whole, since its runs must be neighbours in time."""
         attempt = 0
         while (where := self.out / "pairs" / f"{index:02d}{f'-again-{attempt}' * (attempt > 0)}").exists():
             stored = {arm.name: _stored(where / arm.name) for arm in arms}
             found = {name: run for name, run in stored.items() if run is not None}
             if len(found) == len(arms):
-                return found
+                return where, found
             attempt += 1
         where.mkdir(parents=True)
-        return {
+        return where, {
             arm.name: Observation.read(self.measure(arm, self.policy, seed, where / arm.name)) for arm in arms
         }
 
@@ -219,6 +235,7 @@ class Session:
                 tuple(n for n in self.names(valid) if not all(pair.compares(n) for pair in valid)),
                 self.fingerprint,
                 floors=tuple(end.floors),
+                soft=self.soft,
             )
         )
 

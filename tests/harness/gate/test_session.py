@@ -15,10 +15,13 @@ from gate.conftest import FakeRunner, changed
 from backbench.errors import HarnessError
 from backbench.harness.gate import session as session_module
 from backbench.harness.gate.decision import Verdict
+from backbench.harness.gate.outcome import to_markdown
 from backbench.harness.gate.policy import Policy
 from backbench.harness.gate.session import Session
+from backbench.reports.arms import open_arms
 from backbench.reports.metrics.validity import NOT_ASKED_FOR, UNCHECKED
 from backbench.reports.record import RunRecord
+from backbench.reports.record.experiment import read_experiment
 
 Gate = Callable[..., Session]
 
@@ -127,7 +130,28 @@ def test_other_software_is_shown_and_compared(gate: Gate) -> None:
     def newer(record: RunRecord, arm: str, seed: int) -> RunRecord:
         return changed(record, "software.packages", {"torch": arm})
 
-    assert gate(FakeRunner(change=newer)).run().exit_code == 0
+    outcome = gate(FakeRunner(change=newer)).run()
+    assert outcome.exit_code == 0
+    summary = to_markdown(outcome)
+    assert "- software.packages.torch differs: baseline vs candidate" in summary
+    assert "- with " in summary and "software.python " in summary
+
+
+def test_a_gate_is_an_experiment_of_its_valid_pairs(gate: Gate) -> None:
+    """So that show, verify, compare and report take its directory."""
+    runner = FakeRunner(change=lambda r, arm, seed: replace(r, validity=["throttled"]) if seed == 2 else r)
+    session = gate(runner)
+    session.run()
+    found = read_experiment(session.out)
+    assert (found.arms, found.blocks, len(found.runs)) == (
+        ("baseline", "candidate"),
+        8,
+        16,
+    ) and found.finished
+    assert [run.seed for run in found.runs[2:6]] == [1, 1, 3, 3]
+    assert found.directory(found.runs[4]).read_record().workload["content_hash"] == f"{3:064d}"
+    labels = [arm.label for arm in open_arms([session.out])]
+    assert labels == ["baseline", "candidate"]
 
 
 def test_clocks_that_differ_between_the_arms_void_the_pair(gate: Gate) -> None:
