@@ -180,7 +180,7 @@ class Session:
         return (self.baseline, self.candidate) if forward else (self.candidate, self.baseline)
 
     def _runs(self, arms: Sequence[Arm], index: int, seed: int) -> tuple[Path, Mapping[str, Observation]]:
-        """Both runs and their folder; half a pair is run again as a whole, since its runs must be neighbours in time."""
+        """Both runs and their folder; half a pair is run again as a whole: its runs must be neighbours."""
         attempt = 0
         while (where := self.out / "pairs" / f"{index:02d}{f'-again-{attempt}' * (attempt > 0)}").exists():
             stored = {arm.name: _stored(where / arm.name) for arm in arms}
