@@ -46,7 +46,7 @@ def test_what_is_no_gate_is_named_and_left_out(tmp_path: Path) -> None:
     assert len(found.rows) == 1 and len(found.odd) == 2
 
 
-def nights(folder: Path, levels: list[float], **changes: Any) -> None:
+def nights(folder: Path, levels: list[float], month: int = 1, **changes: Any) -> None:
     for day, level in enumerate(levels):
         pairs = [
             {"void": [], "values": {"throughput": [400.0, level * slow]}, "seed": 0}
@@ -58,7 +58,7 @@ def nights(folder: Path, levels: list[float], **changes: Any) -> None:
             "policy": {"workload": "synthetic", "options": []},
             "pairs": pairs,
         }
-        write(folder / f"{day:02d}", f"2031-01-{day + 1:02d}T00:00:00+00:00", **content | changes)
+        write(folder / f"{day:02d}", f"2031-{month:02d}-{day + 1:02d}T00:00:00+00:00", **content | changes)
 
 
 def test_a_level_that_changed_is_told_with_its_day(tmp_path: Path) -> None:
@@ -73,9 +73,9 @@ def test_a_level_that_changed_is_told_with_its_day(tmp_path: Path) -> None:
 def test_levels_of_two_machines_or_arms_are_two_series(tmp_path: Path) -> None:
     nights(tmp_path / "a", [400.0 + day % 3 for day in range(10)])
     other = {"fingerprint": {"hard": {"system.device.name": "another"}, "soft": {}}}
-    nights(tmp_path / "b", [360.0 + day % 3 for day in range(8)], **other)
+    nights(tmp_path / "b", [360.0 + day % 3 for day in range(8)], month=2, **other)
     arms = {"baseline": {}, "candidate": {"options": "--backend triton"}}
-    nights(tmp_path / "c", [900.0 + day % 3 for day in range(8)], arms=arms)
+    nights(tmp_path / "c", [900.0 + day % 3 for day in range(8)], month=3, arms=arms)
     found = history(tmp_path)
     assert not found.changes and not found.odd and "Levels" not in to_markdown(found)
 

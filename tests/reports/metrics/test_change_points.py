@@ -21,7 +21,7 @@ def test_a_series_without_a_change_is_split_as_often_as_is_said(noise: str, days
         "ties": lambda: rng.integers(0, 4, days).astype(float),
     }[noise]
     alarms = sum(bool(change_points(draw())) for _ in range(1000))
-    assert alarms <= 1000 * (ALARM + 3 * (ALARM * (1 - ALARM) / 1000) ** 0.5)
+    assert alarms <= 1000 * (0.01 + 3 * (0.01 * 0.99 / 1000) ** 0.5)
 
 
 def test_false_alarms_are_not_rarer_than_they_need_be() -> None:
@@ -61,5 +61,6 @@ def test_one_odd_day_is_no_change() -> None:
 def test_any_series_has_its_changes_in_order(values: list[float]) -> None:
     found = change_points(values)
     places = [change.index for change in found]
+    assert all(change.p <= ALARM for change in found)
     assert places == sorted(set(places)) and all(0 < place < len(values) for place in places)
     assert not found or len(values) >= FEWEST
