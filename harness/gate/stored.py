@@ -115,7 +115,7 @@ class StoredSession(Session):
         if len(pairs) < len(self.seeds) and not (pairs and budget.spent):
             return None
         if not valid:
-            return End(Verdict.INVALID, f"{len(pairs)} pairs were void: {pairs[-1].void[0]}")
+            return End(Verdict.INVALID, f"no pair counts: {pairs[-1].void[0]}")
         return self._seen(valid)
 
     def _seen(self, valid: Sequence[Pair]) -> End:

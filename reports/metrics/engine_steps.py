@@ -153,7 +153,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     _step(
         "prefill_tokens_per_s",
-        "Prefill tok/s",
+        "Prefill (input) tok/s, steps with prompts",
         "tok/s",
         "Prompt tokens computed, over the time in the steps that computed any, their decodes included.",
         _prefill_rate,

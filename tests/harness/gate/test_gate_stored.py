@@ -113,7 +113,7 @@ def test_what_is_void_or_wrong_is_said(bench: Typed, tmp_path: Path) -> None:
     stored = experiment(tmp_path / "night")
     void = FakeRunner(change=lambda record, arm, seed: changed(record, "validity", ["throttled"]))
     code, said = bench("--baseline", str(stored), "--candidate", "", runner=void)
-    assert code == 4 and "3 pairs were void: candidate: throttled" in said
+    assert code == 4 and "no pair counts: candidate: throttled" in said
     bad = FakeRunner(change=lambda record, arm, seed: changed(record, "correctness", {"passed": False}))
     assert bench("--baseline", str(stored), "--candidate", "", "--out", "b", runner=bad)[0] == 5
 
