@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backbench.backends.interface import Backend as Backend
     from backbench.harness.subjects.target import Target as Target
+    from backbench.reports.loaded import LoadedBundle as LoadedBundle
     from backbench.reports.loaded import LoadedExperiment as LoadedExperiment
     from backbench.reports.loaded import LoadedRun as LoadedRun
     from backbench.reports.loaded import compare as compare
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "backbench.reports.loaded",
     "compare": "backbench.reports.loaded",
+    "LoadedBundle": "backbench.reports.loaded",
     "LoadedExperiment": "backbench.reports.loaded",
     "LoadedRun": "backbench.reports.loaded",
     "Backend": "backbench.backends.interface",
     "Target": "backbench.harness.subjects.target",
 }
 
-__all__ = ["Backend", "LoadedExperiment", "LoadedRun", "Target", "compare", "load", "run"]
+__all__ = ["Backend", "LoadedBundle", "LoadedExperiment", "LoadedRun", "Target", "compare", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

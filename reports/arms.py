@@ -22,6 +22,7 @@ from backbench.reports.metrics.metric import Quantity
 from backbench.reports.metrics.statistics import CONFIDENCE
 from backbench.reports.quantities import QUANTITIES, Reading, quantity, read
 from backbench.reports.record import RunDirectory, RunRecord
+from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import is_experiment, read_experiment
 
 if TYPE_CHECKING:
@@ -83,11 +84,12 @@ def open_run(path: Path) -> tuple[RunDirectory, RunRecord]:
 
 
 def open_arms(paths: Sequence[Path], read_run: Read = open_run) -> list[Arm]:
-    """The arms of run and experiment directories, in order, each with a distinct short label.
+    """The arms of run and experiment directories and bundles, in order, each with a distinct short label.
 
     Raises:
         ReportError: one cannot be read.
     """
+    paths = [each for path in paths for each in expand(path)]
     found = []
     for path in paths:
         if not is_experiment(path):

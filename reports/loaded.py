@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backbench.reports.arms import Run, open_arms, ratio_table, require_comparable
 from backbench.reports.quantities import QUANTITIES, read
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems
+from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import Experiment, is_experiment, read_experiment
 
 if TYPE_CHECKING:
@@ -104,13 +105,34 @@ class LoadedExperiment:
         return f"LoadedExperiment({str(self.path)!r})"
 
 
-def load(path: Path | str) -> LoadedRun | LoadedExperiment:
-    """The run or experiment directory at `path`.
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A bundle of several runs and experiments."""
+
+    path: Path
+    entries: dict[str, LoadedRun | LoadedExperiment]
+    """By name: "run-1", "experiment-2"."""
+
+    def __repr__(self) -> str:
+        return f"LoadedBundle({str(self.path)!r}, {list(self.entries)})"
+
+
+Loaded = LoadedRun | LoadedExperiment | LoadedBundle
+
+
+def load(path: Path | str) -> Loaded:
+    """The run or experiment directory at `path`, or what the bundle there holds.
 
     Raises:
         ReportError: there is none, or a record cannot be read.
     """
-    path = Path(path)
+    entries = expand(Path(path))
+    if len(entries) == 1:
+        return _entry(entries[0])
+    return LoadedBundle(Path(path), {each.name: _entry(each) for each in entries})
+
+
+def _entry(path: Path) -> LoadedRun | LoadedExperiment:
     if is_experiment(path):
         arms = {arm.label: [_loaded(run) for run in arm.runs] for arm in open_arms([path])}
         return LoadedExperiment(read_experiment(path), arms)
@@ -128,11 +150,11 @@ def _loaded(run: Run) -> LoadedRun:
     return LoadedRun(run.directory, run.record)
 
 
-def compare(runs: Iterable[LoadedRun | LoadedExperiment | Path | str]) -> pd.DataFrame:
+def compare(runs: Iterable[Loaded | Path | str]) -> pd.DataFrame:
     """One row a metric: its unit, which way is better, every arm's value, and the ratios to the first.
 
-    A run is an arm of one run; an experiment brings its arms. Ratios have an interval between runs and a
-    verdict where the runs allow one.
+    A run is an arm of one run; an experiment brings its arms, a bundle what it holds. Ratios have an
+    interval between runs and a verdict where the runs allow one.
 
     Raises:
         ReportError: fewer than two arms, or runs of another workload, model or metric schema.

@@ -19,6 +19,7 @@ from backbench.reports.page.figures import Figure
 from backbench.reports.page.run_data import Page, RunData
 from backbench.reports.page.style import run_styles
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
+from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import is_experiment, read_experiment
 
 MAX_BYTES = 6_000_000
@@ -39,7 +40,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str) -> None:
     """
     if not run_dirs:
         raise ReportError("A report needs at least one run directory.")
-    paths = [Path(path) for path in run_dirs]
+    paths = [each for path in run_dirs for each in expand(Path(path))]
     text = render_report(
         [
             RunDirectory(read_experiment(path).path) if is_experiment(path) else RunDirectory.open(path)

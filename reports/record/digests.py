@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from backbench.reports.record.bundle import is_file, read_bytes
 from backbench.reports.record.directory import RunDirectory
 from backbench.reports.record.schema import (
     RECORD_FILE,
@@ -23,7 +24,7 @@ TABLES = (REQUESTS_FILE, STEPS_FILE, TELEMETRY_FILE)
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def record_digest(record: RunRecord) -> str:
@@ -47,7 +48,7 @@ def digest_problems(directory: RunDirectory, record: RunRecord) -> Iterator[str]
     digests = record.run.get("digests") or {}
     for name in TABLES:
         path = directory.path / name
-        if not path.is_file():
+        if not is_file(path):
             yield f"{name} is missing"
         elif name not in digests:
             yield f"run.json holds no digest of {name}"
