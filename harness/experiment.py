@@ -24,6 +24,7 @@ from backbench.harness.run_log import RunLog
 from backbench.harness.sensors.telemetry import Telemetry
 from backbench.harness.subjects.engine import EngineSubject
 from backbench.harness.subjects.subject import Facts, Limits, ObservedTarget, Subject
+from backbench.reports.metrics.validity import NOT_ASKED_FOR
 from backbench.reports.metrics.window import FEWEST_REQUESTS, LEAST_S
 from backbench.reports.record import RunDirectory, RunRecord
 
@@ -65,6 +66,8 @@ class Plan:
     workload: Workload
     warmup: tuple[Request, ...]
     known: Known
+    check: bool = True
+    """Whether the results are checked after the replay."""
 
 
 def run(
@@ -180,7 +183,7 @@ def plan(options: RunOptions, prepared: _Prepared) -> Plan:
         memory=asdict(replace(subject.memory(), kv_used_peak_bytes=None)),
         idle_power_w=facts.idle_power_w,
     )
-    return Plan(subject, workload, warmup, known)
+    return Plan(subject, workload, warmup, known, options.check)
 
 
 def default_warmup(workload: Workload) -> int:
@@ -219,6 +222,9 @@ def _run_once(planned: Plan, log: RunLog, observer: Observer) -> Outcome:
     failure = measured.replay.failure
     if measured.replay.interrupted:
         return Outcome(log.directory, record, None if failure is None else explained(failure))
+    if not planned.check:
+        record = replace(record, correctness={"passed": None, "reason": NOT_ASKED_FOR})
+        return Outcome(log.directory, write(log.directory, record, tables))
     observer.stage("Checking results")
     try:
         record = replace(record, correctness=planned.subject.check(planned.workload))

@@ -173,6 +173,11 @@ class RunOptions:
         metavar="KEY=VALUE",
         read=parse_tags,
     )
+    check: bool = option(
+        True,
+        "Check results against the torch backend; without it the run is not valid.",
+        group="record",
+    )
     out: Path | None = option(
         None,
         "A new or empty directory.",

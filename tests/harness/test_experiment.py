@@ -16,6 +16,7 @@ from backbench.harness.sensors.cpu import HostSensor
 from backbench.harness.sensors.telemetry import Sensor
 from backbench.harness.subjects.scripted import ScriptedSubject
 from backbench.harness.subjects.subject import Facts
+from backbench.reports.metrics.validity import UNCHECKED, fails
 from backbench.reports.page.html import render_report
 from backbench.reports.verify import verify
 from backbench.workloads.request import Workload
@@ -51,6 +52,20 @@ def test_a_whole_experiment_on_a_script(tmp_path: Path) -> None:
     assert "synthetic on scripted" in page
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"run.json", "requests.parquet", "steps.parquet", "telemetry.parquet"}
+
+
+def test_a_run_that_is_not_to_be_checked_says_so_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any) -> Any:
+        raise AssertionError("the results were checked")
+
+    monkeypatch.setattr(ScriptedSubject, "check", forbidden)
+    options = replace(SCRIPTED, out=tmp_path / "run", check=False)
+    (outcome,) = experiment.run(options, Observer(), scripted)
+    record = outcome.directory.read_record()
+    assert record.validity == [UNCHECKED] and not fails(record)
+    assert record.correctness["passed"] is None and verify(outcome.directory) == []
 
 
 def test_a_script_needs_neither_engine_nor_torch_model(

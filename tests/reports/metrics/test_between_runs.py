@@ -22,6 +22,15 @@ def test_p_values_are_scipys(values: np.ndarray) -> None:
     assert between.sign_flip_p(values) == pytest.approx(exact.pvalue)
 
 
+@pytest.mark.parametrize("n", [8, 12])
+def test_p_values_at_a_gates_looks_are_scipys(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    exact = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert between.sign_flip_p(values) == pytest.approx(exact.pvalue)
+
+
 @given(differences)
 def test_the_interval_is_the_test_inverted(values: np.ndarray) -> None:
     interval = between.sign_flip_interval(values, confidence=0.5)
