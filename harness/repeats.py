@@ -24,6 +24,9 @@ from backbench.options import flag
 from backbench.reports.record import RunDirectory
 from backbench.reports.record.experiment import EXPERIMENT_FILE, Experiment, Listed
 
+MEANWHILE_S = 5.0
+"""How often a waiting parent looks up."""
+
 Launch = Callable[[Sequence[str]], "Ended"]
 """Runs `bench` with these arguments in a process of its own."""
 
@@ -35,6 +38,12 @@ class Ended:
     code: int
     said: str
     """What it wrote to stderr."""
+
+    @property
+    def last(self) -> str:
+        """The last line that it said, or its exit code."""
+        lines = self.said.strip().splitlines()
+        return lines[-1].removeprefix("error: ") if lines else f"it ended with code {self.code}."
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch
             uuid = _finished(experiment.path / name)
             if uuid is None:
                 kept = f" {len(experiment.runs)} finished runs are kept." if experiment.runs else ""
-                raise HarnessError(f"Run {number} ({arm}) failed: {_last(ended)}{kept}")
+                raise HarnessError(f"Run {number} ({arm}) failed: {ended.last}{kept}")
             experiment = experiment.with_run(Listed(name, arm, block, seed, uuid))
             experiment.write()
             code = max(code, ended.code)
@@ -120,27 +129,17 @@ def arguments(options: RunOptions, backend: str, seed: int, out: Path) -> list[s
     return found
 
 
-def in_new_process(arguments: Sequence[str]) -> Ended:
+def in_new_process(
+    arguments: Sequence[str], module: str = "backbench", meanwhile: Callable[[], None] = lambda: None
+) -> Ended:
     """Run this same Backbench; an interruption is handed on once, and waited for.
 
-    Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
-    would cut short what the first makes it write.
+    `meanwhile` is called every few seconds; what it raises interrupts the process, too.
     """
-    home = str(Path(__file__).parents[2])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "backbench", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        process_group=0,
-    )
+    process = start_process(arguments, module, stderr=subprocess.PIPE)
     try:
-        _, said = process.communicate()
-    except KeyboardInterrupt:
+        said = _said(process, meanwhile)
+    except BaseException:
         process.send_signal(signal.SIGINT)
         try:
             process.communicate()
@@ -150,6 +149,34 @@ def in_new_process(arguments: Sequence[str]) -> Ended:
                 process.wait()
         raise
     return Ended(process.returncode, said)
+
+
+def start_process(arguments: Sequence[str], module: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    """Start this same Backbench at `module`, heard only on stderr.
+
+    Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
+    would cut short what the first makes it write.
+    """
+    home = str(Path(__file__).parents[2])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        process_group=0,
+    )
+
+
+def _said(process: subprocess.Popen[str], meanwhile: Callable[[], None]) -> str:
+    while True:
+        try:
+            return process.communicate(timeout=MEANWHILE_S)[1]
+        except subprocess.TimeoutExpired:
+            meanwhile()
 
 
 def _arms(names: Sequence[str]) -> dict[str, str]:
@@ -191,12 +218,6 @@ def _finished(path: Path) -> str | None:
     except ReportError:
         return None
     return str(record.run.get("uuid")) if record.run["status"] == "complete" else None
-
-
-def _last(ended: Ended) -> str:
-    """The last line that a process said, or its exit code."""
-    lines = ended.said.strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else f"it ended with code {ended.code}."
 
 
 def _remove(experiment: Experiment) -> None:

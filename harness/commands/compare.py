@@ -41,12 +41,21 @@ def compare(
     workload, model or metric schema are refused (exit 4) with the differences named.
     """
     from backbench.harness.commands.stored import read, reading
+    from backbench.harness.commands.sweeps import compare_sweep
     from backbench.reports.arms import arms_incomparable, open_arms
     from backbench.reports.limits import broken, parse_limit
+    from backbench.reports.record.sweep import is_sweep
 
     parsed = [parse_limit(limit) for limit in limits]
     with reading(*runs):
         arms = open_arms(runs, read)
+        if len(runs) == 1 and is_sweep(runs[0]):
+            if baseline or limits:
+                raise HarnessError(
+                    f"{runs[0]} is a sweep of several comparisons; it takes no --baseline or --fail-if."
+                )
+            compare_sweep(runs[0], arms, form)
+            return
         if len(arms) < 2:
             raise HarnessError("A comparison needs at least two runs, or an experiment of two arms.")
         arms = _with_baseline(arms, baseline)

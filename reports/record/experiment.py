@@ -69,8 +69,10 @@ class Experiment:
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether `path` is an experiment's directory or the file inside it."""
-    return path.name == EXPERIMENT_FILE or (path / EXPERIMENT_FILE).is_file()
+    """Whether `path` is an experiment's directory or the file inside it; a sweep's is one, too."""
+    from backbench.reports.record.sweep import is_sweep
+
+    return path.name == EXPERIMENT_FILE or (path / EXPERIMENT_FILE).is_file() or is_sweep(path)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -79,6 +81,10 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ReportError: experiment.json cannot be read or is none.
     """
+    from backbench.reports.record.sweep import experiment_of, is_sweep, read_sweep
+
+    if is_sweep(path):
+        return experiment_of(read_sweep(path))
     directory = path.parent if path.name == EXPERIMENT_FILE else path
     file = directory / EXPERIMENT_FILE
     try:
