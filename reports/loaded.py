@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbench.reports.arms import Run, open_arms, ratio_table, require_comparable
+from backbench.reports.arms import Arm, Run, open_arms, ratio_table, require_comparable
+from backbench.reports.conditions import arms_by_condition
 from backbench.reports.quantities import QUANTITIES, read
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems
 from backbench.reports.record.experiment import Experiment, is_experiment, read_experiment
+from backbench.reports.record.sweep import is_sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,12 +134,27 @@ def compare(runs: Iterable[LoadedRun | LoadedExperiment | Path | str]) -> pd.Dat
     """One row a metric: its unit, which way is better, every arm's value, and the ratios to the first.
 
     A run is an arm of one run; an experiment brings its arms. Ratios have an interval between runs and a
-    verdict where the runs allow one.
+    verdict where the runs allow one. A sweep alone has its rows under each condition, named in a column.
 
     Raises:
         ReportError: fewer than two arms, or runs of another workload, model or metric schema.
     """
     paths = [Path(each) if isinstance(each, Path | str) else each.path for each in runs]
     arms = open_arms(paths)
+    if len(paths) == 1 and is_sweep(paths[0]):
+        return _compare_sweep(paths[0], arms)
     require_comparable(arms)
     return ratio_table(arms)
+
+
+def _compare_sweep(path: Path, arms: list[Arm]) -> pd.DataFrame:
+    import pandas as pd
+
+    tables = []
+    for condition, each in arms_by_condition(path, arms).items():
+        if len(each) > 1:
+            require_comparable(each)
+        table = ratio_table(each)
+        table.insert(0, "condition", condition)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -13,27 +13,13 @@ if TYPE_CHECKING:
     from backbench.reports.arms import Arm
 
 
-def arms_by_condition(path: Path, arms: Sequence[Arm]) -> dict[str, list[Arm]]:
-    """Condition -> its arms, named without it."""
-    from backbench.reports.record.sweep import read_sweep
-
-    cells = {cell.id: cell for cell in read_sweep(path).cells}
-    found: dict[str, list[Arm]] = {}
-    for arm in arms:
-        directory = arm.runs[0].directory
-        assert directory is not None
-        cell = cells[directory.path.parent.name]
-        label = cell.arm + arm.label.removeprefix(cell.point)
-        found.setdefault(cell.condition, []).append(replace(arm, label=label))
-    return found
-
-
 def print_sweep(path: Path) -> None:
     """The conclusion under each condition, every point's headline quantities, and what is not valid."""
     from backbench.harness.commands.experiments import say_invalid
     from backbench.harness.commands.output import headline, print_report_table
     from backbench.harness.commands.stored import read, say
     from backbench.reports.arms import open_arms
+    from backbench.reports.conditions import arms_by_condition
     from backbench.reports.tables import scorecard_table
 
     arms = open_arms([path], read)
@@ -49,6 +35,7 @@ def compare_sweep(path: Path, arms: Sequence[Arm], form: str | None) -> None:
     from backbench.harness.commands.experiments import say_invalid
     from backbench.harness.commands.output import print_json, print_report_table
     from backbench.reports.arms import arms_incomparable
+    from backbench.reports.conditions import arms_by_condition
     from backbench.reports.tables import full_table, scorecard_table, to_csv, to_markdown
 
     groups = arms_by_condition(path, arms)

@@ -138,15 +138,18 @@ def _said(combination: Mapping[str, Any]) -> str:
 
 
 def _points(asked: Sequence[RunOptions]) -> Iterator[Point]:
-    """Each with its names; the points of a condition follow each other, so that their runs are neighbours."""
+    """Each with its names, which leave out defaults; the points of a condition follow each other, so that
+    their runs are neighbours.
+    """
     flat = [options.asked() for options in asked]
     names = [name for name in option_names() if any(each.get(name) != flat[0].get(name) for each in flat)]
     conditions = [name for name in names if defines_condition(name)]
-    arms = [name for name in names if not defines_condition(name)] or ["backend"]
+    arms = ["backend", *(name for name in names if not defines_condition(name) and name != "backend")]
     grouped: dict[str, list[Point]] = {}
     for options, each in zip(asked, flat, strict=True):
         arm, condition = (
-            " · ".join(_text(name, each.get(name)) for name in group) for group in (arms, conditions)
+            " · ".join(_text(name, each[name]) for name in group if name in each)
+            for group in (arms, conditions)
         )
         grouped.setdefault(condition, []).append(Point(arm, condition, options))
     for points in grouped.values():
@@ -160,13 +163,10 @@ def defines_condition(name: str) -> bool:
 
 def _text(name: str, value: Any) -> str:
     """An option as a label says it: "sdpa", "rate 4", "no graphs"."""
-    if name in ("backend", "workload", "model") and value is not None:
+    if name in ("backend", "workload", "model"):
         return str(value)
     if isinstance(value, bool):
         return name if value else f"no {name}"
-    if value is None:
-        default = option_names()[name][1].default
-        return f"{'no' if default is False else 'default'} {name}" if default is not True else name
     if isinstance(value, dict):
         value = ",".join(f"{key}={each}" for key, each in value.items())
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

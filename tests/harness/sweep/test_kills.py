@@ -1,0 +1,155 @@
+"""Whatever is killed, and whenever: every cell ends with one verified result, and the table is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_worker import TEMPLATE, measure_script, start_killing, start_worker
+
+import backbench
+from backbench.harness.cli import run_command
+from backbench.harness.options import run_options
+from backbench.harness.sweep.campaign import read_campaign
+from backbench.harness.sweep.cells import DONE, Look, plan
+from backbench.harness.sweep.lease import BROKEN, HELD, PUBLISHED, RELEASED, leases
+from backbench.harness.sweep.worker import Worker
+from backbench.reports.record.sweep import Measured, Sweep
+
+LOAD = {
+    "workload": "synthetic",
+    "num_requests": 6,
+    "input_lengths": "fixed:8",
+    "output_lengths": "fixed:5",
+}
+
+
+def planned(folder: Path, out: str, matrix: dict[str, list[Any]], repeats: int = 1) -> Sweep:
+    lines = [f"repeats = {repeats}", "[base]", *(f"{name} = {json.dumps(LOAD[name])}" for name in LOAD)]
+    lines += ["[matrix]", *(f"{name} = {json.dumps(values)}" for name, values in matrix.items())]
+    file = folder / "campaign.toml"
+    file.write_text("\n".join(lines))
+    return plan(read_campaign(file), folder / out, "bench sweep campaign.toml")
+
+
+def write_template(folder: Path) -> None:
+    """A small run: it is verified by every worker, again and again."""
+    options = run_options(LOAD | {"num_requests": 2, "backend": "torch"})
+    measure_script(options, folder / TEMPLATE, lambda: None)
+
+
+def require_one_result_each(sweep: Sweep) -> None:
+    """By looking afresh at what lies there."""
+    look = Look(sweep)
+    for cell in sweep.cells:
+        assert look.at(cell).kind == DONE, look.at(cell)
+        measured = Measured.read(sweep.result(cell))
+        assert measured is not None and measured.cell == cell.id
+        found = leases(sweep.directory(cell))
+        ends = [each.how for each in found]
+        assert HELD not in ends[:-1] and ends.count(PUBLISHED) <= 1
+        assert ends[-1] in (PUBLISHED, RELEASED, HELD), "held: killed just after it had published"
+        assert not list(sweep.directory(cell).glob("lease-*/*/rejected")), "no result was ever thrown away"
+
+
+def test_twelve_points_killed_twice_end_as_if_nothing_had_happened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = {"backend": ["torch", "sdpa"], "concurrency": [1, 2, 3, 4, 5, 6]}
+    calm, killed = (planned(tmp_path, name, matrix) for name in ("calm", "killed"))
+    Worker(calm.path, lambda text: None, measure_script).work()
+    for done in (3, 8):
+        worker = start_worker(killed.path, 0.2)
+        while sum(killed.result(cell).exists() for cell in killed.cells) < done:
+            assert worker.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.1)  # in the middle of the next
+        worker.kill()
+        worker.wait()
+    assert sum(killed.result(cell).exists() for cell in killed.cells) < 12
+    assert start_worker(killed.path, 0.0).wait() == 0
+
+    require_one_result_each(killed)
+    assert any(each.how == BROKEN for cell in killed.cells for each in leases(killed.directory(cell)))
+    assert [cell.id for cell in killed.cells] == [cell.id for cell in calm.cells]
+    for command in (["show"], ["compare"], ["compare", "--json"]):
+        said = []
+        for sweep in (calm, killed):
+            assert run_command([command[0], str(sweep.path), *command[1:]]) == 0
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1] != ""
+    tables = [backbench.compare([sweep.path]) for sweep in (calm, killed)]
+    assert tables[0].equals(tables[1])
+    assert run_command(["verify", str(killed.path)]) == 0
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_four_workers_killed_at_random_leave_one_result_a_cell(tmp_path: Path, seed: int) -> None:
+    sweep = planned(tmp_path, "sweep", {"backend": ["torch", "sdpa"], "concurrency": [1, 2, 3, 4]}, repeats=5)
+    assert len(sweep.cells) == 40
+    write_template(tmp_path)
+    kills = 12
+    assert start_killing(sweep.path, seed, kills).wait() == 0
+    require_one_result_each(sweep)
+    broken = [each for cell in sweep.cells for each in leases(sweep.directory(cell)) if each.how == BROKEN]
+    assert broken, "no worker was killed while it held a cell"
+
+
+class Killed(BaseException):
+    """What a SIGKILL leaves: nothing that comes after it runs."""
+
+
+def test_a_worker_killed_at_any_change_of_the_disk_leaves_a_cell_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first rename, directory or file that a worker makes, before the second, ..."""
+    write_template(tmp_path)
+    left = -1
+
+    def counted(name: str) -> None:
+        original = getattr(Path, name)
+
+        def change(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(Path, name, change)
+
+    def copy(options: object, out: Path, beat: Callable[[], None]) -> Any:
+        from backbench.harness.repeats import Ended
+
+        out.mkdir()
+        for file in (tmp_path / TEMPLATE).iterdir():
+            (out / file.name).write_bytes(file.read_bytes())
+        return Ended(0, "")
+
+    sweep = planned(tmp_path, "first", {"backend": ["torch"]})
+    for name in ("rename", "replace", "mkdir", "write_text", "write_bytes", "unlink"):
+        counted(name)
+    places = 0
+    while True:
+        places += 1
+        shutil.rmtree(sweep.path)
+        left = -1
+        sweep = planned(tmp_path, "first", {"backend": ["torch"]})
+        left = places
+        try:
+            Worker(sweep.path, lambda text: None, copy).work()
+            break  # there were no more changes to be killed at
+        except Killed:
+            left = -1
+        for held in leases(sweep.directory(sweep.cells[0])):  # this process lives; that one would not
+            if held.how == HELD:
+                os.utime(held.held / "owner.json", (0, 0))
+        Worker(sweep.path, lambda text: None, copy).work()
+        require_one_result_each(sweep)
+    assert places > 10
