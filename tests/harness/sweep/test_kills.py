@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -16,31 +15,17 @@ from scripted_worker import TEMPLATE, measure_script, start_killing, start_worke
 import backbench
 from backbench.harness.cli import run_command
 from backbench.harness.options import run_options
-from backbench.harness.sweep.campaign import read_campaign
-from backbench.harness.sweep.cells import DONE, Look, plan
+from backbench.harness.repeats import Ended
+from backbench.harness.sweep.cells import DONE, Look
 from backbench.harness.sweep.lease import BROKEN, HELD, PUBLISHED, RELEASED, leases
 from backbench.harness.sweep.worker import Worker
 from backbench.reports.record.sweep import Measured, Sweep
 
-LOAD = {
-    "workload": "synthetic",
-    "num_requests": 6,
-    "input_lengths": "fixed:8",
-    "output_lengths": "fixed:5",
-}
-
-
-def planned(folder: Path, out: str, matrix: dict[str, list[Any]], repeats: int = 1) -> Sweep:
-    lines = [f"repeats = {repeats}", "[base]", *(f"{name} = {json.dumps(LOAD[name])}" for name in LOAD)]
-    lines += ["[matrix]", *(f"{name} = {json.dumps(values)}" for name, values in matrix.items())]
-    file = folder / "campaign.toml"
-    file.write_text("\n".join(lines))
-    return plan(read_campaign(file), folder / out, "bench sweep campaign.toml")
-
 
 def write_template(folder: Path) -> None:
     """A small run: it is verified by every worker, again and again."""
-    options = run_options(LOAD | {"num_requests": 2, "backend": "torch"})
+    given = {"workload": "synthetic", "backend": "torch", "num_requests": 2}
+    options = run_options(given | {"input_lengths": "fixed:8", "output_lengths": "fixed:5"})
     measure_script(options, folder / TEMPLATE, lambda: None)
 
 
@@ -59,10 +44,10 @@ def require_one_result_each(sweep: Sweep) -> None:
 
 
 def test_twelve_points_killed_twice_end_as_if_nothing_had_happened(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_sweep: Callable[..., Sweep], capsys: pytest.CaptureFixture[str]
 ) -> None:
     matrix = {"backend": ["torch", "sdpa"], "concurrency": [1, 2, 3, 4, 5, 6]}
-    calm, killed = (planned(tmp_path, name, matrix) for name in ("calm", "killed"))
+    calm, killed = (make_sweep(matrix, name) for name in ("calm", "killed"))
     Worker(calm.path, lambda text: None, measure_script).work()
     for done in (3, 8):
         worker = start_worker(killed.path, 0.2)
@@ -90,8 +75,10 @@ def test_twelve_points_killed_twice_end_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_four_workers_killed_at_random_leave_one_result_a_cell(tmp_path: Path, seed: int) -> None:
-    sweep = planned(tmp_path, "sweep", {"backend": ["torch", "sdpa"], "concurrency": [1, 2, 3, 4]}, repeats=5)
+def test_four_workers_killed_at_random_leave_one_result_a_cell(
+    make_sweep: Callable[..., Sweep], tmp_path: Path, seed: int
+) -> None:
+    sweep = make_sweep({"backend": ["torch", "sdpa"], "concurrency": [1, 2, 3, 4]}, repeats=5)
     assert len(sweep.cells) == 40
     write_template(tmp_path)
     kills = 12
@@ -106,7 +93,7 @@ class Killed(BaseException):
 
 
 def test_a_worker_killed_at_any_change_of_the_disk_leaves_a_cell_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_sweep: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the first rename, directory or file that a worker makes, before the second, ..."""
     write_template(tmp_path)
@@ -124,15 +111,13 @@ def test_a_worker_killed_at_any_change_of_the_disk_leaves_a_cell_that_goes_on(
 
         monkeypatch.setattr(Path, name, change)
 
-    def copy(options: object, out: Path, beat: Callable[[], None]) -> Any:
-        from backbench.harness.repeats import Ended
-
+    def copy(options: object, out: Path, beat: Callable[[], None]) -> Ended:
         out.mkdir()
         for file in (tmp_path / TEMPLATE).iterdir():
             (out / file.name).write_bytes(file.read_bytes())
         return Ended(0, "")
 
-    sweep = planned(tmp_path, "first", {"backend": ["torch"]})
+    sweep = make_sweep({"backend": ["torch"]})
     for name in ("rename", "replace", "mkdir", "write_text", "write_bytes", "unlink"):
         counted(name)
     places = 0
@@ -140,7 +125,7 @@ def test_a_worker_killed_at_any_change_of_the_disk_leaves_a_cell_that_goes_on(
         places += 1
         shutil.rmtree(sweep.path)
         left = -1
-        sweep = planned(tmp_path, "first", {"backend": ["torch"]})
+        sweep = make_sweep({"backend": ["torch"]})
         left = places
         try:
             Worker(sweep.path, lambda text: None, copy).work()
