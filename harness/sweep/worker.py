@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from backbench.errors import INTERRUPTED, BackbenchError, ReportError
+from backbench.errors import INVALID, WRONG, BackbenchError, ReportError
 from backbench.harness.gate.arms import HERE, digest
 from backbench.harness.options import RunOptions
 from backbench.harness.provenance import redact
@@ -95,7 +95,7 @@ class Worker:
         which = f"{cell.point}, run {cell.block + 1} ({done} of {len(states)} done)"
         try:
             self._attempt(sweep, cell, lease, which)
-        except (LeaseLost, FileNotFoundError):
+        except (LeaseLost, FileNotFoundError, ReportError):
             if lease.held.exists():
                 raise
             self.tell(f"Another worker took over {which}; this one was silent for too long")
@@ -129,16 +129,17 @@ class Worker:
             options = options_of(lease.cell)
         except BackbenchError as error:
             return str(error)
+        code = digest(HERE)
         ended = self.measure(options, lease.run, lease.beat)
         seconds = round(time.monotonic() - started, 3)
         lease.beat()
+        if ended.code not in (0, INVALID, WRONG):
+            return ended.last
         try:
             run = RunDirectory.open(lease.run).read_record().run
         except ReportError:
-            return "it was interrupted" if ended.code == INTERRUPTED else ended.last
-        if run.get("status") != "complete":
-            return f"it was {run.get('status')}: {ended.last}"
-        measured = Measured(cell.id, str(run.get("uuid")), self.host, digest(HERE), seconds)
+            return ended.last
+        measured = Measured(cell.id, str(run.get("uuid")), self.host, code, seconds)
         write_json(lease.run / MEASURED_FILE, asdict(measured))
         return problem(lease.run, cell.id)
 

@@ -49,7 +49,10 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 class Runs:
-    """Runs, and what was asked for; `ends` says of a backend how its run ends instead."""
+    """Runs, and what was asked for; `ends` says of a backend how its run ends instead.
+
+    One that says something has written its run before it ends so; one that is silent has not.
+    """
 
     template: Path
 
@@ -62,7 +65,7 @@ class Runs:
         end = self.ends.get(options.backend)
         if isinstance(end, BaseException):
             raise end
-        if isinstance(end, Ended):
+        if isinstance(end, Ended) and not end.said:
             return end
         beat()
         shutil.copytree(self.template, out)
@@ -74,7 +77,7 @@ class Runs:
         directory.write_record(sign(directory, record))
         if end == "torn":
             (out / "requests.parquet").write_bytes(b"PAR1")
-        return Ended(0, "")
+        return end if isinstance(end, Ended) else Ended(0, "")
 
 
 def work(sweep: Sweep, runs: Runs, once: bool = False) -> list[str]:
@@ -133,9 +136,10 @@ def test_a_failed_point_does_not_stop_the_rest(make_sweep: MakeSweep) -> None:
     ("end", "why"),
     [
         (Ended(-9, ""), "it ended with code -9."),
-        (Ended(INTERRUPTED, "interrupted"), "it was interrupted"),
+        (Ended(INTERRUPTED, "interrupted"), "interrupted"),
+        (Ended(-11, "Checking results\nSegmentation fault\n"), "Segmentation fault"),
         ("torn", "requests.parquet"),
-        ("cut short", "it was interrupted"),
+        ("cut short", "its status is 'interrupted'"),
     ],
 )
 def test_what_is_no_result_is_not_published(make_sweep: MakeSweep, end: Ended | str, why: str) -> None:
