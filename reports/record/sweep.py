@@ -1,4 +1,4 @@
-"""A sweep's directory: the cells of a campaign, one run each, read as one experiment.
+"""A sweep's directory: the cells of a campaign, one run each.
 
     DIR/sweep.json           the plan: the cells in the order they run
     DIR/cells/ID/cell.json   what a cell runs; ID is the hash of it
@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from backbench.errors import ReportError, shown
-from backbench.reports.record.directory import RunDirectory
-from backbench.reports.record.experiment import Experiment, Listed
 from backbench.reports.record.schema import RunRecord
 
 SWEEP_FILE = "sweep.json"
@@ -152,42 +150,3 @@ def misplaced(result: Path, cell: str, record: RunRecord) -> str | None:
     if measured.uuid != record.run.get("uuid"):
         return f"{MEASURED_FILE} is another run's"
     return None
-
-
-def experiment_of(sweep: Sweep) -> Experiment:
-    """The sweep as an experiment: an arm a point, and the results that are there.
-
-    A block of it holds runs that compare in pairs: one condition and repeat, on one host, with one state of
-    the code. Points that several kinds of device measured are an arm each.
-    """
-    found = [(cell, *_seen(sweep.result(cell))) for cell in sweep.cells if sweep.result(cell).is_dir()]
-    several = len({device for *_, device in found}) > 1
-    names: dict[str, None] = {cell.point: None for cell in sweep.cells} if not several else {}
-    blocks: dict[tuple[str, int, str, str], int] = {}
-    runs: list[tuple[int, Listed]] = []
-    for cell, uuid, started, measured, device in found:
-        arm = f"{cell.point} · {device}" if several else cell.point
-        names[arm] = None
-        where = (measured.host, measured.code) if measured else ("", "")
-        block = blocks.setdefault((cell.condition, cell.block, *where), len(blocks))
-        path = sweep.result(cell).relative_to(sweep.path).as_posix()
-        runs.append((started, Listed(path, arm, block, cell.seed, uuid)))
-    ordered = tuple(run for _, run in sorted(runs, key=lambda each: each[0]))
-    return Experiment(sweep.path, tuple(names), sweep.repeats, sweep.command, ordered)
-
-
-def _seen(result: Path) -> tuple[str, int, Measured | None, str]:
-    """(uuid, start, where from, device); of a record that cannot be read nothing is known, and whoever
-    opens it will say so."""
-    try:
-        record = RunDirectory.open(result).read_record()
-    except ReportError:
-        return "", 0, None, ""
-    device = (record.system.get("device") or {}).get("name", "")
-    started = record.run.get("start_unix_ns")
-    return (
-        str(record.run.get("uuid")),
-        started if isinstance(started, int) else 0,
-        Measured.read(result),
-        str(device),
-    )
