@@ -76,6 +76,8 @@ def _best(arms: Sequence[Arm], wanted: Quantity) -> tuple[Arm, list[tuple[Arm, R
 def _why(arms: Sequence[Arm]) -> str:
     if any(len(arm.runs) == 1 for arm in arms):
         return "an arm of one run has no spread between runs."
+    if all(is_paired(arms[0], arm) for arm in arms):
+        return "these arms ran under several conditions; `bench compare` of the sweep compares under each."
     return "these runs did not take turns, so the drift between their sessions is in every ratio."
 
 

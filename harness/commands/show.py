@@ -24,19 +24,18 @@ def show(run: Path, as_json: bool) -> None:
         print_validity,
     )
     from backbench.harness.commands.stored import read, reading, say
-    from backbench.harness.commands.sweeps import print_sweep
+    from backbench.harness.commands.sweeps import print_sweep, sweep_json
     from backbench.reports.record.experiment import is_experiment
     from backbench.reports.record.sweep import is_sweep
     from backbench.reports.tables import latency_table, summary_table
 
     with reading(run):
         if is_experiment(run):
+            sweep = is_sweep(run)
             if as_json:
-                print_json(experiment_json(run))
-            elif is_sweep(run):
-                print_sweep(run)
+                print_json(sweep_json(run) if sweep else experiment_json(run))
             else:
-                print_experiment(run)
+                (print_sweep if sweep else print_experiment)(run)
             return
         _, record = read(run)
         if as_json:

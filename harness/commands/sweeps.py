@@ -54,6 +54,19 @@ def compare_sweep(path: Path, arms: Sequence[Arm], form: str | None) -> None:
         say_invalid(arms)
 
 
+def sweep_json(path: Path) -> dict[str, Any]:
+    """The sweep as JSON takes it: an experiment, and what each condition's arms say."""
+    from backbench.harness.commands.experiments import experiment_json
+    from backbench.harness.commands.stored import read
+    from backbench.reports.arms import open_arms
+    from backbench.reports.conditions import arms_by_condition
+
+    found = experiment_json(path)
+    found.pop("conclusion", None)  # there is one for each condition, and none across them
+    groups = arms_by_condition(path, open_arms([path], read))
+    return found | {"conditions": [_as_json(condition, each) for condition, each in groups.items()]}
+
+
 def _concluded(condition: str, arms: Sequence[Arm]) -> str:
     """Who is fastest under this condition, or why that is not said."""
     from backbench.reports.arms import arms_incomparable

@@ -66,10 +66,12 @@ def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder / "runs" / "night", [each in alive for each in below], second.returncode, out, err
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_sweep(killed_and_resumed: tuple[Path, list[bool], int, str, str]) -> None:
     assert killed_and_resumed[1] == [False, False]
 
 
+@pytest.mark.slow
 def test_a_failed_point_is_told_and_the_rest_is_there(
     killed_and_resumed: tuple[Path, list[bool], int, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +85,11 @@ def test_a_failed_point_is_told_and_the_rest_is_there(
     assert not list(path.rglob("owner.json")) or "broken" in str(next(path.rglob("owner.json")))
     for command in ("show", "verify", "compare"):
         assert run_command([command, str(path)]) == 0
-    assert "torch" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("One run each: no verdict.") == 2
+    assert run_command(["show", str(path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [each["n"] for each in shown["conditions"]] == [{"torch": 1, "sdpa": 1}]
     assert set(backbench.load(path).arms) == {"torch", "sdpa"}
     assert {*backbench.compare([path]).columns} >= {"condition", "torch", "sdpa", "sdpa / torch"}
     assert run_command(["sweep", "status", str(path), "--json"]) == 4
@@ -92,6 +98,7 @@ def test_a_failed_point_is_told_and_the_rest_is_there(
     assert [each["state"] for each in stands["cells"]] == ["done", "failed", "done"]
 
 
+@pytest.mark.slow
 def test_a_page_and_other_forms(
     killed_and_resumed: tuple[Path, list[bool], int, str, str],
     tmp_path: Path,

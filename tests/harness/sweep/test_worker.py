@@ -31,7 +31,10 @@ from backbench.harness.sweep.cells import (
 )
 from backbench.harness.sweep.lease import FAILED, RELEASED, claim, leases
 from backbench.harness.sweep.worker import Worker, in_turn
-from backbench.reports.loaded import load
+from backbench.reports.arms import open_arms
+from backbench.reports.conclusion import conclusion
+from backbench.reports.conditions import arms_by_condition
+from backbench.reports.loaded import compare, load
 from backbench.reports.record import RunDirectory
 from backbench.reports.record.digests import sign
 from backbench.reports.record.sweep import MEASURED_FILE, Cell, Measured, Sweep
@@ -113,6 +116,16 @@ def test_a_sweep_is_loaded_verified_and_paired_as_one(make_sweep: MakeSweep) -> 
     assert not {*blocks["torch · concurrency 1"]} & {*blocks["torch · concurrency 2"]}
     assert found.experiment.finished
     assert examine_experiment(sweep.path).problems == ()
+    arms = open_arms([sweep.path])
+    assert "under several conditions" in conclusion(arms)
+    groups = arms_by_condition(sweep.path, arms)
+    assert {name: [arm.label for arm in each] for name, each in groups.items()} == {
+        "concurrency 1": ["torch", "sdpa"],
+        "concurrency 2": ["torch", "sdpa"],
+    }
+    table = compare([sweep.path])
+    assert set(table["condition"]) == {"concurrency 1", "concurrency 2"}
+    assert set(table["sdpa / torch verdict"]) <= {"same", ""}, "copies of one run"
 
 
 def test_a_failed_point_does_not_stop_the_rest(make_sweep: MakeSweep) -> None:
