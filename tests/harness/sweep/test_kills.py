@@ -29,6 +29,16 @@ def write_template(folder: Path) -> None:
     measure_script(options, folder / TEMPLATE, lambda: None)
 
 
+def results(sweep: Sweep) -> list[Path]:
+    return [sweep.result(cell) for cell in sweep.cells if sweep.result(cell).exists()]
+
+
+def in_progress(sweep: Sweep) -> bool:
+    """Whether a worker is somewhere in the half second of a run."""
+    held = sweep.path.glob("cells/*/lease-*/held/owner.json")
+    return any(not (each.parents[2] / "result").exists() for each in held)
+
+
 def require_one_result_each(sweep: Sweep) -> None:
     """By looking afresh at what lies there."""
     look = Look(sweep)
@@ -48,17 +58,16 @@ def test_twelve_points_killed_twice_end_as_if_nothing_had_happened(
 ) -> None:
     matrix = {"backend": ["torch", "sdpa"], "concurrency": [1, 2, 3, 4, 5, 6]}
     calm, killed = (make_sweep(matrix, name) for name in ("calm", "killed"))
-    Worker(calm.path, lambda text: None, measure_script).work()
+    undisturbed = start_worker(calm.path, 0.0)
     for done in (3, 8):
-        worker = start_worker(killed.path, 0.2)
-        while sum(killed.result(cell).exists() for cell in killed.cells) < done:
+        worker = start_worker(killed.path, 0.5)
+        while len(results(killed)) < done or not in_progress(killed):
             assert worker.poll() is None
             time.sleep(0.01)
-        time.sleep(0.1)  # in the middle of the next
         worker.kill()
         worker.wait()
-    assert sum(killed.result(cell).exists() for cell in killed.cells) < 12
-    assert start_worker(killed.path, 0.0).wait() == 0
+    assert len(results(killed)) < 12
+    assert start_worker(killed.path, 0.0).wait() == 0 == undisturbed.wait()
 
     require_one_result_each(killed)
     assert any(each.how == BROKEN for cell in killed.cells for each in leases(killed.directory(cell)))
