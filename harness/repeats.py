@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from backbench.options import flag
 from backbench.reports.record import RunDirectory
 from backbench.reports.record.experiment import EXPERIMENT_FILE, Experiment, Listed
 
+TOLD_EVERY_S = 10.0
+"""A run that takes longer is said to be still going."""
 MEANWHILE_S = 5.0
 """How often a waiting parent looks up."""
 
@@ -68,22 +72,51 @@ def is_series(options: RunOptions) -> bool:
     return options.repeat > 1 or len(backends(options)) > 1
 
 
-def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch | None = None) -> Repeats:
+class Going:
+    """Says of each run that it begins, and every `every_s` that it still goes on."""
+
+    def __init__(
+        self, tell: Callable[[str], None], every_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tell, self._every_s, self._clock = tell, every_s, clock
+
+    def begin(self, which: str) -> None:
+        """A run begins."""
+        self._which, self._start_s = which, self._clock()
+        self._next_s = self._start_s + self._every_s
+        self._tell(which)
+
+    def look(self) -> None:
+        """Time has passed."""
+        if (now_s := self._clock()) >= self._next_s:
+            self._next_s = now_s + self._every_s
+            self._tell(f"{self._which}, {now_s - self._start_s:.0f} s so far")
+
+
+def run_repeats(
+    options: RunOptions,
+    tell: Callable[[str], None],
+    launch: Launch | None = None,
+    every_s: float = TOLD_EVERY_S,
+) -> Repeats:
     """Run every backend `options.repeat` times; what finished stays, whatever ends the series.
+
+    `tell` hears of each run when it begins, and every `every_s` that it is still going.
 
     Ctrl-C and SIGTERM end the run in progress as they end a single one, and then the series (code 130).
 
     Raises:
         HarnessError: a run could not be made; the message says how many are kept.
     """
-    launch = launch or in_new_process
+    going = Going(tell, every_s)
+    launch = launch or partial(in_new_process, meanwhile=going.look)
     arms = _arms(backends(options))
     experiment = Experiment(_claim(options), tuple(arms), options.repeat, options.command)
     experiment.write()
     code, total = 0, options.repeat * len(arms)
     try:
         for number, (block, arm) in enumerate(order(tuple(arms), options.repeat), 1):
-            tell(f"Run {number} of {total}: {arm}, block {block + 1}")
+            going.begin(f"Run {number} of {total}: {arm}, block {block + 1}")
             name = f"{number:0{len(str(total))}d}-{Path(arm).stem}"
             seed = options.seed + block
             ended = launch(arguments(options, arms[arm], seed, experiment.path / name))

@@ -17,9 +17,10 @@ from backbench.backends.interface.attention import (
 from backbench.backends.interface.backend import Backend, Selection
 from backbench.backends.interface.device import Device
 from backbench.backends.interface.kernels import KernelCase, KernelLaunch, Kernels
-from backbench.backends.interface.linear import Linear, Scheme, Weight, WeightSpec
+from backbench.backends.interface.linear import Linear
 from backbench.backends.interface.operations import Operations, SamplingBatch
 from backbench.backends.interface.tuner import Config, Problem, Tuner
+from backbench.backends.interface.weight import Scheme, Weight, WeightSpec, join
 
 __all__ = [
     "Attention",
@@ -44,4 +45,5 @@ __all__ = [
     "Tuner",
     "Weight",
     "WeightSpec",
+    "join",
 ]

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
-from backbench.backends.interface import Scheme, Weight, WeightSpec
+from backbench.backends.interface import Scheme, Weight, WeightSpec, join
 from backbench.engine.models.rope import RopeConfig
 
 
@@ -66,9 +67,9 @@ class Product(TensorSpec):
         """
         if self.shard_axis == 1:
             return weight.shard(1, rank, world)
-        sources = weight.q.split([rows for _, rows in self.sources])
-        shares = [Weight(weight.scheme, source).shard(0, rank, world) for source in sources]
-        return Weight(weight.scheme, torch.cat([share.q for share in shares]))
+        ends = list(accumulate(rows for _, rows in self.sources))
+        sources = [weight.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        return join([source.shard(0, rank, world) for source in sources])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import click
 
 from backbench.errors import HarnessError
 from backbench.harness.commands.report import report as report_command
-from backbench.harness.commands.report import require_page
+from backbench.harness.commands.report import writable
 
 if TYPE_CHECKING:
     from backbench.harness.options import RunOptions
@@ -102,7 +102,7 @@ def start(
     from backbench.harness.sweep.cells import retry
     from backbench.harness.sweep.local import work_here
     from backbench.harness.sweep.status import Status
-    from backbench.reports.page.html import write_report
+    from backbench.reports.page.export import write_report
 
     if dry_run:
         _dry_run(_campaign(campaign_file), campaign_file, out, as_json)
@@ -185,7 +185,7 @@ def status(directory: Path, as_json: bool) -> None:
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    callback=lambda context, parameter, out: require_page(out),
+    callback=lambda context, parameter, out: writable(out),
     metavar="FILE",
     help="The HTML file: a new one, or a report to replace.",
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def print_sweep(path: Path) -> None:
     """The conclusion under each condition, every point's headline quantities, and what is not valid."""
-    from backbench.harness.commands.experiments import say_invalid
+    from backbench.harness.commands.experiments import say_left_out
     from backbench.harness.commands.output import headline, print_report_table
     from backbench.harness.commands.stored import read, say
     from backbench.reports.arms import open_arms
@@ -27,12 +27,12 @@ def print_sweep(path: Path) -> None:
     for condition, each in arms_by_condition(path, arms).items():
         say(_concluded(condition, each), err=False)
     print_report_table(replace(scorecard_table(arms, with_ratios=False), title="Every point"))
-    say_invalid(arms)
+    say_left_out(arms)
 
 
 def compare_sweep(path: Path, arms: Sequence[Arm], form: str | None) -> None:
     """The arms of each condition against its first; points under other conditions have no ratio."""
-    from backbench.harness.commands.experiments import say_invalid
+    from backbench.harness.commands.experiments import say_left_out
     from backbench.harness.commands.output import print_json, print_report_table
     from backbench.reports.arms import arms_incomparable
     from backbench.reports.conditions import arms_by_condition
@@ -51,7 +51,7 @@ def compare_sweep(path: Path, arms: Sequence[Arm], form: str | None) -> None:
                 click.echo(to_markdown(table))
             else:
                 print_report_table(table)
-        say_invalid(arms)
+        say_left_out(arms)
 
 
 def sweep_json(path: Path) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def test_the_selection_carries_what_was_asked():
 def test_a_weight_knows_its_bytes_and_what_is_asked_of_it():
     scale = torch.ones(8, 2, dtype=torch.float16)
     weight = Weight(Scheme("int4", group=16), torch.zeros(8, 16, dtype=torch.uint8), scale=scale)
+    assert (weight.n, weight.k) == (8, 32)
     assert weight.num_bytes == 8 * 16 + 8 * 2 * 2
     dense = Weight(Scheme(), torch.zeros(8, 16))
     assert dense.spec("down") == WeightSpec("down", 8, 16, Scheme(), torch.float32)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from backbench.backends.interface import Scheme, Weight, WeightSpec
+from backbench.backends.quantization import dequantize, quantize
 from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.layers import LayerSpec
 from backbench.engine.models.rope import RopeConfig
@@ -109,8 +110,15 @@ def test_shards_together_are_the_whole_layer():
     torch.testing.assert_close(parts[0] + parts[1], x @ weight.q.T)
     with pytest.raises(BackendError, match="cannot be split into 3"):
         qkv.shard(Weight(Scheme(), torch.randn(qkv.shape)), 0, 3)
-    with pytest.raises(BackendError, match="Sharding int4"):
-        qkv.shard(Weight(Scheme("int4"), torch.randn(qkv.shape)), 0, 2)
+
+
+def test_shards_of_a_quantized_layer_mean_the_shards_of_what_it_means():
+    qkv = config().spec.layers[0].products[0]
+    weight = quantize(torch.randn(qkv.shape), Scheme("int4", group=8))
+    dense = Weight(Scheme(), dequantize(weight, torch.float32))
+    for rank in range(2):
+        own = dequantize(qkv.shard(weight, rank, 2), torch.float32)
+        assert torch.equal(own, qkv.shard(dense, rank, 2).q)
 
 
 def test_random_weights_are_drawn_in_a_fixed_order():

@@ -1,0 +1,226 @@
+"""What quantized numbers mean: the specification that every kernel and every checkpoint format is held to.
+
+A weight's element is (code - zero) * scale, with row_scale on top of e4m3 scales. Rounding to nearest
+follows compressed-tensors (a symmetric integer's scale is 2 * absmax / (2^bits - 1)); fp4 and its scales
+follow the OCP Microscaling Formats specification 1.0 (MXFP4, MXFP8) and NVIDIA's NVFP4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from backbench.backends.interface.weight import Scheme, Weight
+from backbench.errors import BackendError
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Magnitudes of e2m1's codes 0 to 7; bit 3 is the sign."""
+FP4_MAX = 6.0
+SMALLEST_SCALE = 2.0**-126
+"""What a group of zeros is divided by."""
+
+ACTIVATIONS: Mapping[str, tuple[str, int | None, str]] = {
+    "int8-token": ("int8", None, "float"),
+    "int8-tensor": ("int8", None, "static"),
+    "fp8-token": ("fp8", None, "float"),
+    "fp8-tensor": ("fp8", None, "static"),
+    "fp8-group128": ("fp8", 128, "float"),
+    "mxfp8": ("fp8", 32, "e8m0"),
+    "mxfp4": ("fp4", 32, "e8m0"),
+    "nvfp4": ("fp4", 16, "e4m3"),
+}
+"""Name -> (kind of number, features that share a scale (None = the row), kind of scale).
+
+"static" is the checkpoint's `input_scale` for every row; the others are taken from the row itself.
+"""
+
+SCHEMES: Mapping[str, Scheme] = {
+    "int8": Scheme("int8"),
+    "int8-w8a8": Scheme("int8", activation="int8-token"),
+    "fp8": Scheme("fp8", activation="fp8-token"),
+    "fp8-block": Scheme("fp8", group=128, group_n=128, activation="fp8-group128"),
+    "int4-g128": Scheme("int4", group=128),
+    "int4-g32": Scheme("int4", group=32),
+    "nvfp4": Scheme("fp4", group=16, scale="e4m3"),
+    "mxfp4": Scheme("fp4", group=32, scale="e8m0"),
+}
+"""What `--quantize` offers, by name."""
+
+
+def unpacked(q: Tensor) -> Tensor:
+    """Four-bit codes uint8 [N, K/2] as uint8 [N, K], the low four bits first."""
+    return torch.stack((q & 15, q >> 4), -1).flatten(1)
+
+
+def packed(codes: Tensor) -> Tensor:
+    """The inverse of `unpacked`: codes 0 to 15 [N, K], K even, as uint8 [N, K/2]."""
+    codes = codes.to(torch.uint8)
+    return codes[:, ::2] | (codes[:, 1::2] << 4)
+
+
+def fp4_values(codes: Tensor) -> Tensor:
+    """f32 numbers of e2m1 codes 0 to 15."""
+    table = torch.tensor([*FP4_VALUES, *(-value for value in FP4_VALUES)], device=codes.device)
+    return table[codes.long()]
+
+
+def fp4_codes(x: Tensor) -> Tensor:
+    """e2m1 codes, uint8, of the nearest numbers, halves to the even code; beyond 6 is 6."""
+    bounds = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], device=x.device)
+    magnitude = x.abs().float().contiguous()
+    below, upto = torch.bucketize(magnitude, bounds), torch.bucketize(magnitude, bounds, right=True)
+    codes = torch.where(below % 2 == 0, below, upto)
+    return (codes + 8 * torch.signbit(x)).to(torch.uint8)
+
+
+def scale_values(weight: Weight) -> Tensor:
+    """f32 [R, G]: a quantized weight's scales as numbers, without `row_scale`."""
+    if weight.scale is None:
+        raise BackendError(f"A weight kept as {weight.scheme} has no scale.")
+    if weight.scheme.scale == "e8m0":
+        return torch.exp2(weight.scale.float() - 127)
+    return weight.scale.float()
+
+
+def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """[N, K] in `dtype`: what the weight means, each element rounded once, in its stored order of columns."""
+    scheme = weight.scheme
+    if scheme.dense:
+        return weight.q.to(dtype)
+    codes = unpacked(weight.q) if scheme.weight in ("int4", "fp4") else weight.q
+    numbers = fp4_values(codes) if scheme.weight == "fp4" else codes.float()
+    if weight.zero is not None:
+        numbers = numbers - _spread(weight.zero.float(), weight)
+    elif scheme.weight == "int4":
+        numbers = numbers - 8
+    numbers = numbers * _spread(scale_values(weight), weight)
+    if weight.row_scale is not None:
+        numbers = numbers * weight.row_scale[:, None]
+    return numbers.to(dtype)
+
+
+def quantize(dense: Tensor, scheme: Scheme) -> Weight:
+    """[N, K] rounded to nearest in `scheme`; scales that are floats are kept in the dense dtype.
+
+    Raises BackendError where K does not divide into groups, or the scheme is not one this can write.
+    """
+    if scheme.dense:
+        return Weight(scheme, dense)
+    n, k = dense.shape
+    group = scheme.group or k
+    if k % group or (scheme.weight in ("int4", "fp4") and k % 2):
+        raise BackendError(f"{k} input features do not divide into groups of {group}.")
+    if scheme.activation in ("int8-tensor", "fp8-tensor"):
+        raise BackendError(f"{scheme.activation} needs a calibrated scale; a dynamic one is written here.")
+    x = dense.float()
+    if scheme.zero_point:
+        return _asymmetric(dense, scheme, group)
+    largest = _largest(x, scheme.group_n, group)
+    scale, row_scale = _scale(largest, scheme)
+    if scheme.scale == "float":
+        scale = scale.to(dense.dtype)
+    weight = Weight(scheme, dense, scale, row_scale=None if row_scale is None else row_scale.repeat(n))
+    step = scale_values(weight) if row_scale is None else scale_values(weight) * row_scale
+    weight.q = _codes(x / _spread(step.clamp(min=SMALLEST_SCALE), weight, n, k), scheme.weight)
+    return weight
+
+
+def rounded_rows(x: Tensor, activation: str, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows [M, K] rounded as `activation` says: codes [M, K] and their scale f32 [M, groups].
+
+    Codes are int8 or float8_e4m3fn; those of fp4 are their values in f32. A row's number is code * scale.
+    """
+    kind, size, scaling = ACTIVATIONS[activation]
+    x = x.float()
+    if scaling == "static":
+        assert input_scale is not None
+        scale = input_scale.float().reshape(1, 1).expand(x.shape[0], 1)
+    else:
+        group = size or x.shape[1]
+        scheme = Scheme(kind, group=group, scale=scaling)
+        if scaling == "e4m3":
+            assert input_scale is not None
+            stored = (_largest(x, 1, group) / FP4_MAX / input_scale).clamp(max=FP8_MAX).to(FP8)
+            scale = stored.float() * input_scale
+        else:
+            stored, _ = _scale(_largest(x, 1, group), scheme)
+            scale = scale_values(Weight(scheme, x, stored))
+    groups = scale.shape[1]
+    codes = _codes(
+        x.unflatten(1, (groups, -1)) / scale.clamp(min=SMALLEST_SCALE)[..., None], kind, pack=False
+    ).flatten(1)
+    return (fp4_values(codes) if kind == "fp4" else codes), scale
+
+
+def product(x: Tensor, weight: Weight) -> Tensor:
+    """x [M, K] times the weight's transpose, f32 [M, N]: what every kernel is compared with."""
+    if weight.order is not None:
+        x = x[:, weight.order]
+    if weight.scheme.activation is not None:
+        codes, scale = rounded_rows(x, weight.scheme.activation, weight.input_scale)
+        x = (codes.float().unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
+    return x.float() @ dequantize(weight, torch.float32).T
+
+
+def named(scheme: str) -> Scheme:
+    """The scheme `--quantize` calls so; raises BackendError that lists the names."""
+    if scheme not in SCHEMES:
+        raise BackendError(f"There is no scheme {scheme!r}; there are {', '.join(SCHEMES)}.")
+    return SCHEMES[scheme]
+
+
+def _spread(groups: Tensor, weight: Weight, n: int | None = None, k: int | None = None) -> Tensor:
+    """[R, G] repeated over the rows and columns that share each: [N, K]."""
+    n, k = n or weight.n, k or weight.k
+    rows = groups.repeat_interleave(weight.scheme.group_n, 0)[:n]
+    return rows.repeat_interleave(weight.scheme.group or k, 1)[:, :k]
+
+
+def _largest(x: Tensor, group_n: int, group: int) -> Tensor:
+    """f32 [R, G]: the largest magnitude of every block of group_n rows and `group` columns."""
+    by_row = x.abs().unflatten(1, (-1, group)).amax(-1)
+    short = -by_row.shape[0] % group_n
+    return torch.nn.functional.pad(by_row, (0, 0, 0, short)).unflatten(0, (-1, group_n)).amax(1)
+
+
+def _scale(largest: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
+    """Scales [R, G] as they are stored, and the f32 [1] that multiplies e4m3 ones."""
+    if scheme.scale == "e8m0":
+        # The largest element's exponent, less that of the format's largest number (e4m3: 8, e2m1: 2).
+        exponent = torch.frexp(largest.clamp(min=SMALLEST_SCALE)).exponent - 1
+        return (exponent - (8 if scheme.weight == "fp8" else 2) + 127).clamp(0, 254).to(torch.uint8), None
+    tops = {"int8": 127.5, "int4": 7.5, "fp8": FP8_MAX, "fp4": FP4_MAX}
+    scale = largest / tops[scheme.weight]
+    if scheme.scale == "e4m3":
+        whole = (largest.max() / (FP4_MAX * FP8_MAX)).clamp(min=SMALLEST_SCALE).reshape(1)
+        return (scale / whole).to(FP8), whole
+    return scale, None
+
+
+def _codes(x: Tensor, kind: str, pack: bool = True) -> Tensor:
+    """Scaled numbers as codes of this kind, out of range ones at its ends."""
+    if kind == "fp8":
+        return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    if kind == "int8":
+        return x.round().clamp(-128, 127).to(torch.int8)
+    codes = fp4_codes(x) if kind == "fp4" else (x.round().clamp(-8, 7) + 8).to(torch.uint8)
+    return packed(codes) if pack else codes
+
+
+def _asymmetric(dense: Tensor, scheme: Scheme, group: int) -> Weight:
+    """As `quantize`, with the zero point of every group: 0 is always exact."""
+    if scheme.weight not in ("int4", "int8") or scheme.group_n != 1:
+        raise BackendError(f"Zero points are for integers with a scale a row, not for {scheme}.")
+    levels, offset = (15, 0) if scheme.weight == "int4" else (255, 128)
+    groups = dense.float().unflatten(1, (-1, group))
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scale = ((high - low) / levels).clamp(min=SMALLEST_SCALE).to(dense.dtype)
+    zero = (-low / scale.float()).round().clamp(0, levels)
+    codes = (groups / scale.float()[..., None] + zero[..., None]).round().clamp(0, levels).flatten(1) - offset
+    q = packed(codes) if scheme.weight == "int4" else codes.to(torch.int8)
+    kept = torch.uint8 if scheme.weight == "int4" else torch.int8
+    return Weight(scheme, q, scale, (zero - offset).to(kept))
