@@ -125,7 +125,8 @@ def test_a_sweep_is_loaded_verified_and_paired_as_one(make_sweep: MakeSweep) -> 
     }
     table = compare([sweep.path])
     assert set(table["condition"]) == {"concurrency 1", "concurrency 2"}
-    assert set(table["sdpa / torch verdict"]) <= {"same", ""}, "copies of one run"
+    # Copies of one run; without a verdict where the machine was not its own while it was made.
+    assert not set(table["sdpa / torch verdict"]) & {"better", "worse"}
 
 
 def test_a_failed_point_does_not_stop_the_rest(make_sweep: MakeSweep) -> None:
