@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Write runs in a format that other tools read."),
     "schema": ("schema", "Print the JSON Schema of a run's record."),
     "recover": ("recover", "Make the record of a run that was killed, from what had finished."),
+    "sweep": ("sweep", "Run a campaign of many runs, and go on where it was stopped or killed."),
     "gate": ("gate", "Say whether a candidate is worse than a baseline: pairs, statistics, an exit code."),
     "calibrate": ("gate", "Measure how much runs of the same code differ on this machine."),
     "trend": ("gate", "Show the history of gates."),

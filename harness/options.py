@@ -289,16 +289,26 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         HarnessError: not to be read, not TOML, or an unknown option or table.
     """
+    return canonical(flattened(read_toml(path, "--config"), path))
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """What a TOML file holds; HarnessError, in which `what` names it, where it is none."""
     try:
         with path.open("rb") as stream:
             content = stream.read(LONGEST_FILE + 1)
         tables = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
-        raise HarnessError(f"--config {path} cannot be read: {error.strerror}.") from None
+        raise HarnessError(f"{what} {path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        raise HarnessError(f"--config {path} is no TOML file: {error}.") from None
+        raise HarnessError(f"{what} {path} is no TOML file: {error}.") from None
     if len(content) > LONGEST_FILE:
-        raise HarnessError(f"--config {path} is longer than {LONGEST_FILE} bytes; it is no such file.")
+        raise HarnessError(f"{what} {path} is longer than {LONGEST_FILE} bytes; it is no such file.")
+    return tables
+
+
+def flattened(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The options of a file's tables by name as written; HarnessError where one stands wrong."""
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         if key not in GROUPS or not isinstance(value, dict):
@@ -314,7 +324,7 @@ def read_file(path: Path) -> dict[str, Any]:
     for name, value in flat.items():
         if isinstance(value, dict) and name.replace("-", "_") not in option_names():
             raise HarnessError(f"{path} has an unknown table [{name}]; there are {', '.join(GROUPS)}.")
-    return canonical(flat)
+    return flat
 
 
 def over_file(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from backbench.reports.arms import Arm, against, is_paired
 from backbench.reports.compare import Ratio, backend_name
 from backbench.reports.metrics.metric import Quantity
 from backbench.reports.quantities import quantity
+from backbench.reports.record.sweep import is_sweep
 
 ENOUGH = 8
 """Runs of each arm that the command to get a verdict asks for."""
@@ -107,6 +108,8 @@ def _best(arms: Sequence[Arm], wanted: Quantity) -> tuple[Arm, list[tuple[Arm, R
 
 def why_unclear(arms: Sequence[Arm]) -> str:
     """Why ratios of these arms get no verdict, as a sentence."""
+    if any(arm.experiment is not None and is_sweep(arm.experiment) for arm in arms):
+        return "these arms ran under several conditions; `bench compare` of the sweep compares under each."
     for arm in arms:
         if len(arm.counted) < 2 <= len(arm.runs):
             return f"of the {len(arm.runs)} runs of {arm.label}, {len(arm.counted)} are valid."

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbench.reports.arms import Run, open_arms, ratio_table, require_comparable
+from backbench.reports.arms import Arm, Run, open_arms, ratio_table, require_comparable
+from backbench.reports.conditions import arms_by_condition
 from backbench.reports.grouping import grouped, incomparable_groups, require_key
 from backbench.reports.quantities import QUANTITIES, read
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems
 from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import Experiment, is_experiment, read_experiment
+from backbench.reports.record.sweep import is_sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,14 +160,30 @@ def compare(runs: Iterable[Loaded | Path | str], group_by: str | None = None) ->
 
     A run is an arm of one run; an experiment brings its arms, a bundle what it holds; `group_by` pools them
     ("backend", "vendor", "quantization", "model", "tag:KEY"). Ratios have an interval between runs and a
-    verdict where the runs allow one.
+    verdict where the runs allow one. A sweep alone has its rows under each condition, named in a
+    column.
 
     Raises:
         ReportError: fewer than two arms, or runs of another workload, model or metric schema.
     """
     paths = [Path(each) if isinstance(each, Path | str) else each.path for each in runs]
     arms = open_arms(paths)
+    if len(paths) == 1 and is_sweep(paths[0]) and group_by is None:
+        return _compare_sweep(paths[0], arms)
     if group_by is not None:
         arms = grouped(arms, require_key(group_by))
     require_comparable(arms, incomparable_groups(arms, group_by))
     return ratio_table(arms)
+
+
+def _compare_sweep(path: Path, arms: list[Arm]) -> pd.DataFrame:
+    import pandas as pd
+
+    tables = []
+    for condition, each in arms_by_condition(path, arms).items():
+        if len(each) > 1:
+            require_comparable(each)
+        table = ratio_table(each)
+        table.insert(0, "condition", condition)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -21,6 +21,7 @@ from backbench.reports.metrics.run import RunTables
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
 from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import is_experiment, read_experiment
+from backbench.reports.record.sweep import is_sweep, misplaced
 
 RELATIVE = 1e-9
 """Sums in another order may differ in the last digits; no edit a reader would notice is this small."""
@@ -101,6 +102,8 @@ def examine_experiment(path: Path) -> Verification:
             problems.append(str(error))
             continue
         problems += [f"{listed.path}: {problem}" for problem in found.problems]
+        if is_sweep(path) and (why := misplaced(directory.path, directory.path.parent.name, record)):
+            problems.append(f"{listed.path}: {why}")
         unchecked |= dict.fromkeys(found.unchecked)
         draws.setdefault(listed.block, set()).add(str(record.workload.get("content_hash")))
         for name in ("uuid", "seed"):

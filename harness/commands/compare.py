@@ -53,14 +53,24 @@ def compare(
     differences named.
     """
     from backbench.harness.commands.stored import read, reading
+    from backbench.harness.commands.sweeps import compare_sweep
     from backbench.reports.arms import open_arms
     from backbench.reports.grouping import grouped, incomparable_groups, require_key
     from backbench.reports.limits import broken, parse_limit
+    from backbench.reports.record.sweep import is_sweep
 
     parsed = [parse_limit(limit) for limit in limits]
     key = None if group_by is None else require_key(group_by)
     with reading(*runs):
         arms = open_arms(runs, read)
+        if len(runs) == 1 and is_sweep(runs[0]):
+            if baseline or limits or key:
+                raise HarnessError(
+                    f"{runs[0]} is a sweep of several comparisons; it takes no --baseline, --fail-if or "
+                    "--group-by."
+                )
+            compare_sweep(runs[0], arms, form)
+            return
         arms = arms if key is None else grouped(arms, key)
         if len(arms) < 2:
             raise HarnessError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "-o",
     required=True,
     type=click.Path(path_type=Path),
-    callback=lambda context, parameter, out: _checked(out),
+    callback=lambda context, parameter, out: writable(out),
     metavar="FILE",
     help="FILE.html, FILE.md or FILE.csv: a new one, or a report to replace.",
 )
@@ -51,8 +51,9 @@ def report(
     if gates is not None:
         from backbench.harness.gate.trend import history
 
-        rows, odd = history(gates)
-        for each in odd:
+        found = history(gates)
+        rows = found.rows
+        for each in found.odd:
             say(f"not a gate: {each}")
     with reading(*runs):
         open_arms(runs, read)  # says what was edited
@@ -65,7 +66,7 @@ def report(
             click.echo(f"Figures: {figures}")
 
 
-def _checked(out: Path) -> Path:
+def writable(out: Path) -> Path:
     """`out`; ReportError, before anything is read, unless a report may be written there."""
     from backbench.reports.page.export import require_writable
 

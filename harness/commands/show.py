@@ -34,9 +34,13 @@ def _as_json(run: Path) -> dict[str, Any]:
 
     from backbench.harness.commands.experiments import experiment_json
     from backbench.harness.commands.stored import read
+    from backbench.harness.commands.sweeps import sweep_json
     from backbench.reports.record.experiment import is_experiment
+    from backbench.reports.record.sweep import is_sweep
 
-    return experiment_json(run) if is_experiment(run) else asdict(read(run)[1])
+    if is_experiment(run):
+        return sweep_json(run) if is_sweep(run) else experiment_json(run)
+    return asdict(read(run)[1])
 
 
 def _print(run: Path) -> None:
@@ -49,11 +53,13 @@ def _print(run: Path) -> None:
         print_validity,
     )
     from backbench.harness.commands.stored import read, say
+    from backbench.harness.commands.sweeps import print_sweep
     from backbench.reports.record.experiment import is_experiment
+    from backbench.reports.record.sweep import is_sweep
     from backbench.reports.tables import latency_table, summary_table
 
     if is_experiment(run):
-        print_experiment(run)
+        (print_sweep if is_sweep(run) else print_experiment)(run)
         return
     _, record = read(run)
     say(headline(record), err=False)

@@ -11,6 +11,7 @@ from backbench.errors import ReportError, shown
 from backbench.reports.record.bundle import is_file, read_bytes
 from backbench.reports.record.directory import RunDirectory
 from backbench.reports.record.schema import check_version
+from backbench.reports.record.sweep import Measured, Sweep, is_sweep, read_sweep
 
 EXPERIMENT_FILE = "experiment.json"
 EXPERIMENT_VERSION = 1
@@ -71,8 +72,8 @@ class Experiment:
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether `path` is an experiment's directory or the file inside it."""
-    return path.name == EXPERIMENT_FILE or is_file(path / EXPERIMENT_FILE)
+    """Whether `path` is an experiment's directory or the file inside it; a sweep's is one, too."""
+    return path.name == EXPERIMENT_FILE or is_file(path / EXPERIMENT_FILE) or is_sweep(path)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -81,6 +82,8 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ReportError: experiment.json cannot be read or is none.
     """
+    if is_sweep(path):
+        return _of_sweep(read_sweep(path))
     directory = path.parent if path.name == EXPERIMENT_FILE else path
     file = directory / EXPERIMENT_FILE
     try:
@@ -109,3 +112,42 @@ def _experiment(directory: Path, data: dict[str, Any]) -> Experiment:
         if run.arm not in arms or not whole or inside.is_absolute() or ".." in inside.parts:
             raise ValueError(f"run {run.path}")
     return Experiment(directory, arms, int(data["blocks"]), data["command"], runs)
+
+
+def _of_sweep(sweep: Sweep) -> Experiment:
+    """The sweep as an experiment: an arm a point, and the results that are there.
+
+    A block of it holds runs that compare in pairs: one condition and repeat, on one host, with one state of
+    the code. Points that several kinds of device measured are an arm each.
+    """
+    found = [(cell, *_seen(sweep.result(cell))) for cell in sweep.cells if sweep.result(cell).is_dir()]
+    several = len({device for *_, device in found}) > 1
+    names: dict[str, None] = {cell.point: None for cell in sweep.cells} if not several else {}
+    blocks: dict[tuple[str, int, str, str], int] = {}
+    runs: list[tuple[int, Listed]] = []
+    for cell, uuid, started, measured, device in found:
+        arm = f"{cell.point} · {device}" if several else cell.point
+        names[arm] = None
+        where = (measured.host, measured.code) if measured else ("", "")
+        block = blocks.setdefault((cell.condition, cell.block, *where), len(blocks))
+        path = sweep.result(cell).relative_to(sweep.path).as_posix()
+        runs.append((started, Listed(path, arm, block, cell.seed, uuid)))
+    ordered = tuple(run for _, run in sorted(runs, key=lambda each: each[0]))
+    return Experiment(sweep.path, tuple(names), sweep.repeats, sweep.command, ordered)
+
+
+def _seen(result: Path) -> tuple[str, int, Measured | None, str]:
+    """(uuid, start, where from, device); of a record that cannot be read nothing is known, and whoever
+    opens it will say so."""
+    try:
+        record = RunDirectory.open(result).read_record()
+    except ReportError:
+        return "", 0, None, ""
+    device = (record.system.get("device") or {}).get("name", "")
+    started = record.run.get("start_unix_ns")
+    return (
+        str(record.run.get("uuid")),
+        started if isinstance(started, int) else 0,
+        Measured.read(result),
+        str(device),
+    )
