@@ -76,7 +76,8 @@ def fp4_codes(x: Tensor) -> Tensor:
     """e2m1 codes, uint8, of the nearest numbers, halves to the even code; beyond 6 is 6."""
     bounds = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], device=x.device)
     magnitude = x.abs().float().contiguous()
-    below, upto = torch.bucketize(magnitude, bounds), torch.bucketize(magnitude, bounds, right=True)
+    below = torch.bucketize(magnitude, bounds, out_int32=True)
+    upto = torch.bucketize(magnitude, bounds, out_int32=True, right=True)
     codes = torch.where(below % 2 == 0, below, upto)
     return (codes + 8 * torch.signbit(x)).to(torch.uint8)
 
