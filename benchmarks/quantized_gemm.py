@@ -28,7 +28,7 @@ from backbench.backends.interface.device import gpu
 from backbench.backends.quantization import SCHEMES
 from backbench.backends.triton import configs, quantized_configs
 from backbench.backends.triton.quantized_configs import BUCKETS
-from backbench.backends.triton.quantized_tune import QuantizedProblem
+from backbench.backends.triton.quantized_tune import MANY, READ_BYTES, QuantizedProblem
 from backbench.backends.triton.tune import GemmProblem
 from backbench.backends.tuning import search, table
 from backbench.backends.tuning.timing import graph_time_us
@@ -74,19 +74,22 @@ def problem_of(job: Job, device: Device) -> QuantizedProblem:
 
 
 def measure(jobs: Sequence[Job], tune: bool, until: float) -> Iterator[dict[str, Any]]:
-    """A row a job, until the time is over. Compilers run beside the device, a job's launches together."""
-    with multiprocessing.get_context("spawn").Pool(14) as workers:
-        waiting = [] if not tune else [(job, workers.map_async(compile_one, launches(job))) for job in jobs]
-        dense: dict[tuple[int, str], dict[str, float]] = {}
-        for place, job in enumerate(jobs):
-            if time.monotonic() > until:
-                return
-            rows, shape, _ = job
-            if (rows, shape) not in dense:
-                dense[rows, shape] = dense_us(rows, *SHAPES[shape])
-            if tune:
-                waiting[place][1].wait()
-            yield one(job, dense[rows, shape], tune)
+    """A row a job, until the time is over."""
+    if tune:
+        # Before anything is timed: compilers start what they made.
+        with multiprocessing.get_context("spawn").Pool(14) as workers:
+            for fault in workers.imap_unordered(
+                compile_one, itertools.chain.from_iterable(map(launches, jobs))
+            ):
+                print(fault, end="", file=sys.stderr)
+    dense: dict[tuple[int, str], dict[str, float]] = {}
+    for job in jobs:
+        if time.monotonic() > until:
+            return
+        rows, shape, _ = job
+        if (rows, shape) not in dense:
+            dense[rows, shape] = dense_us(rows, *SHAPES[shape])
+        yield one(job, dense[rows, shape], tune)
 
 
 def launches(job: Job) -> list[tuple[Job, Config]]:
@@ -94,19 +97,21 @@ def launches(job: Job) -> list[tuple[Job, Config]]:
     return [(job, config) for config in problem_of(job, gpu(0)).candidates()]
 
 
-def compile_one(work: tuple[Job, Config]) -> None:
-    """Compile into Triton's cache on disk; what goes wrong is met again, and told, when it is timed."""
+def compile_one(work: tuple[Job, Config]) -> str:
+    """Compile into Triton's cache on disk; gives what goes wrong, which the sweep meets again."""
     job, config = work
     try:
         problem_of(job, gpu(0)).compile(config)
     except Exception as fault:
-        print(f"{job} {search.describe(config)}: {str(fault)[:100]}", file=sys.stderr)
+        return f"{job} {search.describe(config)}: {str(fault)[:100]}\n"
+    return ""
 
 
 def dense_us(rows: int, n: int, k: int) -> dict[str, float]:
     """The library's bf16 product, and ours."""
     device = gpu(0)
-    problem = GemmProblem(rows, n, k, BF16, device, cold_bytes=400 * 2**20, read_bytes=1, replays=15)
+    read = READ_BYTES if rows <= MANY else 1
+    problem = GemmProblem(rows, n, k, BF16, device, cold_bytes=400 * 2**20, read_bytes=read, replays=15)
     found = {"library": problem.time_us(None)[0]}
     chosen = configs.choose(device.arch, device.units, rows, n, k, BF16)
     if isinstance(chosen, configs.GemmConfig):

@@ -250,7 +250,7 @@ def byte_gemm_kernel(
 def byte_product(x, w, total, SWAP: tl.constexpr):
     """total + x [m, k] by w [n, k] transposed; SWAP: `total` and the product are transposed.
 
-    fp8 sums leave the matrix unit, which keeps 14 bits of them on sm90, after every 128 columns.
+    fp8 sums leave the matrix unit, which keeps 14 bits of them on sm90, after every step.
     """
     if SWAP:
         one, other = w, tl.trans(x)
@@ -259,5 +259,5 @@ def byte_product(x, w, total, SWAP: tl.constexpr):
     if total.dtype == tl.int32:
         total = tl.dot(one, other, total, out_dtype=tl.int32)
     else:
-        total = tl.dot(one, other, total, input_precision="ieee", max_num_imprecise_acc=128)
+        total = tl.dot(one, other, total, input_precision="ieee", max_num_imprecise_acc=x.shape[1])
     return total

@@ -182,7 +182,7 @@ def _written_packed(
 ) -> Way:
     spans = -(-k // 128)
     if size == 1:
-        most = 8 if arch.startswith("gfx1") else 32
+        most = 8 if arch.startswith("gfx1") else 16
         return Kernel(0, 4, 4, spans=min(most, 1 << (spans - 1).bit_length()))
     if size > 128:
         return Dequantized()
@@ -198,8 +198,7 @@ def _written_bytes(
     arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype
 ) -> Way:
     if size == 1:
-        most = 8 if arch.startswith("gfx") else 16
-        return Kernel(0, 4, 4, spans=min(most, 1 << (-(-k // step_of(scheme, arch)) - 1).bit_length()))
+        return Kernel(0, 4, 4, spans=min(8, 1 << (-(-k // step_of(scheme, arch)) - 1).bit_length()))
     hopper = arch in ("sm90", "sm100", "sm103")
     stages = 2 if arch.startswith("gfx") else 4
     if size <= 64:

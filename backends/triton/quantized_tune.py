@@ -18,7 +18,11 @@ from backbench.backends.tuning.timing import graph_time_us
 
 COLD_BYTES = 400 * 2**20
 """Weights of one graph together: several times any cache."""
-MOST_CALLS = 16
+READ_BYTES = 2**31
+"""Bytes of weights that one replay reads at least, so that its start and end count for little."""
+MANY = 256
+"""Rows from which on a product takes long enough by itself."""
+MOST_PLACES = 16
 CHECKED = 2048
 """Outputs at either end that are compared."""
 
@@ -53,7 +57,7 @@ class QuantizedProblem(Problem):
         dense = torch.empty(self.n, self.k, dtype=self.number_type, device=at).normal_(0, 0.02)
         self.canonical = quantization.quantize(dense, self.scheme)
         packed = pack_weight(self.canonical, at)
-        places = min(MOST_CALLS, max(1, -(-self.cold_bytes // packed.num_bytes)))
+        places = min(MOST_PLACES, max(1, -(-self.cold_bytes // packed.num_bytes)))
         return [packed, *(replace(packed, codes=packed.codes.clone()) for _ in range(places - 1))]
 
     @cached_property
@@ -102,6 +106,8 @@ class QuantizedProblem(Problem):
     def time_us(self, config: Config | None) -> tuple[float, float]:
         """(median, spread) microseconds."""
         calls = [partial(self._product, config, weight) for weight in self.weights]
+        while self.rows <= MANY and len(calls) * self.weights[0].num_bytes < READ_BYTES:
+            calls = calls * 2
         return graph_time_us(calls, self.replays)
 
     def compile(self, config: Config) -> None:
