@@ -50,6 +50,12 @@ class RocmLinear(Linear):
         product = aiter.AITER.function("aiter.tuned_gemm", "gemm_a16w16", KEYWORDS)
         return PackedLinear(weight.q.to(device.torch_device).contiguous(), product)
 
+    def unpack(self, packed: PackedLinear) -> Weight | None:
+        return self.other.unpack(packed.weight) if packed.product is None else None
+
+    def served_by(self, spec: WeightSpec, device: Device) -> str:
+        return self.name if spec.scheme.dense else self.other.served_by(spec, device)
+
     def run(self, x: Tensor, packed: PackedLinear, bias: Tensor | None = None) -> Tensor:
         if packed.product is None:
             return self.other.run(x, packed.weight, bias)

@@ -16,7 +16,12 @@ from backbench.backends.interface.weight import PACKED
 from backbench.backends.torch.linear import DTYPES, TorchLinear
 from backbench.backends.triton import configs, quantized_configs
 from backbench.backends.triton.configs import GemmConfig, Product, ZeroBias
-from backbench.backends.triton.quantized_weight import NATIVE_ACTIVATIONS, QuantizedWeight, pack_weight
+from backbench.backends.triton.quantized_weight import (
+    NATIVE_ACTIVATIONS,
+    QuantizedWeight,
+    pack_weight,
+    unpack_weight,
+)
 from backbench.errors import BackendError
 
 LARGEST_ROW = 32768
@@ -52,6 +57,19 @@ class TritonLinear(TorchLinear):
         if not weight.scheme.dense:
             return pack_weight(weight, device.torch_device)
         return weight.q.to(device.torch_device).contiguous()
+
+    def unpack(self, packed: Tensor | QuantizedWeight) -> Weight | None:
+        return unpack_weight(packed) if isinstance(packed, QuantizedWeight) else None
+
+    def served_by(self, spec: WeightSpec, device: Device) -> str:
+        if spec.scheme.dense or device.vendor == "cpu":
+            return self.name
+        at = (spec.n, spec.k, spec.scheme, spec.dtype)
+        ways: dict[str, int] = {}
+        for size in quantized_configs.BUCKETS:
+            way = quantized_configs.choose(device.arch, device.units, size, *at)
+            ways[quantized_configs.describe(way)] = size
+        return f"{self.name}, " + "; ".join(f"{way} to {size} rows" for way, size in ways.items())
 
     def run(self, x: Tensor, packed: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Tensor:
         from backbench.backends.triton.launch import place_of

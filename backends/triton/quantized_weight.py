@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from backbench.backends.interface import Scheme, Weight
 from backbench.backends.interface.weight import PACKED
+from backbench.backends.quantization import packed as packed_codes
 from backbench.backends.quantization import scale_values, unpacked
 
 CODES = 4
 """Four-bit codes of a 16-bit word."""
 WORDS = 32
 """Words of a span, so columns of a slice that share every group; 16 where groups are that small."""
+SIGNS = (14, 12, 15, 13)
+"""Of a word's fp4 codes, the bits of their signs."""
 NATIVE_ACTIVATIONS = ("int8-token", "int8-tensor", "fp8-token", "fp8-tensor", "fp8-group128")
 """Roundings whose codes and scales the kernels take apart; of others they take the numbers (`rounding`)."""
 
@@ -112,7 +115,7 @@ def words_of(q: Tensor, scheme: Scheme) -> Tensor:
         slices = codes.to(torch.int32).view(-1, spans, CODES, words)
         shape = (slices.shape[0], spans, words)
         word = torch.zeros(shape, dtype=torch.int32, device=q.device)
-        for j, sign in enumerate((14, 12, 15, 13)):
+        for j, sign in enumerate(SIGNS):
             code = slices[:, :, j]
             if scheme.weight == "int4":
                 word |= code << (4 * j)
@@ -120,6 +123,42 @@ def words_of(q: Tensor, scheme: Scheme) -> Tensor:
                 word |= ((code & 7) << (3 * j)) | ((code >> 3) << sign)
         signed = torch.where(word >= 2**15, word - 2**16, word).to(torch.int16)
         found[:, start : start + step] = signed.transpose(0, 1)
+    return found
+
+
+def unpack_weight(packed: QuantizedWeight) -> Weight:
+    """What `pack_weight` was given: the same codes, and the same numbers by them.
+
+    A scale that the kernels have for every row stays so: blocks of rows have then none in common, and a scale
+    a row is in fp32.
+    """
+    scheme, q, scale, zero = packed.scheme, packed.codes, packed.scale, packed.zero
+    if packed.packed:
+        q, scale = bytes_of(q, scheme, packed.k), scale.T.contiguous()
+        zero = None if zero is None else zero.T.contiguous()
+        scheme = replace(scheme, group_n=1)
+    elif scheme.group is None:
+        scheme = replace(scheme, group_n=1, scale="float")
+    return Weight(scheme, q, scale, zero, packed.row_scale, packed.order, packed.input_scale)
+
+
+def bytes_of(words: Tensor, scheme: Scheme, k: int) -> Tensor:
+    """The inverse of `words_of`: uint8 [n, k/2] of int16 words [S, n, words]."""
+    spans, n, size = words.shape
+    found = words.new_empty((n, k // 2), dtype=torch.uint8)
+    step = max(1, 2**26 // max(k, 1))
+    for start in range(0, n, step):
+        word = words[:, start : start + step].to(torch.int32).transpose(0, 1)
+        codes = torch.stack(
+            [
+                (word >> (4 * j)) & 15
+                if scheme.weight == "int4"
+                else ((word >> (3 * j)) & 7) | (((word >> sign) & 1) << 3)
+                for j, sign in enumerate(SIGNS)
+            ],
+            dim=2,
+        )
+        found[start : start + step] = packed_codes(codes.reshape(-1, spans * CODES * size)[:, :k])
     return found
 
 

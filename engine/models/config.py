@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 
 from backbench.engine.models.layers import LayerAttention, LayerSpec, ModelSpec, Product, Start, TensorSpec
+from backbench.engine.models.on_the_fly import OnTheFly, described
 from backbench.engine.models.rope import RopeConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,18 +39,26 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype
     """The checkpoint's own dtype."""
+    on_the_fly: OnTheFly | None = None
+    """What is done to the products while they are loaded."""
 
     @cached_property
     def spec(self) -> ModelSpec:
         """Every layer, product and tensor, and what they are called in a checkpoint."""
         vocab = (self.vocab_size, self.hidden_size)
-        return ModelSpec(
+        stored = ModelSpec(
             embedding=TensorSpec("embedding", vocab, (("model.embed_tokens.weight", self.vocab_size),), 0),
             layers=tuple(_layer(self, index) for index in range(self.num_layers)),
             final_norm=_norm("final_norm", self.hidden_size, "model.norm"),
             head=Product("head", vocab, (("lm_head.weight", self.vocab_size),), 0),
             tied=self.tied_embeddings,
         )
+        return stored if self.on_the_fly is None else self.on_the_fly.put_on(stored)
+
+    @property
+    def quantization(self) -> str | None:
+        """How the products are kept, in a few words; None = all are dense."""
+        return described(self.spec)
 
     @property
     def qkv_size(self) -> int:

@@ -14,27 +14,29 @@ from backbench.backends.interface import (
     AttentionSpec,
     Batch,
     GraphSupport,
+    PackedWeight,
     Rotation,
     Selection,
-    Weight,
 )
+from backbench.backends.quantization import name_of
 from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
-from backbench.engine.models.layers import Product
 from backbench.engine.models.rope import rotary_table
-from backbench.engine.models.weights import LayerWeights, Weights
+from backbench.engine.models.weights import Held, LayerWeights, Weights
 from backbench.errors import BackendError
 
 
-def attention_specs(config: ModelConfig, *, dtype: torch.dtype, limits: StepLimits) -> list[AttentionSpec]:
-    """Each layer's attention spec; layers that agree have equal ones."""
+def attention_specs(
+    config: ModelConfig, *, dtype: torch.dtype, limits: StepLimits, kv_dtype: torch.dtype | None = None
+) -> list[AttentionSpec]:
+    """Each layer's attention spec; layers that agree have equal ones. kv_dtype: None = `dtype`."""
     return [
         AttentionSpec(
             q_heads=layer.q_heads,
             kv_heads=layer.kv_heads,
             head_dim=layer.head_dim,
             dtype=dtype,
-            kv_dtype=dtype,
+            kv_dtype=kv_dtype or dtype,
             block_size=limits.block_size,
             scale=layer.scale,
             # A window that covers the longest sequence hides nothing.
@@ -105,16 +107,21 @@ class Decoder:
         *,
         dtype: torch.dtype,
         limits: StepLimits,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
+        """kv_dtype: of the KV cache; None = `dtype`."""
         self.config = config
         self.weights = weights
         self.device = selection.device
         self.dtype = dtype
+        self.kv_dtype = kv_dtype or dtype
         self.limits = limits
         self.operations = selection.operations
         self.linear = selection.linear
+        self._require_served()
+        weights.pack(self.linear, self.device)
         rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
-        specs = attention_specs(config, dtype=dtype, limits=limits)
+        specs = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
             Layer(
@@ -122,11 +129,11 @@ class Decoder:
                 spec=spec,
                 runner=self.runners[spec],
                 rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
-                **{each.role: self._pack(each, getattr(layer, each.role)) for each in described.products},
+                **{each.role: self._pack(getattr(layer, each.role)) for each in described.products},
             )
             for layer, spec, described in zip(weights.layers, specs, config.spec.layers, strict=True)
         ]
-        self.lm_head = self._pack(config.spec.head, weights.lm_head)
+        self.lm_head = self._pack(weights.lm_head)
 
     @property
     def num_layers(self) -> int:
@@ -217,14 +224,23 @@ class Decoder:
         runner.write(cache, k, v, batch)
         return q
 
-    def _pack(self, product: Product, weight: Weight) -> Any:
-        spec = product.weight_spec(self.dtype, weight.scheme)
-        if reasons := self.linear.refusals(spec, self.device):
-            raise BackendError(
-                f"{self.linear.name} linear cannot serve {spec.role} [{spec.n}, {spec.k}]: "
-                f"{'; '.join(reasons)}."
-            )
-        return self.linear.pack(weight, self.device)
+    def _require_served(self) -> None:
+        """Before anything is packed: the weights' own schemes, whatever the config says of them."""
+        products = {product.role: product for product in self.config.spec.products}
+        asked = [
+            products[role].weight_spec(self.dtype, held.scheme) for role, held in self.weights.products()
+        ]
+        for spec in dict.fromkeys(asked):
+            if reasons := self.linear.refusals(spec, self.device):
+                raise BackendError(
+                    f"{self.linear.name} linear cannot serve {spec.role} [{spec.n}, {spec.k}] as "
+                    f"{name_of(spec.scheme)}: {'; '.join(reasons)}."
+                )
+
+    def _pack(self, held: Held) -> Any:
+        if isinstance(held, PackedWeight):
+            return self.linear.take(held, self.device)
+        return self.linear.pack(held, self.device)
 
 
 def whole_sequences(lengths: list[int], block_size: int, device: torch.device) -> Batch:

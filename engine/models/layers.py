@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate
@@ -12,6 +12,8 @@ import torch
 
 from backbench.backends.interface import Scheme, Weight, WeightSpec, join
 from backbench.engine.models.rope import RopeConfig
+
+DENSE = Scheme()
 
 
 class Start(Enum):
@@ -46,6 +48,9 @@ class TensorSpec:
 class Product(TensorSpec):
     """A weight [n, k] that rows of k features are multiplied by: n output features by k input features."""
 
+    scheme: Scheme = DENSE
+    """How the weight is kept on the device."""
+
     @property
     def n(self) -> int:
         """Output features."""
@@ -57,8 +62,8 @@ class Product(TensorSpec):
         return self.shape[1]
 
     def weight_spec(self, dtype: torch.dtype, scheme: Scheme | None = None) -> WeightSpec:
-        """What a backend is asked whether it can multiply by; scheme: None = dense."""
-        return WeightSpec(self.role, self.n, self.k, scheme or Scheme(), dtype)
+        """What a backend is asked whether it can multiply by; scheme: None = the product's own."""
+        return WeightSpec(self.role, self.n, self.k, scheme or self.scheme, dtype)
 
     def shard(self, weight: Weight, rank: int, world: int) -> Weight:
         """What device `rank` of `world` multiplies by: its share of each source's rows, or of the columns.
@@ -112,7 +117,15 @@ class ModelSpec:
     final_norm: TensorSpec
     head: Product
     tied: bool
-    """The head is the embedding's own tensor."""
+    """The head is the embedding's own tensor, or made of it where its scheme is another."""
+
+    def with_products(self, change: Callable[[Product], Product]) -> ModelSpec:
+        """The decoder with every layer's products changed; the head is none of them."""
+        layers = [
+            replace(layer, tensors=tuple(change(t) if isinstance(t, Product) else t for t in layer.tensors))
+            for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers))
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor the device holds, in the order in which random ones are drawn."""

@@ -27,6 +27,7 @@ SECONDS = Option(
 @click.option("--shapes", help="Attention batches like 8q1s32k,2q4k_32q1s1k: count q queries s keys.")
 @click.option("--kinds", default="attention", help="Of attention, linear and operations, by commas.")
 @subject_flag("model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
+@subject_flag("quantize", default="none", help="Schemes of the linear weights, separated by commas.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
 @subject_flag("dtype", unset="fp32 on a CPU, else bf16")
 @subject_flag("block_size")
@@ -40,6 +41,7 @@ def kernels(
     shapes: str | None,
     kinds: str,
     model: str,
+    quantize: str,
     tokens: str,
     dtype: str | None,
     block_size: int | None,
@@ -62,7 +64,7 @@ def kernels(
     from backbench.harness.kernels.plan import Asked, plan
     from backbench.harness.peaks import device_peaks
 
-    planned = plan(Asked(backend_names, shapes, kinds, model, tokens, dtype, block_size, prefer))
+    planned = plan(Asked(backend_names, shapes, kinds, model, tokens, dtype, block_size, prefer, quantize))
     device, backends, problems, number_type = planned
     require_memory(problems, device)
     peaks = device_peaks(device, number_type)

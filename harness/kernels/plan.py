@@ -40,6 +40,8 @@ class Asked:
     block_size: int | None
     prefer: str | None
     """The device."""
+    quantize: str = "none"
+    """Schemes of the linear weights."""
 
 
 class Planned(NamedTuple):
@@ -59,26 +61,24 @@ def plan(asked: Asked) -> Planned:
     dtype = DTYPES[asked.dtype or ("float32" if on_cpu else "bfloat16")]
     shapes = (CPU_SHAPES if on_cpu else GPU_SHAPES) if asked.shapes is None else asked.shapes
     size = asked.block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE)
-    problems = list(_problems(asked.kinds, shapes, asked.model, asked.tokens, dtype, size))
+    problems = list(_problems(asked, shapes, dtype, size))
     return Planned(device, backends, problems, dtype)
 
 
-def _problems(
-    kinds: str, shapes: str, model: str, tokens: str, dtype: torch.dtype, block_size: int
-) -> Iterator[Problem]:
+def _problems(asked: Asked, shapes: str, dtype: torch.dtype, block_size: int) -> Iterator[Problem]:
     """The problems of every kind asked for."""
-    asked = [kind.strip() for kind in kinds.split(",")]
+    kinds = [kind.strip() for kind in asked.kinds.split(",")]
     known = ("attention", "linear", "operations")
-    for kind in asked:
+    for kind in kinds:
         if kind not in known:
             raise HarnessError(f"Unknown kind {kind!r}; use {', '.join(known)}.")
-    config = find_model(model).config
-    counts = _counts(tokens)
-    if "attention" in asked:
+    config = find_model(asked.model).config
+    counts = _counts(asked.tokens)
+    if "attention" in kinds:
         yield from _attention_problems(shapes, config, dtype, block_size)
-    if "linear" in asked:
-        yield from linear_problems(config, counts, dtype)
-    if "operations" in asked:
+    if "linear" in kinds:
+        yield from linear_problems(config, counts, dtype, asked.quantize.split(","))
+    if "operations" in kinds:
         yield from operation_problems(config, counts, dtype)
 
 

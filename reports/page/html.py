@@ -156,6 +156,7 @@ def shown(page: Page, drawn: Sequence[Figure], gates: GateRows = ()) -> dict[str
             turned(tables.difference_table(rest, names)), title="Hashes, stamps and durations that differ"
         ),
         "scorecard": tables.scorecard_table(arms, not hard) if several else None,
+        "quantized": tables.quantization_table(arms),
         "comparison": tables.comparison_table(arms, with_ratios=not hard) if several and not many else None,
         "quantities": [] if several else tables.quantity_tables(page.records[0]),
         "latency": tables.latency_table([run.record for run in few], labels_of(few)),

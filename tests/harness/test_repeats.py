@@ -22,6 +22,7 @@ from backbench.harness.repeats import (
     Ended,
     Going,
     arguments,
+    asked_arms,
     backends,
     in_new_process,
     is_series,
@@ -68,6 +69,22 @@ def test_one_run_of_one_backend_is_no_series() -> None:
     assert is_series(replace(ASKED, repeat=1)) and is_series(replace(ASKED, backend="torch"))
     with pytest.raises(HarnessError, match="empty name"):
         backends(replace(ASKED, backend="torch,"))
+
+
+def test_every_backend_takes_every_scheme() -> None:
+    def arms(**given: object) -> list[str]:
+        return list(asked_arms(run_options({"workload": "batch:2x8+4", "backend": "torch"} | given)))
+
+    assert arms() == arms(quantize="int8") == ["torch"]
+    assert arms(quantize="none,int8,int8") == ["none", "int8", "int8 (2)"]
+    crossed = {"backend": "torch,sdpa", "quantize": "none,nvfp4"}
+    assert arms(**crossed) == ["torch none", "torch nvfp4", "sdpa none", "sdpa nvfp4"]
+    asked = run_options({"workload": "batch:2x8+4"} | crossed)
+    own = asked_arms(asked)["sdpa nvfp4"]
+    assert own == {"backend": "sdpa", "quantize": "nvfp4"}
+    typed = arguments(asked, own, 3, Path("x"))
+    assert "--quantize=nvfp4" in typed and "--backend=sdpa" in typed
+    assert is_series(run_options({"workload": "batch:2x8+4", "backend": "torch", "quantize": "none,int8"}))
 
 
 def test_blocks_share_a_seed_and_no_two_blocks_do(tmp_path: Path) -> None:
@@ -121,7 +138,7 @@ def test_a_runs_command_line_asks_for_the_same(tmp_path: Path) -> None:
         "max_seqs": 8,
     }
     asked = run_options(given)
-    typed = arguments(asked, "sdpa", 3, tmp_path / "out")
+    typed = arguments(asked, {"backend": "sdpa"}, 3, tmp_path / "out")
     params = run.make_context("run", typed[1:]).params
     for name in ("config", "as_json", "quiet", "verbose"):
         params.pop(name)

@@ -19,7 +19,7 @@ from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.triton.quantized import dequantized, multiply, rounded, run_quantized
 from backbench.backends.triton.quantized_configs import BUCKETS, Dequantized, Kernel, ScaledProduct, choose
 from backbench.backends.triton.quantized_tune import QuantizedProblem
-from backbench.backends.triton.quantized_weight import QuantizedWeight, pack_weight
+from backbench.backends.triton.quantized_weight import QuantizedWeight, pack_weight, unpack_weight
 from backbench.errors import BackendError
 
 HERE = devices.gpu(0) if torch.cuda.is_available() else cpu(interpret=True)
@@ -271,3 +271,24 @@ def test_right_products_pass_the_tuning_check_and_wrong_ones_do_not(
 def test_a_tuning_entry_holds_any_way() -> None:
     for each in (WIDE, VECTOR, Dequantized(), ScaledProduct()):
         assert quantized_configs.way(asdict(each)) == each
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("k", [256, 288])
+def test_a_packed_weight_can_be_had_back(name: str, k: int) -> None:
+    scheme = VARIANTS[name]
+    if k % (scheme.group or k):
+        pytest.skip("these columns do not divide into groups")
+    _, weight = operands(scheme, 1, k=k)
+    found = unpack_weight(pack_weight(weight, torch.device("cpu")))
+    assert (found.n, found.k, found.scheme.activation) == (weight.n, weight.k, scheme.activation)
+    meant = quantization.dequantize(weight, torch.float32)
+    assert torch.equal(quantization.dequantize(found, torch.float32), meant)
+    if scheme.weight in ("int4", "fp4"):
+        assert torch.equal(found.q, weight.q)
+
+
+def test_the_way_of_every_number_of_rows_is_said() -> None:
+    spec = WeightSpec("down", 4096, 12288, SCHEMES["int4-g128"], torch.bfloat16)
+    said = TritonLinear().served_by(spec, H100)
+    assert said.startswith("triton, ") and f"to {BUCKETS[-1]} rows" in said
