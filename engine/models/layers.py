@@ -13,6 +13,8 @@ import torch
 from backbench.backends.interface import Scheme, Weight, WeightSpec, join
 from backbench.engine.models.rope import RopeConfig
 
+DENSE = Scheme()
+
 
 class Start(Enum):
     """How random weights fill a tensor."""
@@ -46,6 +48,9 @@ class TensorSpec:
 class Product(TensorSpec):
     """A weight [n, k] that rows of k features are multiplied by: n output features by k input features."""
 
+    scheme: Scheme = DENSE
+    """How the weight is kept on the device."""
+
     @property
     def n(self) -> int:
         """Output features."""
@@ -57,8 +62,8 @@ class Product(TensorSpec):
         return self.shape[1]
 
     def weight_spec(self, dtype: torch.dtype, scheme: Scheme | None = None) -> WeightSpec:
-        """What a backend is asked whether it can multiply by; scheme: None = dense."""
-        return WeightSpec(self.role, self.n, self.k, scheme or Scheme(), dtype)
+        """What a backend is asked whether it can multiply by; scheme: None = the product's own."""
+        return WeightSpec(self.role, self.n, self.k, scheme or self.scheme, dtype)
 
     def shard(self, weight: Weight, rank: int, world: int) -> Weight:
         """What device `rank` of `world` multiplies by: its share of each source's rows, or of the columns.

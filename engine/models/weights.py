@@ -79,8 +79,17 @@ Fill = Callable[[TensorSpec, str, Tensor], None]
 """Fills the part of a tensor that the checkpoint calls by this name, its whole rows."""
 
 
-def build(spec: ModelSpec, device: torch.device, dtype: torch.dtype, fill: Fill) -> Weights:
-    """Allocate every tensor on the device and have `fill` write it, one checkpoint tensor at a time."""
+def build(
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    fill: Fill,
+    quantized: Callable[[Product], Weight] | None = None,
+) -> Weights:
+    """Allocate every tensor on the device and have `fill` write it, one checkpoint tensor at a time.
+
+    quantized: what loads a product whose scheme is not dense, on the device.
+    """
 
     def tensor(wanted: TensorSpec) -> Tensor:
         whole = torch.empty(wanted.shape, device=device, dtype=dtype)
@@ -89,13 +98,19 @@ def build(spec: ModelSpec, device: torch.device, dtype: torch.dtype, fill: Fill)
             fill(wanted, name, part)
         return whole
 
+    def product(wanted: Product) -> Weight:
+        if wanted.scheme.dense:
+            return Weight(wanted.scheme, tensor(wanted))
+        assert quantized is not None, wanted.role
+        return quantized(wanted)
+
     def canonical(wanted: TensorSpec) -> Any:
-        return Weight(Scheme(), tensor(wanted)) if isinstance(wanted, Product) else tensor(wanted)
+        return product(wanted) if isinstance(wanted, Product) else tensor(wanted)
 
     embedding = tensor(spec.embedding)
     layers = [LayerWeights(**{each.role: canonical(each) for each in layer.tensors}) for layer in spec.layers]
     final_norm = tensor(spec.final_norm)
-    lm_head = Weight(Scheme(), embedding if spec.tied else tensor(spec.head))
+    lm_head = Weight(Scheme(), embedding) if spec.tied else product(spec.head)
     return Weights(embedding, layers, final_norm, lm_head)
 
 
