@@ -233,18 +233,21 @@ def _owned(weight: Weight, device: torch.device, *, copy_all: bool) -> Weight:
     copy_all: False = what was joined of several parts is no file's any more.
     """
 
-    def own(name: str) -> Tensor | None:
-        tensor = getattr(weight, name)
-        if tensor is None:
-            return None
-        shared = copy_all or name in ("order", "input_scale")
-        moved: Tensor = tensor.to(device, copy=shared)
-        return moved.contiguous()
+    def own(tensor: Tensor, *, shared: bool = copy_all) -> Tensor:
+        return tensor.to(device, copy=shared).contiguous()
 
-    names = ("scale", "zero", "row_scale", "order", "input_scale")
-    q = own("q")
-    assert q is not None
-    return replace(weight, q=q, **{name: own(name) for name in names})
+    def own_if_any(tensor: Tensor | None, *, shared: bool = copy_all) -> Tensor | None:
+        return None if tensor is None else own(tensor, shared=shared)
+
+    return Weight(
+        weight.scheme,
+        own(weight.q),
+        own_if_any(weight.scale),
+        own_if_any(weight.zero),
+        own_if_any(weight.row_scale),
+        own_if_any(weight.order, shared=True),
+        own_if_any(weight.input_scale, shared=True),
+    )
 
 
 def _check_numbers(weight: Weight, name: str) -> None:

@@ -88,7 +88,9 @@ class CompressedTensors(QuantizedFormat):
         check_known(settings, TOP, "quantization_config")
         _check_top(settings)
         ignored = [(_pattern(name), DENSE) for name in names_in(settings, "ignore")]
-        exact, patterns, classes = [], [], []
+        exact: list[tuple[str, Scheme]] = []
+        patterns: list[tuple[str, Scheme]] = []
+        classes: list[tuple[str, Scheme]] = []
         for group in settings["config_groups"].values():
             targets = names_in(group, "targets")
             scheme = _scheme(group, str(settings.get("format")))
