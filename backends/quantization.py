@@ -8,11 +8,12 @@ follow the OCP Microscaling Formats specification 1.0 (MXFP4, MXFP8) and NVIDIA'
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from backbench.backends.interface.weight import Scheme, Weight
+from backbench.backends.interface.weight import PACKED, Scheme, Weight, join
 from backbench.errors import BackendError
 
 FP8 = torch.float8_e4m3fn
@@ -22,6 +23,9 @@ FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 FP4_MAX = 6.0
 SMALLEST_SCALE = 2.0**-126
 """What a group of zeros is divided by."""
+VALUES_AT_ONCE = {"cpu": 2**18, "gpu": 2**24}
+"""Numbers that are worked on at once: what a CPU's second cache holds of them in fp32, and what keeps a GPU
+busy in some tens of MiB."""
 
 ACTIVATIONS: Mapping[str, tuple[str, int | None, str]] = {
     "int8-token": ("int8", None, "float"),
@@ -72,7 +76,8 @@ def fp4_codes(x: Tensor) -> Tensor:
     """e2m1 codes, uint8, of the nearest numbers, halves to the even code; beyond 6 is 6."""
     bounds = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], device=x.device)
     magnitude = x.abs().float().contiguous()
-    below, upto = torch.bucketize(magnitude, bounds), torch.bucketize(magnitude, bounds, right=True)
+    below = torch.bucketize(magnitude, bounds, out_int32=True)
+    upto = torch.bucketize(magnitude, bounds, out_int32=True, right=True)
     codes = torch.where(below % 2 == 0, below, upto)
     return (codes + 8 * torch.signbit(x)).to(torch.uint8)
 
@@ -91,7 +96,7 @@ def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
     scheme = weight.scheme
     if scheme.dense:
         return weight.q.to(dtype)
-    codes = unpacked(weight.q) if scheme.weight in ("int4", "fp4") else weight.q
+    codes = unpacked(weight.q) if scheme.weight in PACKED else weight.q
     numbers = fp4_values(codes) if scheme.weight == "fp4" else codes.float()
     if weight.zero is not None:
         numbers = numbers - _spread(weight.zero.float(), weight)
@@ -103,24 +108,52 @@ def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
     return numbers.to(dtype)
 
 
+def require_divisible(k: int, scheme: Scheme) -> None:
+    """Raises BackendError where K input features do not divide into the scheme's groups and bytes."""
+    if k % (scheme.group or k):
+        raise BackendError(f"{k} input features do not divide into groups of {scheme.group}.")
+    if scheme.weight in PACKED and k % 2:
+        raise BackendError(f"{k} input features do not divide into bytes of two.")
+    if scheme.sparsity == "2:4" and k % 4:
+        raise BackendError(f"{k} input features do not divide into fours, as 2:4 needs.")
+
+
 def quantize(dense: Tensor, scheme: Scheme) -> Weight:
     """[N, K] rounded to nearest in `scheme`; scales that are floats are kept in the dense dtype.
 
+    Rows are rounded some at a time, so that little but the result is held beside `dense`.
     Raises BackendError where K does not divide into groups, or the scheme is not one this can write.
     """
     if scheme.dense:
         return Weight(scheme, dense)
     n, k = dense.shape
-    group = scheme.group or k
-    if k % group or (scheme.weight in ("int4", "fp4") and k % 2):
-        raise BackendError(f"{k} input features do not divide into groups of {group}.")
+    require_divisible(k, scheme)
     if scheme.activation in ("int8-tensor", "fp8-tensor"):
         raise BackendError(f"{scheme.activation} needs a calibrated scale; a dynamic one is written here.")
+    top = torch.stack(dense.aminmax()).abs().max().float() if scheme.scale == "e4m3" else None
+    rows = rows_at_once(k, scheme, dense.device)
+    return (
+        join([_quantize(part, scheme, top) for part in dense.split(rows)])
+        if n
+        else _quantize(dense, scheme, top)
+    )
+
+
+def rows_at_once(k: int, scheme: Scheme, device: torch.device) -> int:
+    """Output features whose numbers are worked on at once: whole blocks of scales, about `VALUES_AT_ONCE`."""
+    rows = VALUES_AT_ONCE["cpu" if device.type == "cpu" else "gpu"] // k
+    return max(1, rows // scheme.group_n) * scheme.group_n
+
+
+def _quantize(dense: Tensor, scheme: Scheme, top: Tensor | None) -> Weight:
+    """As `quantize`, of some rows; top: the largest magnitude of all rows, where the scales need it."""
+    n, k = dense.shape
+    group = scheme.group or k
     x = dense.float()
     if scheme.zero_point:
         return _asymmetric(dense, scheme, group)
     largest = _largest(x, scheme.group_n, group)
-    scale, row_scale = _scale(largest, scheme)
+    scale, row_scale = _scale(largest, scheme, top)
     if scheme.scale == "float":
         scale = scale.to(dense.dtype)
     weight = Weight(scheme, dense, scale, row_scale=None if row_scale is None else row_scale.repeat(n))
@@ -156,14 +189,21 @@ def rounded_rows(x: Tensor, activation: str, input_scale: Tensor | None = None) 
     return (fp4_values(codes) if kind == "fp4" else codes), scale
 
 
-def product(x: Tensor, weight: Weight) -> Tensor:
-    """x [M, K] times the weight's transpose, f32 [M, N]: what every kernel is compared with."""
+def meant_rows(x: Tensor, weight: Weight) -> Tensor:
+    """What the weight multiplies, [M, K]: x's columns in the weight's order, and rounded (in x's dtype where
+    that holds fp32, else in fp32) where the scheme rounds rows."""
     if weight.order is not None:
         x = x[:, weight.order]
-    if weight.scheme.activation is not None:
-        codes, scale = rounded_rows(x, weight.scheme.activation, weight.input_scale)
-        x = (codes.float().unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
-    return x.float() @ dequantize(weight, torch.float32).T
+    if weight.scheme.activation is None:
+        return x
+    codes, scale = rounded_rows(x, weight.scheme.activation, weight.input_scale)
+    meant = (codes.float().unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
+    return meant.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product(x: Tensor, weight: Weight) -> Tensor:
+    """x [M, K] times the weight's transpose, f32 [M, N]: what every kernel is compared with."""
+    return meant_rows(x, weight).float() @ dequantize(weight, torch.float32).T
 
 
 def named(scheme: str) -> Scheme:
@@ -173,11 +213,20 @@ def named(scheme: str) -> Scheme:
     return SCHEMES[scheme]
 
 
+def name_of(scheme: Scheme) -> str:
+    """What people call the scheme: its name in `--quantize` where it has one, and its sparsity; or "none"."""
+    plain = replace(scheme, sparsity=None)
+    name = next((name for name, each in SCHEMES.items() if each == plain), str(plain))
+    parts = ["" if plain == Scheme() else name, scheme.sparsity or ""]
+    return " ".join(filter(None, parts)) or "none"
+
+
 def _spread(groups: Tensor, weight: Weight, n: int | None = None, k: int | None = None) -> Tensor:
-    """[R, G] repeated over the rows and columns that share each: [N, K]."""
+    """[R, G] repeated over the rows and columns that share each: [N, K], or [N, 1] with a scale a row."""
     n, k = n or weight.n, k or weight.k
-    rows = groups.repeat_interleave(weight.scheme.group_n, 0)[:n]
-    return rows.repeat_interleave(weight.scheme.group or k, 1)[:, :k]
+    scheme = weight.scheme
+    rows = groups if scheme.group_n == 1 else groups.repeat_interleave(scheme.group_n, 0)[:n]
+    return rows if scheme.group is None else rows.repeat_interleave(scheme.group, 1)[:, :k]
 
 
 def _largest(x: Tensor, group_n: int, group: int) -> Tensor:
@@ -187,8 +236,11 @@ def _largest(x: Tensor, group_n: int, group: int) -> Tensor:
     return torch.nn.functional.pad(by_row, (0, 0, 0, short)).unflatten(0, (-1, group_n)).amax(1)
 
 
-def _scale(largest: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
-    """Scales [R, G] as they are stored, and the f32 [1] that multiplies e4m3 ones."""
+def _scale(largest: Tensor, scheme: Scheme, top: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Scales [R, G] as they are stored, and the f32 [1] that multiplies e4m3 ones.
+
+    top: the largest magnitude that e4m3 scales must reach.
+    """
     if scheme.scale == "e8m0":
         # The largest element's exponent, less that of the format's largest number (e4m3: 8, e2m1: 2). From
         # 1.75 on it counts as the next power of two, as in compressed-tensors, whose checkpoints say no more.
@@ -198,7 +250,8 @@ def _scale(largest: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
     tops = {"int8": 127.5, "int4": 7.5, "fp8": FP8_MAX, "fp4": FP4_MAX}
     scale = largest / tops[scheme.weight]
     if scheme.scale == "e4m3":
-        whole = (largest.max() / (FP4_MAX * FP8_MAX)).clamp(min=SMALLEST_SCALE).reshape(1)
+        assert top is not None
+        whole = (top / (FP4_MAX * FP8_MAX)).clamp(min=SMALLEST_SCALE).reshape(1)
         return (scale / whole).to(FP8), whole
     return scale, None
 

@@ -24,6 +24,7 @@ from backbench.backends.interface import (
     Selection,
     WeightSpec,
 )
+from backbench.backends.quantization import name_of
 from backbench.errors import BackendError
 
 BUILT_IN = ("torch", "triton", "sdpa", "flash", "rocm")
@@ -259,18 +260,23 @@ def _reasons(
 ) -> list[str]:
     """Why the selection cannot serve the model; empty = it can.
 
-    Each reason is given once, with the operations it holds for.
+    Each reason is given once, with the operations and the quantized roles it holds for.
     """
     device, attention = selection.device, selection.attention
     linear, operations = selection.linear, selection.operations
     refused = [("attention", attention.name, attention.refusals(spec, device)) for spec in specs]
-    refused += [("linear", linear.name, linear.refusals(weight, device)) for weight in weights]
+    refused += [(_asked(weight), linear.name, linear.refusals(weight, device)) for weight in weights]
     refused += [("operations", operations.name, operations.refusals(dtype, device))]
     found: dict[tuple[str, str], dict[str, None]] = {}
     for operation, name, reasons in refused:
         for why in reasons:
             found.setdefault((name, why), {})[operation] = None
     return [f"{name} {', '.join(served)}: {why}" for (name, why), served in found.items()]
+
+
+def _asked(weight: WeightSpec) -> str:
+    """The operation, and for a quantized weight its role and scheme."""
+    return "linear" if weight.scheme == Scheme() else f"linear {weight.role} as {name_of(weight.scheme)}"
 
 
 def _works(

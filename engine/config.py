@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from backbench.errors import EngineError
@@ -12,9 +13,42 @@ MOST_TOKENS = 2**24
 MOST_STEP_TOKENS = 2**20
 
 
+SCHEMES = ("none", "int8", "int8-w8a8", "fp8", "fp8-block", "int4-g128", "int4-g32", "nvfp4", "mxfp4")
+"""What `--quantize` takes: "none", and the names of `backends.quantization.SCHEMES`, which imports torch."""
+
+
+def parse_sparsity(given: object) -> str:
+    """Read "2:4" or "unstructured:0.7"; raises EngineError where it is neither."""
+    name, _, share = str(given).partition(":")
+    if given == "2:4" or (name == "unstructured" and _SHARE.fullmatch(share)):
+        return str(given)
+    raise EngineError(f"--sparsity takes 2:4 or unstructured:SHARE, such as unstructured:0.7; not {given!r}.")
+
+
+_SHARE = re.compile(r"0?\.[0-9]{0,6}[1-9]")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Limits and switches of one engine. None = decided from the model and the device at start."""
+
+    quantize: str | None = option(
+        None,
+        "How a dense model's weights are rounded while they are loaded.",
+        choices={each: each for each in SCHEMES},
+    )
+    quantize_head: bool = option(
+        False,
+        "Round or prune the output head, too; a tied one gets a copy of its own.",
+        group="subject",
+    )
+    sparsity: str | None = option(
+        None,
+        "Zeros among a dense model's weights, by magnitude: two of each four, or a share of every row.",
+        group="subject",
+        metavar="2:4|unstructured:P",
+        read=parse_sparsity,
+    )
 
     block_size: int | None = option(
         None,

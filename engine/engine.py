@@ -16,6 +16,7 @@ from backbench.engine.config import EngineConfig
 from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
 from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
 from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.models.weights import Weights
 from backbench.engine.request import (
     Completion,
@@ -102,10 +103,12 @@ class Engine:
         dtype: None = fp32 on a CPU, else the checkpoint's. weights: share those of another engine.
         Raises EngineError or BackendError with one line saying what is wrong.
         """
+        config = config or EngineConfig()
+        if (change := OnTheFly.asked(config)) is not None:
+            source = source.on_the_fly(change)
         model = source.config
         on_cpu = device.torch_device.type == "cpu"
         dtype = dtype or (torch.float32 if on_cpu else model.dtype)
-        config = config or EngineConfig()
         limits = realise_limits(config, model, device)
         specs = attention_specs(model, dtype=dtype, limits=limits)
         selection = select(
@@ -270,10 +273,11 @@ class Engine:
         }
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the weights and of the KV pool, reserved and used at its peak."""
+        """Bytes of the weights, held and read a step, and of the KV pool, reserved and used at its peak."""
         per_block = self.decoder.cache_bytes_per_block()
         return {
             "weights_bytes": self.weights.num_bytes,
+            "weights_read_bytes": self.weights.streamed_bytes,
             "kv_pool_bytes": per_block * self.pool.num_blocks,
             "kv_used_peak_bytes": per_block * self.peak_blocks_used,
         }

@@ -19,6 +19,8 @@ class Readings:
     """Bytes that no sample of the telemetry shows, of one run; None = unknown."""
 
     weights_bytes: int | None = None
+    weights_read_bytes: int | None = None
+    """Of them, what every step reads."""
     kv_pool_bytes: int | None = None
     kv_used_peak_bytes: int | None = None
     capacity_bytes: int | None = None
@@ -107,6 +109,7 @@ def section(readings: Readings, telemetry: pd.DataFrame) -> dict[str, Any]:
     rest = None if total is None or None in known else total - sum(each or 0 for each in known)
     return {
         "weights_bytes": readings.weights_bytes,
+        "weights_read_bytes": readings.weights_read_bytes,
         "kv_pool_bytes": readings.kv_pool_bytes,
         "kv_used_peak_bytes": readings.kv_used_peak_bytes,
         "host_rss_peak_bytes": host_peak,

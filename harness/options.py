@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from backbench.engine.config import EngineConfig
+from backbench.engine.config import SCHEMES, EngineConfig
 from backbench.errors import HarnessError
 from backbench.options import DTYPES, Option, option, options_of, settle
 from backbench.workloads.options import OFFERS, WorkloadOptions
@@ -59,6 +59,15 @@ def parse_slo(given: str | Mapping[str, Any]) -> dict[str, float]:
     return limits
 
 
+def parse_quantize(given: Any) -> str:
+    """Read "int8" or "none,int8"; raises HarnessError where a name is none of `engine.config.SCHEMES`."""
+    names = [name.strip() for name in str(given).split(",")]
+    for name in names:
+        if name not in SCHEMES:
+            raise HarnessError(f"--quantize takes {', '.join(SCHEMES)}, or several by commas; not {name!r}.")
+    return ",".join(names)
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """One experiment. None = decided from the workload, the model and the device, and then recorded."""
@@ -83,6 +92,14 @@ class RunOptions:
         unset="fp32 on a CPU, else the model's",
         metavar="bf16|fp16|fp32",
         choices=DTYPES,
+    )
+    quantize: str | None = option(
+        None,
+        f"A dense model's weights, rounded to {', '.join(SCHEMES[1:])}; or none; or several to take turns: "
+        "none,int8.",
+        group="subject",
+        metavar="SCHEME",
+        read=parse_quantize,
     )
     device: str | None = option(
         None,

@@ -1,4 +1,4 @@
-"""Several runs of one or more backends: a fresh process each, interleaved, in one experiment directory.
+"""Several runs of one or more backends and schemes: a fresh process each, in turns, in one directory.
 
 Neighbouring runs of a block replay the same requests, so that their ratio holds neither the draw of the
 requests nor a slow drift of the machine. The order turns from block to block (A B, B A, A B, ...), which
@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -54,9 +54,19 @@ def backends(options: RunOptions) -> list[str]:
     return names
 
 
+def asked_arms(options: RunOptions) -> dict[str, dict[str, str]]:
+    """Name of the arm -> the options that it alone has: every backend with every scheme of `--quantize`."""
+    schemes = options.quantize.split(",") if options.quantize else []
+    several = backends(options)
+    if len(schemes) < 2:
+        return _named([({"backend": name}, name) for name in several])
+    pairs = [({"backend": name, "quantize": each}, each) for name in several for each in schemes]
+    return _named([(own, each if len(several) == 1 else f"{own['backend']} {each}") for own, each in pairs])
+
+
 def is_series(options: RunOptions) -> bool:
     """Whether these options ask for more than one run."""
-    return options.repeat > 1 or len(backends(options)) > 1
+    return options.repeat > 1 or len(asked_arms(options)) > 1
 
 
 def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch | None = None) -> Repeats:
@@ -68,7 +78,7 @@ def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch
         HarnessError: a run could not be made; the message says how many are kept.
     """
     launch = launch or in_new_process
-    arms = _arms(backends(options))
+    arms = asked_arms(options)
     experiment = Experiment(_claim(options), tuple(arms), options.repeat, options.command)
     experiment.write()
     code, total = 0, options.repeat * len(arms)
@@ -102,9 +112,9 @@ def order(arms: tuple[str, ...], blocks: int) -> Iterator[tuple[int, str]]:
             yield block, arm
 
 
-def arguments(options: RunOptions, backend: str, seed: int, out: Path) -> list[str]:
-    """The command line of one run of the series."""
-    asked = options.asked() | {"backend": backend, "seed": seed, "out": str(out)}
+def arguments(options: RunOptions, own: Mapping[str, str], seed: int, out: Path) -> list[str]:
+    """The command line of one run of the series; `own`: what its arm alone has."""
+    asked = options.asked() | own | {"seed": seed, "out": str(out)}
     asked.pop("repeat", None)
     found = ["run", "--no-report", "--quiet"]
     for name, value in asked.items():
@@ -152,12 +162,12 @@ def in_new_process(arguments: Sequence[str]) -> Ended:
     return Ended(process.returncode, said)
 
 
-def _arms(names: Sequence[str]) -> dict[str, str]:
-    """Name of the arm -> its backend; a backend against itself is told apart by a number."""
-    arms: dict[str, str] = {}
-    for name in names:
+def _named(wanted: Iterable[tuple[dict[str, str], str]]) -> dict[str, dict[str, str]]:
+    """Name -> options; an arm against itself is told apart by a number."""
+    arms: dict[str, dict[str, str]] = {}
+    for own, name in wanted:
         free = next(f"{name} ({number})" for number in count(2) if f"{name} ({number})" not in arms)
-        arms[name if name not in arms else free] = name
+        arms[name if name not in arms else free] = own
     return arms
 
 

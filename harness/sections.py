@@ -71,8 +71,32 @@ def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
         "kernel_source_hash": {
             operation: provenance.source_hash(getattr(selection, operation)) for operation in selection.used
         },
+        "linears": linears(engine),
         "passed_over": {name: list(reasons) for name, reasons in selection.passed_over.items()},
         "portability": portability(selection),
+    }
+
+
+def linears(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Role -> its scheme, what serves it, and over all layers the bytes held and read a step.
+
+    A dense head that is the embedding's own tensor counts as held here.
+    """
+    from backbench.backends.quantization import name_of
+
+    selection, products = engine.selection, {each.role: each for each in engine.model_config.spec.products}
+    found: dict[str, dict[str, Any]] = {}
+    for role, held in engine.weights.products():
+        spec = products[role].weight_spec(engine.decoder.dtype, held.scheme)
+        row = found.setdefault(role, {"scheme": [], "served_by": [], "held_bytes": 0, "read_bytes": 0})
+        said = name_of(held.scheme), selection.linear.served_by(spec, selection.device)
+        for key, text in zip(("scheme", "served_by"), said, strict=True):
+            row[key] += [] if text in row[key] else [text]
+        row["held_bytes"] += sum(each.nbytes for each in held.tensors())
+        row["read_bytes"] += sum(each.nbytes for each in held.tensors(read=True))
+    return {
+        role: row | {key: "; ".join(row[key]) for key in ("scheme", "served_by")}
+        for role, row in found.items()
     }
 
 

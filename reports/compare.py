@@ -111,9 +111,9 @@ def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """(dotted name, leaf) pairs; lists are leaves unless they hold objects; an empty object has none.
 
-    `backend.portability` is left out: it has a table of its own and configures nothing.
+    `backend.portability` and the bytes of `backend.linears` are left out: they configure nothing.
     """
-    if name == "backend.portability":
+    if name == "backend.portability" or (name.startswith("backend.linears.") and name.endswith("_bytes")):
         return
     if isinstance(value, dict):
         for key in sorted(value):

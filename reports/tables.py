@@ -18,6 +18,7 @@ from backbench.reports.quantities import (
     digits,
     format_interval,
     format_value,
+    quantity,
     read,
 )
 from backbench.reports.record import RunRecord
@@ -206,6 +207,33 @@ def quantity_tables(record: RunRecord) -> list[Table]:
         if rows:
             tables.append(Table(title, ("Metric", "Value", "Better"), tuple(rows)))
     return tables
+
+
+QUANTIZED = (
+    ("memory", "weights_bytes"),
+    ("memory", "weights_read_bytes"),
+    ("metrics", "output_tokens_per_s", "whole_run"),
+    ("metrics", "tpot_s", "p50"),
+    ("roofline", "decode_fit", "intercept_s"),
+    ("roofline", "decode_fit", "slope_s_per_token"),
+    ("roofline", "mbu"),
+    ("energy", "joules_per_output_token"),
+)
+"""What shows whether quantized weights are smaller and faster."""
+
+
+def quantization_table(arms: Sequence[Arm]) -> Table | None:
+    """One row an arm: how it keeps the weights and what that is worth; None where all keep them alike."""
+    kept = [show(arm.runs[0].record.model.get("quantization")) for arm in arms]
+    if len(set(kept)) < 2:
+        return None
+    wanted = [quantity(*path) for path in QUANTIZED]
+    wanted = [each for each in wanted if any(arm.values(each) for arm in arms)]
+    rows = []
+    for arm, scheme in zip(arms, kept, strict=True):
+        cells = (_cell(measured(arm, each), each.unit) for each in wanted)
+        rows.append((*_texts(arm.label, scheme), *cells))
+    return Table("Quantized weights", ("Arm", "Scheme", *(each.label for each in wanted)), tuple(rows))
 
 
 def comparison_table(arms: Sequence[Arm], headline_only: bool = False, with_ratios: bool = True) -> Table:

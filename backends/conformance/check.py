@@ -11,7 +11,7 @@ import torch
 from backbench.backends import registry
 from backbench.backends.conformance.attention_cases import full_cases, quick_cases
 from backbench.backends.conformance.attention_check import AttentionChecker
-from backbench.backends.conformance.linear_check import FULL, QUICK, LinearChecker
+from backbench.backends.conformance.linear_check import LinearChecker, linear_cases
 from backbench.backends.conformance.matrix import CheckRow, ConformanceMatrix, Status
 from backbench.backends.conformance.operation_check import OperationChecker, operation_cases
 from backbench.backends.conformance.sampling_check import sampling_cases
@@ -117,7 +117,7 @@ def _linear_jobs(
         return
     checker = LinearChecker(backend.linear, reference, device)
     for dtype in dtypes:
-        for case in QUICK if level == "quick" else FULL:
+        for case in linear_cases(level):
             yield partial(checker.check, case, dtype)
 
 

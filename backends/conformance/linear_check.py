@@ -1,4 +1,4 @@
-"""Judge a linear implementation: dense weights of ordinary and awkward shapes, with and without bias."""
+"""Judge a linear implementation: weights in every scheme, of ordinary and awkward shapes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from backbench.backends.conformance import oracle
 from backbench.backends.conformance.finding import Finding
 from backbench.backends.conformance.matrix import CheckRow, Status
+from backbench.backends.conformance.quantized_cases import KEPT, draw_weight, sure_rows
 from backbench.backends.conformance.tolerance import deviation, limit
 from backbench.backends.interface import Device, Linear, Scheme, Weight, WeightSpec
 
@@ -23,14 +24,17 @@ class LinearCase:
     n: int
     k: int
     bias: bool = False
+    kept: str = ""
+    """How the weight is kept, a name of `quantized_cases.KEPT`; "" = dense."""
 
     @property
     def name(self) -> str:
-        return f"m{self.m} n{self.n} k{self.k}" + (" bias" if self.bias else "")
+        kept = f"{self.kept} " if self.kept else ""
+        return f"{kept}m{self.m} n{self.n} k{self.k}" + (" bias" if self.bias else "")
 
     def spec(self, dtype: torch.dtype) -> WeightSpec:
         """The weight a backend is asked to serve."""
-        return WeightSpec("any", self.n, self.k, Scheme(), dtype)
+        return WeightSpec("any", self.n, self.k, KEPT[self.kept].scheme if self.kept else Scheme(), dtype)
 
 
 QUICK = (
@@ -46,10 +50,30 @@ FULL = (
     LinearCase(16, 4096, 12288, bias=True),
     LinearCase(5, 1000, 1000),
 )
+QUICK_KEPT = tuple(
+    case
+    for kept in KEPT
+    for case in (LinearCase(1, 96, 256, kept=kept), LinearCase(17, 200, 384, bias=True, kept=kept))
+)
+FULL_KEPT = (
+    *QUICK_KEPT,
+    *(LinearCase(m, 1024, 512, kept=kept) for kept in KEPT for m in (1, 2, 4, 7, 8, 15, 16, 33, 64, 129)),
+    *(LinearCase(m, 4096, 4096, kept=kept) for kept in KEPT for m in (1, 16)),
+)
+
+
+def linear_cases(level: str) -> tuple[LinearCase, ...]:
+    """The cases of a level, dense ones first."""
+    return (*QUICK, *QUICK_KEPT) if level == "quick" else (*FULL, *FULL_KEPT)
 
 
 class LinearChecker:
-    """Runs cases on one linear implementation, with torch's as the measure of rounding."""
+    """Runs cases on one linear implementation, with torch's as the measure of rounding.
+
+    The truth is `quantization.product` with its sums in fp64. What a result may be off is the same for every
+    scheme (`tolerance.limit`): twice what torch's own is, which rounds each dequantized number to the rows'
+    dtype and sums as the vendor's library does, and one rounding of the output.
+    """
 
     def __init__(self, linear: Linear, reference: Linear, device: Device) -> None:
         self.linear = linear
@@ -70,11 +94,16 @@ class LinearChecker:
     def _values(self, case: LinearCase, dtype: torch.dtype) -> Finding:
         generator = torch.Generator().manual_seed(SEED)
         x = torch.randn(case.m, case.k, generator=generator).to(dtype)
-        weight = (torch.randn(case.n, case.k, generator=generator) * case.k**-0.5).to(dtype)
+        if case.kept:
+            weight = draw_weight(KEPT[case.kept], case.n, case.k, dtype, generator)
+            x = sure_rows(x, weight)
+        else:
+            dense = torch.randn(case.n, case.k, generator=generator) * case.k**-0.5
+            weight = Weight(Scheme(), dense.to(dtype))
         bias = torch.randn(case.n, generator=generator).to(dtype) if case.bias else None
-        wanted = oracle.linear(x, weight, bias)
+        wanted = oracle.quantized_linear(x, weight, bias)
         target = self.device.torch_device
-        canonical = Weight(Scheme(), weight.to(target))
+        canonical = weight.to(target)
         added = None if bias is None else bias.to(target)
 
         def product(linear: Linear) -> torch.Tensor:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import AttentionSpec
+from backbench.backends.interface import AttentionSpec, Weight
+from backbench.backends.quantization import dequantize, meant_rows
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
@@ -56,6 +57,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [M, K] times weight [N, K] transposed, plus bias, f64[M, N]."""
     product = x.double() @ weight.double().T
     return product if bias is None else product + bias.double()
+
+
+def quantized_linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """x [M, K] by a weight in any scheme, plus bias, f64[M, N]: `quantization.product` with exact sums."""
+    return linear(meant_rows(x, weight), dequantize(weight, torch.float32), bias)
 
 
 def allowed_tokens(scores: Tensor, top_k: int, top_p: float, min_p: float, slack: float) -> Tensor:

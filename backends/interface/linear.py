@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
 
 from backbench.backends.interface.device import Device
-from backbench.backends.interface.weight import Weight, WeightSpec
+from backbench.backends.interface.weight import Scheme, Weight, WeightSpec
 
 
 class Linear(ABC):
@@ -28,6 +30,61 @@ class Linear(ABC):
     def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         """x [M, K] times the weight's transpose, plus bias [N]: [M, N] in x's dtype."""
 
+    def unpack(self, packed: Any) -> Weight | None:
+        """The weight as `pack` was given it; None = it cannot be had back, and the caller keeps it."""
+        return None
+
+    def take(self, held: PackedWeight, device: Device) -> Any:
+        """The packed form of a weight that some implementation, perhaps this one, has packed before."""
+        return held.packed if held.linear is self else self.pack(held.canonical(), device)
+
+    def served_by(self, spec: WeightSpec, device: Device) -> str:
+        """What computes the product: this implementation's name, or more exactly the way it takes."""
+        return self.name
+
     def tuning(self, spec: WeightSpec, device: Device) -> dict[str, str | None] | None:
         """Shape -> why the weight runs on a written default there, as `Attention.tuning`."""
         return None
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A quantized weight as one implementation holds it, so that no second copy has to stay beside it."""
+
+    linear: Linear
+    packed: Any
+    scheme: Scheme
+    kept: Weight | None
+    """The canonical weight, where `linear` cannot give it back."""
+
+    @classmethod
+    def of(cls, linear: Linear, weight: Weight, device: Device) -> PackedWeight:
+        """`weight` packed by `linear`, which the caller gives up."""
+        packed = linear.pack(weight, device)
+        return cls(linear, packed, weight.scheme, weight if linear.unpack(packed) is None else None)
+
+    def canonical(self) -> Weight:
+        """The weight in the canonical layout, perhaps a copy; let go of it soon."""
+        found = self.linear.unpack(self.packed) if self.kept is None else self.kept
+        assert found is not None
+        return found
+
+    def tensors(self, read: bool = False) -> Iterator[Tensor]:
+        """What is held: the packed form's tensors, wherever it keeps them, and those of a weight kept.
+
+        read: only what a product reads, which is the packed form.
+        """
+        yield from _tensors(self.packed if read else (self.packed, self.kept))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield from _tensors(getattr(value, each.name))
+    elif isinstance(value, Mapping):
+        yield from _tensors(value.values())
+    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        for each in value:
+            yield from _tensors(each)

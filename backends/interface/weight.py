@@ -34,7 +34,8 @@ class Scheme:
     activation: str | None = None
     """How rows are rounded before they are multiplied (`quantization.ACTIVATIONS`); None = not at all."""
     sparsity: str | None = None
-    """"2:4" (two of each four neighbours along K are zero) or "unstructured"; the layout is the same."""
+    """"2:4" (two of each four neighbours along K are zero) or "unstructured:SHARE" (that share of every row
+    is); the layout is the same."""
 
     @property
     def dense(self) -> bool:
@@ -95,8 +96,8 @@ class Weight:
         """Input features."""
         return self.q.shape[1] * (2 if self.scheme.weight in PACKED else 1)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What it is stored as."""
+    def tensors(self, read: bool = False) -> tuple[Tensor, ...]:
+        """What it is stored as, all of which a product reads."""
         found = (getattr(self, each.name) for each in fields(self))
         return tuple(each for each in found if isinstance(each, Tensor))
 

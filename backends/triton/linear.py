@@ -26,7 +26,8 @@ class TritonLinear(TorchLinear):
         self._zeros: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def refusals(self, spec: WeightSpec, device: Device) -> list[str]:
-        return kernels_refused(device) + super().refusals(spec, device)
+        dense = [] if spec.scheme.dense else ["only dense weights are served"]
+        return kernels_refused(device) + dense + super().refusals(spec, device)
 
     def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         from backbench.backends.triton.launch import place_of

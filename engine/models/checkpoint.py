@@ -9,6 +9,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from backbench.engine.models.formats import format_of, require_format
 from backbench.engine.models.formats.dense import weight_files
 from backbench.engine.models.hf_config import eos_token_ids, first_line, from_hf, read_json
 from backbench.engine.models.layers import ModelSpec
+from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.models.presets import SHAPES
 from backbench.engine.models.weights import Weights, random_weights
 from backbench.errors import EngineError
@@ -73,6 +75,12 @@ class ModelSource(ABC):
         """The model's shape; raises EngineError where this engine cannot compute it."""
         return from_hf(self.hf_config)
 
+    def on_the_fly(self, change: OnTheFly) -> ModelSource:
+        """The same model, its products changed while they are loaded."""
+        found = copy(self)
+        vars(found)["config"] = replace(self.config, on_the_fly=change)  # where cached_property keeps it
+        return found
+
     def describe(self) -> dict[str, Any]:
         """What the record says about the model."""
         config = self.config
@@ -83,6 +91,7 @@ class ModelSource(ABC):
             "config_hash": hashlib.sha256(canonical).hexdigest(),
             "architecture": config.architecture,
             "dtype": str(config.dtype).removeprefix("torch."),
+            "quantization": config.quantization,
             "num_parameters": config.num_parameters,
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,

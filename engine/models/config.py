@@ -16,6 +16,7 @@ from backbench.engine.models.layers import (
     Start,
     TensorSpec,
 )
+from backbench.engine.models.on_the_fly import OnTheFly, described
 from backbench.engine.models.rope import RopeConfig
 from backbench.engine.models.schemes import Schemes
 
@@ -49,18 +50,26 @@ class ModelConfig:
     """The checkpoint's own dtype."""
     schemes: Schemes | None = None
     """How the checkpoint keeps each linear; None = all dense."""
+    on_the_fly: OnTheFly | None = None
+    """What is done to the products while they are loaded."""
 
     @cached_property
     def spec(self) -> ModelSpec:
         """Every layer, product and tensor, and what they are called in a checkpoint."""
         vocab = (self.vocab_size, self.hidden_size)
-        return ModelSpec(
+        stored = ModelSpec(
             embedding=TensorSpec("embedding", vocab, (("model.embed_tokens.weight", self.vocab_size),), 0),
             layers=tuple(_layer(self, index) for index in range(self.num_layers)),
             final_norm=_norm("final_norm", self.hidden_size, "model.norm"),
             head=self._head(),
             tied=self.tied_embeddings,
         )
+        return stored if self.on_the_fly is None else self.on_the_fly.put_on(stored)
+
+    @property
+    def quantization(self) -> str | None:
+        """How the products are kept, in a few words; None = all are dense."""
+        return described(self.spec)
 
     def _head(self) -> Product:
         rows = {"lm_head": self.vocab_size}

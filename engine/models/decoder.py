@@ -14,15 +14,15 @@ from backbench.backends.interface import (
     AttentionSpec,
     Batch,
     GraphSupport,
+    PackedWeight,
     Rotation,
     Selection,
-    Weight,
 )
+from backbench.backends.quantization import name_of
 from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
-from backbench.engine.models.layers import Product
 from backbench.engine.models.rope import rotary_table
-from backbench.engine.models.weights import LayerWeights, Weights
+from backbench.engine.models.weights import Held, LayerWeights, Weights
 from backbench.errors import BackendError
 
 
@@ -113,6 +113,8 @@ class Decoder:
         self.limits = limits
         self.operations = selection.operations
         self.linear = selection.linear
+        self._require_served()
+        weights.pack(self.linear, self.device)
         rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
         specs = attention_specs(config, dtype=dtype, limits=limits)
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
@@ -122,11 +124,11 @@ class Decoder:
                 spec=spec,
                 runner=self.runners[spec],
                 rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
-                **{each.role: self._pack(each, getattr(layer, each.role)) for each in described.products},
+                **{each.role: self._pack(getattr(layer, each.role)) for each in described.products},
             )
             for layer, spec, described in zip(weights.layers, specs, config.spec.layers, strict=True)
         ]
-        self.lm_head = self._pack(config.spec.head, weights.lm_head)
+        self.lm_head = self._pack(weights.lm_head)
 
     @property
     def num_layers(self) -> int:
@@ -217,14 +219,23 @@ class Decoder:
         runner.write(cache, k, v, batch)
         return q
 
-    def _pack(self, product: Product, weight: Weight) -> Any:
-        spec = product.weight_spec(self.dtype, weight.scheme)
-        if reasons := self.linear.refusals(spec, self.device):
-            raise BackendError(
-                f"{self.linear.name} linear cannot serve {spec.role} [{spec.n}, {spec.k}]: "
-                f"{'; '.join(reasons)}."
-            )
-        return self.linear.pack(weight, self.device)
+    def _require_served(self) -> None:
+        """Before anything is packed: the weights' own schemes, whatever the config says of them."""
+        products = {product.role: product for product in self.config.spec.products}
+        asked = [
+            products[role].weight_spec(self.dtype, held.scheme) for role, held in self.weights.products()
+        ]
+        for spec in dict.fromkeys(asked):
+            if reasons := self.linear.refusals(spec, self.device):
+                raise BackendError(
+                    f"{self.linear.name} linear cannot serve {spec.role} [{spec.n}, {spec.k}] as "
+                    f"{name_of(spec.scheme)}: {'; '.join(reasons)}."
+                )
+
+    def _pack(self, held: Held) -> Any:
+        if isinstance(held, PackedWeight):
+            return self.linear.take(held, self.device)
+        return self.linear.pack(held, self.device)
 
 
 def whole_sequences(lengths: list[int], block_size: int, device: torch.device) -> Batch:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate
@@ -117,7 +117,15 @@ class ModelSpec:
     final_norm: TensorSpec
     head: Product
     tied: bool
-    """The head is the embedding's own tensor."""
+    """The head is the embedding's own tensor, or made of it where its scheme is another."""
+
+    def with_products(self, change: Callable[[Product], Product]) -> ModelSpec:
+        """The decoder with every layer's products changed; the head is none of them."""
+        layers = [
+            replace(layer, tensors=tuple(change(t) if isinstance(t, Product) else t for t in layer.tensors))
+            for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers))
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor the device holds, in the order in which random ones are drawn."""

@@ -131,7 +131,7 @@ class QuantizedFormat(WeightFormat):
                 _check_numbers(weight, name)
                 return weight
 
-            def quantized(wanted: Product) -> Weight:
+            def product(wanted: Product) -> Weight:
                 parts = [part(_linear(name), rows, wanted.k) for name, rows in wanted.sources]
                 if wanted.scheme.group_n == 1:
                     parts = [_with_own_rows(each) for each in parts]
@@ -142,7 +142,7 @@ class QuantizedFormat(WeightFormat):
                     raise EngineError(f"{names}: {error}") from error
                 return _owned(whole, device, copy_all=len(parts) == 1)
 
-            return build(spec, device, dtype, files.fill, quantized)
+            return build(spec, device, dtype, files.fill, product)
 
 
 def check_known(settings: Mapping[str, Any], known: str, where: str) -> None:

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Scheme, Weight
+from backbench.backends.interface import Device, Linear, PackedWeight, Scheme, Weight
 from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.layers import ModelSpec, Product, Start, TensorSpec
+from backbench.engine.models.on_the_fly import round_product
 
 RANDOM_STD = 0.02
 RANDOM_SEED = 20240229
+
+
+Held = Weight | PackedWeight
+"""A product's weight: canonical as it was loaded, or as a backend packed it."""
 
 
 @dataclass
@@ -23,15 +28,15 @@ class LayerWeights:
 
     attention_norm: Tensor
     """[hidden_size]"""
-    qkv: Weight
+    qkv: Held
     """[(q_heads + 2 * kv_heads) * head_dim, hidden_size]: queries, keys, values."""
-    attention_output: Weight
+    attention_output: Held
     """[hidden_size, q_heads * head_dim]"""
     ffn_norm: Tensor
     """[hidden_size]"""
-    gate_up: Weight
+    gate_up: Held
     """[2 * ffn_size, hidden_size]: gate, then up."""
-    down: Weight
+    down: Held
     """[hidden_size, ffn_size]"""
     qkv_bias: Tensor | None = None
     q_norm: Tensor | None = None
@@ -41,24 +46,24 @@ class LayerWeights:
 
 @dataclass
 class Weights:
-    """All weights of one model. A tied `lm_head` is the embedding's own tensor."""
+    """All weights of one model. A tied dense `lm_head` is the embedding's own tensor."""
 
     embedding: Tensor
     """[vocab_size, hidden_size]"""
     layers: list[LayerWeights]
     final_norm: Tensor
     """[hidden_size]"""
-    lm_head: Weight
+    lm_head: Held
     """[vocab_size, hidden_size]"""
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Every distinct tensor."""
+    def tensors(self, read: bool = False) -> Iterator[Tensor]:
+        """Every distinct tensor; read: but for what only stands beside a backend's own form of it."""
         seen: set[int] = set()
-        found: list[Tensor | Weight | None] = [self.embedding, self.final_norm, self.lm_head]
+        found: list[Tensor | Held | None] = [self.embedding, self.final_norm, self.lm_head]
         for layer in self.layers:
             found += vars(layer).values()
         for item in found:
-            for tensor in item.tensors() if isinstance(item, Weight) else (item,):
+            for tensor in item.tensors(read) if isinstance(item, Held) else (item,):
                 if tensor is not None and tensor.data_ptr() not in seen:
                     seen.add(tensor.data_ptr())
                     yield tensor
@@ -71,8 +76,32 @@ class Weights:
     @property
     def streamed_bytes(self) -> int:
         """Device bytes one step must read: an embedding that is not the head as well is only looked up."""
-        tied = self.lm_head.q.data_ptr() == self.embedding.data_ptr()
-        return self.num_bytes - (0 if tied else self.embedding.nbytes)
+        read = sum(tensor.nbytes for tensor in self.tensors(read=True))
+        head = {tensor.data_ptr() for tensor in self.lm_head.tensors(read=True)}
+        return read - (0 if self.embedding.data_ptr() in head else self.embedding.nbytes)
+
+    def products(self) -> Iterator[tuple[str, Held]]:
+        """(role, weight) of every product, the head's last."""
+        for layer in self.layers:
+            yield from ((role, held) for role, held in vars(layer).items() if isinstance(held, Held))
+        yield "head", self.lm_head
+
+    def pack(self, linear: Linear, device: Device) -> None:
+        """Have every quantized weight as `linear` packs it, one after the other: none is held twice for long.
+
+        A dense one stays canonical: it is packed without a copy. What another implementation packed before
+        stays so, too.
+        """
+        for layer in self.layers:
+            for role, held in vars(layer).items():
+                setattr(layer, role, _packed(held, linear, device))
+        self.lm_head = _packed(self.lm_head, linear, device)
+
+
+def _packed(held: Any, linear: Linear, device: Device) -> Any:
+    if isinstance(held, Weight) and held.scheme != Scheme():
+        return PackedWeight.of(linear, held, device)
+    return held
 
 
 Fill = Callable[[TensorSpec, str, Tensor], None]
@@ -84,11 +113,12 @@ def build(
     device: torch.device,
     dtype: torch.dtype,
     fill: Fill,
-    quantized: Callable[[Product], Weight] | None = None,
+    read: Callable[[Product], Weight] | None = None,
 ) -> Weights:
     """Allocate every tensor on the device and have `fill` write it, one checkpoint tensor at a time.
 
-    quantized: what loads a product whose scheme is not dense, on the device.
+    A product whose scheme is not dense is what `read` finds stored, on the device; without it, dense rows are
+    rounded at once, so that they are held no longer.
     """
 
     def tensor(wanted: TensorSpec) -> Tensor:
@@ -98,19 +128,29 @@ def build(
             fill(wanted, name, part)
         return whole
 
-    def product(wanted: Product) -> Weight:
-        if wanted.scheme.dense:
-            return Weight(wanted.scheme, tensor(wanted))
-        assert quantized is not None, wanted.role
-        return quantized(wanted)
+    def source(wanted: Product, name: str, rows: int) -> Tensor:
+        part = torch.empty((rows, wanted.k), device=device, dtype=dtype)
+        fill(wanted, name, part)
+        return part
 
     def canonical(wanted: TensorSpec) -> Any:
-        return product(wanted) if isinstance(wanted, Product) else tensor(wanted)
+        if not isinstance(wanted, Product):
+            return tensor(wanted)
+        if wanted.scheme == Scheme():
+            return Weight(Scheme(), tensor(wanted))
+        if read is not None:
+            return read(wanted)
+        return round_product(wanted, (source(wanted, name, rows) for name, rows in wanted.sources))
 
     embedding = tensor(spec.embedding)
     layers = [LayerWeights(**{each.role: canonical(each) for each in layer.tensors}) for layer in spec.layers]
     final_norm = tensor(spec.final_norm)
-    lm_head = Weight(Scheme(), embedding) if spec.tied else product(spec.head)
+    if not spec.tied:
+        lm_head = canonical(spec.head)
+    elif spec.head.scheme == Scheme():
+        lm_head = Weight(Scheme(), embedding)
+    else:
+        lm_head = round_product(spec.head, iter([embedding]))
     return Weights(embedding, layers, final_norm, lm_head)
 
 

@@ -15,12 +15,14 @@ def print_experiment(path: Path) -> None:
     from backbench.harness.commands.output import headline, print_report_table
     from backbench.harness.commands.stored import read, say
     from backbench.reports.arms import open_arms
-    from backbench.reports.tables import repeats_table
+    from backbench.reports.tables import quantization_table, repeats_table
 
     arms = open_arms([path], read)
     say(headline(arms[0].runs[0].record), err=False)
     if len(arms) > 1:
         print_conclusion(arms)
+    if (quantized := quantization_table(arms)) is not None:
+        print_report_table(quantized)
     print_report_table(repeats_table(arms))
     say_invalid(arms)
 

@@ -21,11 +21,14 @@ from backbench.backends.interface import (
     Device,
     Linear,
     Operations,
+    PackedWeight,
     Rotation,
     SamplingBatch,
+    Scheme,
     Selection,
     Weight,
 )
+from backbench.backends.quantization import dequantize, meant_rows
 from backbench.backends.torch.attention import TorchAttention, TorchRunner
 from backbench.backends.torch.linear import TorchLinear
 from backbench.backends.torch.operations import TorchOperations
@@ -74,7 +77,7 @@ def torch_decoder(
 ) -> Decoder:
     """The torch backend on these weights, in their own dtype."""
     own = attention or TorchAttention()
-    selection = Selection("torch", device, own, TorchLinear(), TorchOperations())
+    selection = Selection("torch", device, own, PlainLinear(), TorchOperations())
     return _decoder(config, weights, selection, dtype, max_len)
 
 
@@ -133,21 +136,47 @@ class WideAttention(TorchAttention):
         return TorchRunner(spec, device)
 
 
+class PlainLinear(TorchLinear):
+    """The torch backend's products of weights that another one packed: each is unpacked while it is used."""
+
+    def take(self, held: PackedWeight, device: Device) -> Any:
+        return held
+
+    def run(self, x: Tensor, packed: Tensor | Weight | PackedWeight, bias: Tensor | None = None) -> Tensor:
+        return super().run(x, packed.canonical() if isinstance(packed, PackedWeight) else packed, bias)
+
+
 class WideLinear(Linear):
-    """Products in the input's dtype of weights in a narrower one, widened as they are needed."""
+    """Products in the input's dtype of weights in a narrower one, widened as they are needed.
+
+    A quantized weight's numbers are fp32, which nothing has rounded to the model's dtype; rows that its
+    scheme rounds are rounded from what the wider pass computed.
+    """
 
     name = "torch, widened"
 
     def refusals(self, *args: Any, **kwargs: Any) -> list[str]:
         return []
 
-    def pack(self, weight: Weight, device: Device) -> Tensor:
-        return weight.q
+    def pack(self, weight: Weight, device: Device) -> Tensor | Weight:
+        return weight.q if weight.scheme == Scheme() else weight
 
-    def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        rows = max(1, WIDENED_VALUES // packed.shape[1])
-        out = torch.cat([functional.linear(x, part.to(x.dtype)) for part in packed.split(rows)], dim=-1)
+    def take(self, held: PackedWeight, device: Device) -> PackedWeight:
+        return held
+
+    def run(self, x: Tensor, packed: Tensor | Weight | PackedWeight, bias: Tensor | None = None) -> Tensor:
+        weight = packed.canonical() if isinstance(packed, PackedWeight) else packed
+        if isinstance(weight, Tensor):
+            weight = Weight(Scheme(), weight)
+        rows = max(1, WIDENED_VALUES // weight.k // weight.scheme.group_n) * weight.scheme.group_n
+        x = meant_rows(x, weight)
+        parts = [weight.rows(start, min(start + rows, weight.n)) for start in range(0, weight.n, rows)]
+        out = torch.cat([functional.linear(x, _widened(part, x.dtype)) for part in parts], dim=-1)
         return out if bias is None else out + bias.to(x.dtype)
+
+
+def _widened(weight: Weight, dtype: torch.dtype) -> Tensor:
+    return weight.q.to(dtype) if weight.scheme.dense else dequantize(weight, torch.float32).to(dtype)
 
 
 class WideOperations(Operations):

@@ -44,6 +44,7 @@ LONGEST_SLEEP_S = 0.05
 def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> ModelShape:
     """The shape of a model that runs on `weights` in `dtype`, with a KV cache in the same."""
     head = config.spec.head.parameters
+    rounded = dict.fromkeys(held.scheme.activation for _, held in weights.products())
     return ModelShape(
         windows=list(config.windows),
         q_heads=config.q_heads,
@@ -52,6 +53,7 @@ def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> Mo
         head_parameters=head,
         weight_bytes_per_step=weights.streamed_bytes,
         kv_bytes_per_token=config.kv_bytes_per_token(dtype),
+        rounded_rows=", ".join(filter(None, rounded)) or None,
     )
 
 
@@ -129,6 +131,7 @@ class EngineSubject:
         from backbench.backends.registry import load
         from backbench.engine.config import EngineConfig
         from backbench.engine.models.checkpoint import find_model
+        from backbench.engine.models.on_the_fly import OnTheFly
 
         if options.interpret:
             # Triton reads this when kernels are decorated, so it is set before any backend is imported.
@@ -137,11 +140,16 @@ class EngineSubject:
         self.device = detect(interpret=options.interpret, prefer=options.device)
         self.on_cpu = self.device.torch_device.type == "cpu"
         self.config = EngineConfig(
-            **({"max_step_tokens": CPU_STEP_TOKENS} if self.on_cpu else {}) | options.engine
+            **({"max_step_tokens": CPU_STEP_TOKENS} if self.on_cpu else {})
+            | options.engine
+            | {"quantize": options.quantize}
         )
         for name in {options.backend, *options.overrides.values()} - {"auto"}:
             load(name)
         self.source = find_model(options.model)
+        if (change := OnTheFly.asked(self.config)) is not None:
+            self.source = self.source.on_the_fly(change)
+            _ = self.source.config.spec  # what cannot be rounded is refused now
         self.accelerator: dict[str, Any] = {}
         self.idle_bytes: int | None = None
         self.peaks = Peaks()

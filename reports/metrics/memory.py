@@ -91,7 +91,12 @@ METRICS: tuple[Metric, ...] = (
         _total,
         part=Part(headline=True, summary=True),
     ),
-    _bytes("weights_bytes", "Weights", "Bytes of the weights."),
+    _bytes("weights_bytes", "Weights", "Bytes of the weights, with their scales and zero points."),
+    _bytes(
+        "weights_read_bytes",
+        "Weights read a step",
+        "Bytes of weights that every step reads: an embedding that is not the head is only looked up.",
+    ),
     _bytes("kv_pool_bytes", "KV pool reserved", "Bytes of the KV pool.", better=None),
     _bytes("kv_used_peak_bytes", "KV used, peak", "Bytes of most KV blocks in use.", part=Part(summary=True)),
     _bytes("other_bytes", "Other memory", "The total without weights and KV pool.", _other),

@@ -30,9 +30,11 @@ class ModelShape:
     head_parameters: int
     """Weights of the output projection, applied to one position a sequence and step."""
     weight_bytes_per_step: int
-    """Bytes of weights a step reads: every matrix once (the embedding table is a gather)."""
+    """Bytes of weights a step reads, as they are stored: every matrix once (the embedding is a gather)."""
     kv_bytes_per_token: int
     """K and V of all layers."""
+    rounded_rows: str | None = None
+    """How rows are rounded before they are multiplied; None = not at all."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,17 @@ def section(run: RunTables) -> dict[str, Any]:
         "decode_bytes_per_s": bytes_per_s,
         "flops_per_s": flops_per_s,
         "mbu": _over(bytes_per_s, peaks, "bytes_per_s"),
-        "mfu": _over(flops_per_s, peaks, "flops_per_s"),
+        "mfu": _over(_in_the_peaks_dtype(flops_per_s, shape), peaks, "flops_per_s"),
     }
 
 
 Rate = float | Missing
+
+
+def _in_the_peaks_dtype(flops_per_s: Rate, shape: Mapping[str, Any]) -> Rate:
+    """The peaks are of the run's dtype: where rows are rounded to another one, they say nothing."""
+    rounded = shape.get("rounded_rows")
+    return Missing(f"the peak of {rounded} products is not measured") if rounded else flops_per_s
 
 
 def _over(value: Rate, peaks: Mapping[str, Any], unit: str) -> dict[str, Rate]:

@@ -160,6 +160,7 @@ def page(runs: Sequence[RunData], drawn: dict[str, Figure]) -> dict[str, Any]:
         "incomparable": hard,
         "differences": tables.difference_table(arm_differences(arms), names) if several else None,
         "scorecard": tables.scorecard_table(arms, not hard) if several else None,
+        "quantized": tables.quantization_table(arms),
         "comparison": tables.comparison_table(arms, with_ratios=not hard) if several else None,
         "quantities": [] if several else tables.quantity_tables(records[0]),
         "latency": tables.latency_table(records, names),

@@ -121,7 +121,7 @@ class RunRecord:
     """Every setting of the engine."""
     backend: dict[str, Any] = field(default_factory=dict)
     """asked, used {operation: name}, passed_over, tuned {operation: "tuned" | "untuned: ..." | null},
-    kernel_source_hash."""
+    kernel_source_hash, linears {role: {scheme, served_by, held_bytes, read_bytes}}."""
     system: dict[str, Any] = field(default_factory=dict)
     """device {vendor, arch, name} the engine ran on; every GPU, CPU, RAM."""
     software: dict[str, Any] = field(default_factory=dict)

@@ -31,7 +31,7 @@ from backbench.workloads.options import WorkloadOptions
 
 FOLLOWS = {
     WorkloadOptions: {"seed", "vocab_size", "max_len", "tokenize"},  # from the run, its model and its engine
-    EngineConfig: set(),
+    EngineConfig: {"quantize"},  # one of the schemes that the run takes in turns
     RunOptions: {"load", "engine", "command"},  # hold the two above, and what was typed
 }
 """Fields that are nowhere typed because others decide them."""
@@ -52,7 +52,8 @@ def example(option: Option) -> Any:
         return 0.75
     if option.kind is dict:
         return {"ttft": 0.5, "tpot": 0.05}
-    return [1.5, 20.0] if option.kind == (float, float) else "some-thing"
+    written = {"quantize": "none,int8", "sparsity": "2:4"}.get(option.name, "some-thing")
+    return [1.5, 20.0] if option.kind == (float, float) else written
 
 
 def typed(option: Option, value: Any) -> list[str]:

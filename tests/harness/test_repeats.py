@@ -92,7 +92,7 @@ def test_a_runs_command_line_asks_for_the_same(tmp_path: Path) -> None:
         "max_seqs": 8,
     }
     asked = run_options(given)
-    typed = arguments(asked, "sdpa", 3, tmp_path / "out")
+    typed = arguments(asked, {"backend": "sdpa"}, 3, tmp_path / "out")
     params = run.make_context("run", typed[1:]).params
     for name in ("config", "as_json", "quiet", "verbose"):
         params.pop(name)

@@ -1,0 +1,110 @@
+"""`bench run --quantize` end to end on the bundled model, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backbench.harness.cli import run_command
+from backbench.reports.record import RunDirectory
+from backbench.reports.verify import verify
+
+SHORT = ("run", "-w", "batch:2x8+4", "-b", "torch", "--warmup", "1", "--max-len", "64")
+ROLES = {"qkv", "attention_output", "gate_up", "down", "head"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Three schemes of one model, a run each; and what was printed."""
+    out = tmp_path_factory.mktemp("quantized") / "x"
+    command = [sys.executable, "-m", "backbench", *SHORT, "--quantize", "none,int8,int8-w8a8"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += ["--quantize-head", "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_every_scheme_is_an_arm_of_one_experiment(made: tuple[Path, str]) -> None:
+    out, said = made
+    assert {each.name for each in out.iterdir()} == {
+        *("1-none", "2-int8", "3-int8-w8a8"),
+        *("experiment.json", "report.html"),
+    }
+    assert "Quantized weights" in said and "int8-w8a8, head too" in said
+    assert 'id="quantized"' in (out / "report.html").read_text()
+    assert run_command(["compare", str(out)]) == 0
+
+
+def test_the_record_says_what_served_each_role_and_its_bytes(made: tuple[Path, str]) -> None:
+    directory = RunDirectory.open(made[0] / "2-int8")
+    record = directory.read_record()
+    assert verify(directory) == []
+    assert record.model["quantization"] == "int8, head too"
+    assert record.run["asked"]["quantize"] == "int8" and record.engine["quantize"] == "int8"
+    linears = record.backend["linears"]
+    assert linears.keys() == ROLES
+    assert {row["scheme"] for row in linears.values()} == {"int8"}
+    assert {row["served_by"] for row in linears.values()} == {"torch, int8 weights"}
+    gate_up = 5 * (1280 * 256 + 1280 * 4)  # codes, and an fp32 scale a row
+    assert linears["gate_up"] == {
+        "scheme": "int8",
+        "served_by": "torch, int8 weights",
+        "held_bytes": gate_up,
+        "read_bytes": gate_up,
+    }
+    embedding = 4096 * 256 * 4
+    held = record.memory["weights_bytes"]
+    assert record.memory["weights_read_bytes"] == held - embedding
+    assert record.metrics["context"]["shape"]["weight_bytes_per_step"] == held - embedding
+    assert record.correctness["passed"] is True and record.correctness["noise_dtype"] == "float64"
+
+
+def test_a_dense_run_has_no_quantization(made: tuple[Path, str]) -> None:
+    record = RunDirectory.open(made[0] / "1-none").read_record()
+    assert record.model["quantization"] is None
+    assert record.memory["weights_bytes"] == record.memory["weights_read_bytes"] == 17_970_688
+    assert {row["served_by"] for row in record.backend["linears"].values()} == {"torch"}
+
+
+def test_rounded_rows_have_no_flop_peak(made: tuple[Path, str]) -> None:
+    record = RunDirectory.open(made[0] / "3-int8-w8a8").read_record()
+    assert record.roofline["mfu"]["measured"] is None
+    assert record.roofline["absent"]["mfu.measured"] == "the peak of int8-token products is not measured"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantize", "int5"), "--quantize takes none, int8, "),
+        (("--quantize-head",), "--quantize-head needs --quantize or --sparsity"),
+        (("--sparsity", "4:2"), "--sparsity takes 2:4 or unstructured:SHARE"),
+        (("--quantize", "int8", "-b", "triton"), "linear down as int8: only dense weights are served"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SHORT, "--interpret", *options, "-o", str(tmp_path / "x")]
+    if "triton" not in options:
+        arguments.remove("--interpret")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "backbench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()[-1:]
+    assert message in line and len(line) <= 300
+
+
+def test_a_layer_that_does_not_divide_is_named(tmp_path: Path) -> None:
+    config = json.loads((Path("engine/checkpoints/tiny") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 650}))
+    command = [sys.executable, "-m", "backbench", *SHORT, "-m", str(tmp_path), "--quantize", "int4-g128"]
+    done = subprocess.run([*command, "-o", str(tmp_path / "x")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "model.layers.0.mlp.down_proj cannot be int4-g128: 650 input features" in done.stderr
