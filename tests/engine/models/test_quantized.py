@@ -60,8 +60,10 @@ def how(name: str) -> dict[str, Any]:
     return json.loads((FIXTURES / name / "how.json").read_text())
 
 
-def logits(folder: Path, ids: torch.Tensor, linear: Linear, rounded: bool = True) -> torch.Tensor:
-    """[T, V] in fp32; rounded: False = activations are left as they are."""
+def logits(
+    folder: Path, ids: torch.Tensor, linear: Linear | None = None, *, rounded: bool = True
+) -> torch.Tensor:
+    """[T, V] in fp32; linear: None = the torch backend's; rounded: False = activations are left alone."""
     source = find_model(str(folder))
     weights = source.load_weights(CPU, torch.float32)
     if not rounded:
@@ -70,7 +72,9 @@ def logits(folder: Path, ids: torch.Tensor, linear: Linear, rounded: bool = True
                 if isinstance(held, Weight):
                     held.scheme = replace(held.scheme, activation=None)
     specs = attention_specs(source.config, dtype=torch.float32, limits=LIMITS)
-    selection = replace(select("torch", device=cpu(), specs=specs, dtype=torch.float32), linear=linear)
+    products = source.config.spec.weight_specs(torch.float32)
+    selection = select("torch", device=cpu(), specs=specs, weights=products, dtype=torch.float32)
+    selection = selection if linear is None else replace(selection, linear=linear)
     decoder = Decoder(source.config, weights, selection, dtype=torch.float32, limits=LIMITS)
     batch = whole_sequences([len(ids)], LIMITS.block_size, CPU)
     caches = decoder.new_caches(LIMITS.blocks_per_seq)
@@ -106,11 +110,18 @@ def test_logits_are_the_tool_s_own(name):
     # transformers runs DeepSeek's fp8 on a CPU with dense weights, and leaves the rows as they are.
     rounded = name != "deepseek-fp8"
     linear = ByDefinition(dense if dense != torch.float16 else torch.float32)
-    found = logits(FIXTURES / name, expected["ids"], linear, rounded)
+    found = logits(FIXTURES / name, expected["ids"], linear, rounded=rounded)
     assert error(found, expected["logits"]) < tolerance(name)
     if rounded and activation(name):
         left = logits(FIXTURES / name, expected["ids"], linear, rounded=False)
         assert error(left, expected["logits"]) > 4 * tolerance(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_torch_backend_gives_the_same(name):
+    ids = load_file(FIXTURES / name / "expected.safetensors")["ids"]
+    expected = logits(FIXTURES / name, ids, ByDefinition())
+    assert error(logits(FIXTURES / name, ids), expected) < (5e-3 if activation(name) else 1e-5)
 
 
 def test_deepseek_fp8_rounds_activations_as_the_same_numbers_in_compressed_tensors():
