@@ -114,6 +114,9 @@ class QuantizedFormat(WeightFormat):
         schemes = self.schemes(settings)
         with SafetensorsFiles(folder) as files:
             stored = _by_linear(files.file_of)
+            for tensor in spec.tensors():
+                if not isinstance(tensor, Product) or tensor.scheme.dense:
+                    files.require_all(tensor)
             known = {name for tensor in spec.tensors() for name, _ in tensor.sources}
 
             def part(name: str, rows: int, columns: int) -> Weight:

@@ -38,8 +38,7 @@ class DenseFormat(WeightFormat):
     def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
         with SafetensorsFiles(folder) as files:
             for tensor in spec.tensors():
-                for name, rows in tensor.sources:
-                    files.require(name, (rows, *tensor.shape[1:]))
+                files.require_all(tensor)
             return build(spec, device, dtype, files.fill)
 
 
@@ -75,6 +74,11 @@ class SafetensorsFiles:
             raise EngineError(
                 f"Tensor {name} in {file} has shape {list(stored)}; the config asks for {list(shape)}."
             )
+
+    def require_all(self, wanted: TensorSpec) -> None:
+        """As `require`, of every stored tensor whose rows this one joins."""
+        for name, rows in wanted.sources:
+            self.require(name, (rows, *wanted.shape[1:]))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of tensor `name`, from the header; raises EngineError where it is missing."""
