@@ -12,7 +12,7 @@ from backbench.harness.commands.flags import flag, subject_flag
 from backbench.options import Option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -40,6 +40,7 @@ SECONDS = Option(
 @click.option("--shapes", help="Attention batches like 8q1s32k,2q4k_32q1s1k: count q queries s keys.")
 @click.option("--kinds", default="attention", help="Of attention, linear and operations, by commas.")
 @subject_flag("model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
+@subject_flag("quantize", default="none", help="Schemes of the linear weights, separated by commas.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
 @subject_flag("dtype", unset="fp32 on a CPU, else bf16")
 @subject_flag("block_size")
@@ -53,6 +54,7 @@ def kernels(
     shapes: str | None,
     kinds: str,
     model: str,
+    quantize: str,
     tokens: str,
     dtype: str | None,
     block_size: int | None,
@@ -88,6 +90,7 @@ def kernels(
             (CPU_SHAPES if on_cpu else GPU_SHAPES) if shapes is None else shapes,
             model,
             tokens,
+            quantize.split(","),
             number_type,
             block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE),
         )
@@ -130,7 +133,13 @@ def kernels(
 
 
 def _problems(
-    kinds: str, shapes: str, model: str, tokens: str, dtype: torch.dtype, block_size: int
+    kinds: str,
+    shapes: str,
+    model: str,
+    tokens: str,
+    schemes: Sequence[str],
+    dtype: torch.dtype,
+    block_size: int,
 ) -> Iterator[Problem]:
     """The problems of every kind asked for."""
     from backbench.engine.models.checkpoint import find_model
@@ -148,7 +157,7 @@ def _problems(
     if "attention" in asked:
         yield from _attention_problems(shapes, config, dtype, block_size)
     if "linear" in asked:
-        yield from linear_problems(config, counts, dtype)
+        yield from linear_problems(config, counts, dtype, schemes)
     if "operations" in asked:
         yield from operation_problems(config, counts, dtype)
 

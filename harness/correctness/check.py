@@ -1,4 +1,4 @@
-"""The record's `correctness` section: log-probabilities of whole sequences, and attention head by head."""
+"""The record's `correctness` section: whole sequences, attention head by head, and quantized products."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from backbench.errors import HarnessError
 from backbench.harness.correctness.attention import AttentionCheck
+from backbench.harness.correctness.products import ProductCheck
 from backbench.harness.correctness.reference import Scores, Text, score, torch_decoder, wide_decoder, wider
 
 if TYPE_CHECKING:
@@ -111,16 +112,19 @@ def check(engine: Engine, source: ModelSource, longest: int | None = None) -> di
     device, dtype = engine.selection.device, engine.decoder.dtype
     attention = AttentionCheck(engine.decoder, max(longest, max(map(len, sample)) + outputs))
     parts = source.config, engine.weights, device
-    plain = score(torch_decoder(*parts, dtype, config.max_len, attention.attention()), texts)
+    products = ProductCheck(engine.decoder)
+    reference = torch_decoder(*parts, dtype, config.max_len, attention.attention(), products.linear())
+    plain = score(reference, texts)
     noise_dtype = wider(dtype)
     wide = score(wide_decoder(*parts, noise_dtype, config.max_len), texts)
     section |= {"noise_dtype": _text(noise_dtype), "attention": attention.to_json()}
+    section |= {} if products.worst is None else {"products": products.to_json()}
     name = " + ".join(dict.fromkeys(used.values()))
     if reason := _without_numbers(name, _logprobs(found), plain, wide, dtype, texts):
         return section | {"passed": False, "reason": reason}
     compared = compare(found, plain, wide)
-    passed = compared.pop("within") and attention.passed
-    reason = _reason(compared, attention)
+    passed = compared.pop("within") and attention.passed and products.passed
+    reason = _reason(compared, attention, products)
     return section | {"passed": passed} | ({} if passed else {"reason": reason}) | compared
 
 
@@ -222,8 +226,10 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return np.array([float(f"{value:.{DIGITS}g}") for value in values])
 
 
-def _reason(compared: dict[str, Any], attention: AttentionCheck) -> str:
-    """What is wrong, in one line: the attention, which names its place, before the log-probabilities."""
+def _reason(compared: dict[str, Any], attention: AttentionCheck, products: ProductCheck) -> str:
+    """What is wrong, in one line: what names its place before the log-probabilities."""
+    if not products.passed and products.worst is not None:
+        return f"a product differs from torch's in {products.worst.describe()}"
     if not attention.passed and attention.worst is not None:
         return f"attention differs from torch's in {attention.worst.describe()}"
     return (

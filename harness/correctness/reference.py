@@ -74,10 +74,11 @@ def torch_decoder(
     dtype: torch.dtype,
     max_len: int,
     attention: Attention | None = None,
+    linear: Linear | None = None,
 ) -> Decoder:
     """The torch backend on these weights, in their own dtype."""
     own = attention or TorchAttention()
-    selection = Selection("torch", device, own, PlainLinear(), TorchOperations())
+    selection = Selection("torch", device, own, linear or PlainLinear(), TorchOperations())
     return _decoder(config, weights, selection, dtype, max_len)
 
 

@@ -189,7 +189,12 @@ def _fitting(cells: Sequence[Cell], device: Device) -> Iterator[Sequence[Cell]]:
 
 
 def roofline_s(problem: Problem, peaks: Peaks) -> float | None:
-    """The longer of moving the bytes and the arithmetic, at the measured peaks (Williams et al. 2009)."""
+    """The longer of moving the bytes and the arithmetic, at the measured peaks (Williams et al. 2009).
+
+    The bytes alone where the peak is of another arithmetic.
+    """
     if not peaks.measured_bytes_per_s or not peaks.measured_flops_per_s:
         return None
+    if not problem.peak_known:
+        return problem.bytes / peaks.measured_bytes_per_s
     return max(problem.bytes / peaks.measured_bytes_per_s, problem.flops / peaks.measured_flops_per_s)

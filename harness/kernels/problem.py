@@ -53,6 +53,8 @@ class Problem:
     flops: int
     prepare: Callable[[Backend, Device], Prepared | list[str]]
     """Sets the problem up, or gives the reasons the backend cannot serve it."""
+    peak_known: bool = True
+    """Whether the measured peak is of its arithmetic: rows rounded to int8 or fp8 have another one."""
 
 
 def rotations(device: Device, bytes_per_call: int) -> int:

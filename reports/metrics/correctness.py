@@ -45,8 +45,9 @@ def contradictions(section: dict[str, Any]) -> Iterator[str]:
         value, most = section.get(name), section.get(bound)
         if value is not None and most is not None and not value <= most:
             yield f"correctness.passed is True, but {name} is {value!r} and {bound} {most!r}"
-    if (section.get("attention") or {}).get("passed") is False:
-        yield "correctness.passed is True, but correctness.attention.passed is False"
+    for part in ("attention", "products"):
+        if (section.get(part) or {}).get("passed") is False:
+            yield f"correctness.passed is True, but correctness.{part}.passed is False"
 
 
 def _correctness(

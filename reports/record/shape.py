@@ -86,6 +86,7 @@ KINDS: dict[str, tuple[type, ...] | str] = {
     "correctness.tolerance_sequence_mean": NUMBER,
     "correctness.worst_sequence_mean_abs_logprob_diff": NUMBER,
     "correctness.attention": OBJECT,
+    "correctness.products": OBJECT,
     "correctness.top1_agreement": NUMBER,
     "correctness.max_abs_logprob_diff": NUMBER,
     "correctness.mean_abs_logprob_diff": NUMBER,

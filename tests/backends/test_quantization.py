@@ -56,6 +56,12 @@ def test_fp4_takes_the_nearest_number_and_ties_to_the_even_code(numbers):
         assert bool(int(code) & 8) == bool(torch.signbit(number))
 
 
+def test_every_fp4_code_is_its_number():
+    values = quantization.fp4_values(torch.arange(16, dtype=torch.uint8))
+    assert values.tolist() == [*FP4_VALUES, *(-value for value in FP4_VALUES)]
+    assert torch.signbit(values).tolist() == [False] * 8 + [True] * 8
+
+
 def test_four_bits_lie_low_half_first():
     codes = torch.tensor([[1, 2, 15, 0]], dtype=torch.uint8)
     assert quantization.packed(codes).tolist() == [[0x21, 0x0F]]

@@ -17,7 +17,7 @@ import pytest
 from backbench.errors import INTERRUPTED, HarnessError
 from backbench.harness.commands.run import run
 from backbench.harness.options import RunOptions, run_options
-from backbench.harness.repeats import Ended, arguments, backends, is_series, order, run_repeats
+from backbench.harness.repeats import Ended, arguments, asked_arms, backends, is_series, order, run_repeats
 from backbench.reports.record import RunDirectory, RunRecord
 from backbench.reports.record.experiment import read_experiment
 
@@ -58,6 +58,22 @@ def test_one_run_of_one_backend_is_no_series() -> None:
     assert is_series(replace(ASKED, repeat=1)) and is_series(replace(ASKED, backend="torch"))
     with pytest.raises(HarnessError, match="empty name"):
         backends(replace(ASKED, backend="torch,"))
+
+
+def test_every_backend_takes_every_scheme() -> None:
+    def arms(**given: object) -> list[str]:
+        return list(asked_arms(run_options({"workload": "batch:2x8+4", "backend": "torch"} | given)))
+
+    assert arms() == arms(quantize="int8") == ["torch"]
+    assert arms(quantize="none,int8,int8") == ["none", "int8", "int8 (2)"]
+    crossed = {"backend": "torch,sdpa", "quantize": "none,nvfp4"}
+    assert arms(**crossed) == ["torch none", "torch nvfp4", "sdpa none", "sdpa nvfp4"]
+    asked = run_options({"workload": "batch:2x8+4"} | crossed)
+    own = asked_arms(asked)["sdpa nvfp4"]
+    assert own == {"backend": "sdpa", "quantize": "nvfp4"}
+    typed = arguments(asked, own, 3, Path("x"))
+    assert "--quantize=nvfp4" in typed and "--backend=sdpa" in typed
+    assert is_series(run_options({"workload": "batch:2x8+4", "backend": "torch", "quantize": "none,int8"}))
 
 
 def test_blocks_share_a_seed_and_no_two_blocks_do(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from backbench.reports.tables import (
     full_table,
     latency_table,
     quantity_tables,
+    quantization_table,
     scorecard_table,
     summary_rows,
     summary_table,
@@ -39,6 +40,18 @@ def test_summary_has_values_intervals_and_reasons(cpu_run: RunDirectory) -> None
 def test_a_gpu_summary_has_energy(gpu_runs: list[RunDirectory]) -> None:
     lines = {line.label: line.value for line in summary_rows(gpu_runs[0].read_record())}
     assert lines["Energy per output token"] == "210 mJ/token"
+
+
+def test_schemes_have_a_table_of_what_they_are_worth(gpu_runs: list[RunDirectory]) -> None:
+    records = [run.read_record() for run in gpu_runs[:2]]
+    assert quantization_table(arms_of(records)) is None
+    quantized = replace(records[1], model=records[1].model | {"quantization": "int4-g128"})
+    table = quantization_table(arms_of([records[0], quantized]))
+    assert table is not None
+    assert [row[1].value for row in table.rows] == ["—", "int4-g128"]
+    for column in ("Weights", "Decode step, intercept", "TPOT p50", "Memory bandwidth used (MBU)"):
+        assert column in table.columns
+    assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
 def test_all_rows_are_as_wide_as_the_header(gpu_runs: list[RunDirectory]) -> None:

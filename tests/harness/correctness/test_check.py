@@ -14,7 +14,10 @@ import pytest
 import torch
 from engine_fixtures import SmallSource, loud_weights, open_small
 
+from backbench.backends import registry
+from backbench.backends.interface import Backend, Scheme, Weight
 from backbench.backends.interface.device import cpu, detect
+from backbench.backends.torch.linear import TorchLinear
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
 from backbench.engine.models.checkpoint import find_model
@@ -73,6 +76,66 @@ def test_triton_scores_the_bundled_models_text_within_bf16_noise(model: str) -> 
     found = correctness.check(engine, source)
     assert found["passed"] is True, found
     assert found["against_itself"] is False
+
+
+class OwnLayout(TorchLinear):
+    """Packs quantized weights its own way; `fault` is what it then gets wrong."""
+
+    def __init__(self, fault: Callable[[Weight], Weight] = lambda weight: weight) -> None:
+        self.fault = fault
+
+    def pack(self, weight: Weight, device: Any) -> Any:
+        if weight.scheme == Scheme():
+            return super().pack(weight, device)
+        return {"rows": weight.q.flip(0).contiguous(), "rest": replace(weight, q=weight.q[:0])}
+
+    def unpack(self, packed: Any) -> Weight | None:
+        return replace(packed["rest"], q=packed["rows"].flip(0)) if isinstance(packed, dict) else None
+
+    def run(self, x: Any, packed: Any, bias: Any = None) -> Any:
+        weight = self.unpack(packed)
+        return super().run(x, packed if weight is None else self.fault(weight), bias)
+
+
+def of_own_layout(scheme: str, linear: OwnLayout, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    loaded, backend = registry.load, Backend("own", "", linear=linear)
+    monkeypatch.setattr(registry, "load", lambda name: backend if name == "own" else loaded(name))
+    config = EngineConfig(quantize=scheme, max_seqs=4, max_len=256, num_blocks=64)
+    return Engine.open(find_model("tiny"), backend="own", device=cpu(), config=config)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4-g128", "fp8", "nvfp4"])
+def test_quantized_weights_are_checked_against_torch_on_the_same_ones(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = of_own_layout(scheme, OwnLayout(), monkeypatch)
+    found = correctness.check(engine, find_model("tiny"))
+    assert found["passed"] is True, found
+    assert found["products"]["products"] == 20 and found["products"]["worst_share_of_limit"] < 1
+    if scheme != "fp8":  # whose rows are rounded
+        assert found["tolerance"] < 0.1  # rounding, and not what quantization costs
+
+
+@pytest.mark.parametrize(
+    ("scheme", "fault"),
+    [
+        ("int4-g128", lambda w: replace(w, scale=w.scale.roll(1, 0))),
+        ("int4-g128", lambda w: replace(w, q=(w.q >> 4) | (w.q << 4))),
+        ("fp8", lambda w: replace(w, scale=w.scale * 1.001)),
+        ("fp8", lambda w: replace(w, scheme=replace(w.scheme, activation=None))),
+        ("int8-w8a8", lambda w: replace(w, q=torch.cat([w.q[:-1], w.q[:1]]))),
+    ],
+    ids=["rows' scales", "nibbles", "a thousandth", "rows not rounded", "last row"],
+)
+def test_a_quantized_weight_mistaken_is_caught(
+    scheme: str, fault: Callable[[Weight], Weight], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = of_own_layout(scheme, OwnLayout(fault), monkeypatch)
+    found = correctness.check(engine, find_model("tiny"))
+    assert found["passed"] is False
+    assert (
+        f"as {scheme}, " in found["reason"] and "a product differs from torch's in layer" in found["reason"]
+    )
 
 
 @pytest.mark.parametrize("part", ["qkv", "attention_output", "gate_up", "down"])

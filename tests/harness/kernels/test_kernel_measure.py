@@ -17,8 +17,10 @@ from torch import Tensor
 from backbench.backends import registry
 from backbench.backends.conformance.scenario import Row
 from backbench.backends.interface import Backend, Batch, Device, device
+from backbench.backends.quantization import SCHEMES
 from backbench.backends.torch.attention import TorchAttention, TorchRunner
 from backbench.engine.models.checkpoint import find_model
+from backbench.errors import HarnessError
 from backbench.harness.cli import run_command
 from backbench.harness.kernels import page
 from backbench.harness.kernels.attention import Geometry, attention_problem
@@ -110,6 +112,33 @@ def test_linear_and_fused_operations_of_a_model(cpu: Device) -> None:
     first = next(r for r in own if r.problem.startswith("qkv"))
     n, k = config.qkv_size, config.hidden_size
     assert first.flops == 2 * n * k and first.bytes == 4 * (n * k + k + n)
+
+
+def test_quantized_weights_have_their_own_bytes_and_are_right(cpu: Device) -> None:
+    config = find_model("tiny").config
+    names = ("none", *SCHEMES)
+    problems = [each for each in linear_problems(config, (3,), torch.float32, names) if "down" in each.name]
+    assert [each.name.split(" m3")[1].strip() for each in problems] == ["", *SCHEMES]
+    n, k = 256, 640
+    rows = 4 * 3 * (n + k)
+    assert problems[0].bytes == 4 * n * k + rows
+    by_name = dict(zip(names, problems, strict=True))
+    assert by_name["int8"].bytes == n * k + 4 * n + rows
+    assert by_name["int4-g128"].bytes == n * k // 2 + 4 * n * k // 128 + rows
+    assert by_name["nvfp4"].bytes == n * k // 2 + n * k // 16 + 4 * n + rows
+    results = run(problems, [registry.load("torch"), registry.load("triton")], cpu)
+    assert all(r.correct for r in results if r.backend == "torch"), results
+    assert roofline_s(by_name["int8"], Peaks(1e15, 1e6)) == pytest.approx(by_name["int8"].flops / 1e6)
+    rounded = by_name["int8-w8a8"]
+    assert roofline_s(rounded, Peaks(1e15, 1e6)) == pytest.approx(rounded.bytes / 1e15)
+
+
+def test_a_weight_that_does_not_divide_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    model = "shape:llama-2-7b"  # 11,008 input features of `down`, 86 groups of 128
+    assert list(linear_problems(find_model(model).config, (1,), torch.float32, ("int4-g128",)))
+    config = replace(find_model("tiny").config, ffn_size=650)
+    with pytest.raises(HarnessError, match="down cannot be int4-g128: 650 input features"):
+        list(linear_problems(config, (1,), torch.float32, ("int4-g128",)))
 
 
 def test_the_roofline_is_the_slower_of_both_peaks() -> None:
