@@ -70,8 +70,10 @@ class AwqGemm(QuantizedFormat):
         zeros = linear.take("qzeros", (groups, n // 8), torch.int32)
         scale = linear.take("scales", (groups, n), torch.float16, torch.bfloat16, torch.float32)
         q = torch.empty(n, k // 2, dtype=torch.uint8)
-        for part, rows in zip(words.split(ROWS_AT_ONCE // 8, 1), q.split(ROWS_AT_ONCE), strict=True):
-            rows.copy_(packed(_codes(part).T))
+        for part, rows in zip(words.split(ROWS_AT_ONCE, 1), q.split(8 * ROWS_AT_ONCE), strict=True):
+            by_row = part.T.contiguous()
+            for feature, place in enumerate(PLACE_OF):
+                rows[feature::8] = packed((by_row >> (4 * place)) & 15)
         return Weight(linear.scheme, q, scale.T, _codes(zeros).T.contiguous())
 
 
