@@ -24,6 +24,14 @@ from backbench.errors import BackendError, EngineError
 
 ROWS_AT_ONCE = 256
 """Of a weight that is unpacked or looked through while it is read, so that little of it is held twice."""
+WRITING = (
+    "desc_act static_groups act_group_aware hyb_act true_sequential damp_percent damp_auto_increment mse "
+    "meta dataset tokenizer batch_size pad_token_id max_input_length model_seqlen cache_block_outputs "
+    "block_name_to_quantize module_name_preceding_first_block model_name_or_path model_file_base_name "
+    "backend use_cuda_fp16 use_exllama use_exllama_v2 disable_exllama exllama_config quantizer"
+)
+"""Settings of GPTQ's and AWQ's writers that say how a checkpoint was made or is run elsewhere. What desc_act
+and static_groups led to, `g_idx` itself says."""
 NAN_CODE = 127
 """Of float8_e4m3fn, without its sign."""
 NAN_EXPONENT = 255

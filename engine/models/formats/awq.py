@@ -18,6 +18,7 @@ from backbench.backends.quantization import packed, unpacked
 from backbench.engine.models.fields import shown
 from backbench.engine.models.quantized import (
     ROWS_AT_ONCE,
+    WRITING,
     QuantizedFormat,
     StoredLinear,
     check_known,
@@ -35,13 +36,13 @@ SERVED: Mapping[str, tuple[Any, ...]] = {
     "lm_head": (False, None),
     "desc_act": (False, None),
     "dynamic": (None, {}),
-    "backend": ("auto", "autoawq", None),
+    "modules_in_block_to_quantize": (None, []),
     "do_fuse": (False, None),
 }
 """Setting -> its values that are served."""
 HONOURED = "quant_method group_size version format checkpoint_format modules_to_not_convert"
-WITHOUT_EFFECT = "zero_point meta q_group_size w_bit fuse_max_seq_len modules_to_fuse exllama_config"
-"""The zero points are stored whatever `zero_point` says."""
+WITHOUT_EFFECT = "zero_point sym q_group_size w_bit fuse_max_seq_len modules_to_fuse"
+"""The zero points are stored whatever `zero_point` and `sym` say."""
 
 
 class AwqGemm(QuantizedFormat):
@@ -50,7 +51,7 @@ class AwqGemm(QuantizedFormat):
     method = "awq"
 
     def schemes(self, settings: Mapping[str, Any]) -> Schemes:
-        check_known(settings, " ".join((HONOURED, WITHOUT_EFFECT, *SERVED)), "quantization_config")
+        check_known(settings, " ".join((HONOURED, WITHOUT_EFFECT, WRITING, *SERVED)), "quantization_config")
         for name, served in SERVED.items():
             if settings.get(name) not in served:
                 raise EngineError(f"AWQ weights with {name} = {shown(settings.get(name))} are not read.")

@@ -164,7 +164,7 @@ def _input_scale(linear: StoredLinear) -> Tensor | None:
 
 def _check_top(settings: Mapping[str, Any]) -> None:
     status = settings.get("quantization_status", "compressed")
-    if status != "compressed":
+    if status not in ("compressed", "frozen"):  # as it was called until 2024
         raise EngineError(
             f"A checkpoint of quantization_status {shown(status)} is not read; save it compressed."
         )

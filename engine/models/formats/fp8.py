@@ -19,13 +19,15 @@ from backbench.errors import EngineError
 
 SETTINGS = (
     "quant_method activation_scheme weight_block_size fmt scale_fmt modules_to_not_convert ignored_layers "
-    "dequantize"
+    "dequantize modules_to_convert expert_dtype"
 )
+"""No model here has experts, whatever their dtype is said to be."""
 SERVED = {
     "activation_scheme": ("dynamic",),
     "fmt": ("e4m3", None),
     "scale_fmt": ("float", None),
     "dequantize": (False, None),
+    "modules_to_convert": (None, []),
     "weight_block_size": ([128, 128],),
 }
 """Setting -> its values that are served."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from backbench.backends.interface import Scheme, Weight
 from backbench.engine.models.fields import shown
 from backbench.engine.models.quantized import (
+    WRITING,
     QuantizedFormat,
     StoredLinear,
     as_codes,
@@ -29,13 +30,6 @@ from backbench.engine.models.schemes import DENSE, Schemes, exactly
 from backbench.errors import EngineError
 
 HONOURED = "quant_method bits group_size sym checkpoint_format format dynamic"
-WITHOUT_EFFECT = (
-    "desc_act static_groups act_group_aware hyb_act true_sequential damp_percent damp_auto_increment mse "
-    "meta dataset tokenizer batch_size pad_token_id max_input_length model_seqlen cache_block_outputs "
-    "block_name_to_quantize module_name_preceding_first_block model_name_or_path model_file_base_name "
-    "backend use_cuda_fp16 use_exllama use_exllama_v2 disable_exllama exllama_config quantizer"
-)
-"""How it was written or is run elsewhere; what desc_act and static_groups led to, `g_idx` itself says."""
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "method": ("gptq", None),
     "pack_dtype": ("int32", None),
@@ -57,7 +51,7 @@ class Gptq(QuantizedFormat):
     method = "gptq"
 
     def schemes(self, settings: Mapping[str, Any]) -> Schemes:
-        check_known(settings, " ".join((HONOURED, WITHOUT_EFFECT, *REFUSED)), "quantization_config")
+        check_known(settings, " ".join((HONOURED, WRITING, *REFUSED)), "quantization_config")
         for name, served in REFUSED.items():
             if settings.get(name) not in served:
                 raise EngineError(f"GPTQ weights with {name} = {shown(settings[name])} are not read.")
@@ -123,5 +117,5 @@ def _override(settings: Mapping[str, Any], pattern: str, values: Any) -> tuple[s
         return pattern.removeprefix("-:"), DENSE
     if not isinstance(values, Mapping):
         raise EngineError(f"The quantization_config's dynamic has {shown(values)} for {shown(pattern)}.")
-    check_known(values, f"{OVERRIDDEN} {WITHOUT_EFFECT}", "dynamic")
+    check_known(values, f"{OVERRIDDEN} {WRITING}", "dynamic")
     return pattern.removeprefix("+:"), _scheme({**settings, **values})

@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from transformers import AwqConfig, FineGrainedFP8Config, GPTQConfig
 
 from backbench.backends.interface import Scheme
 from backbench.engine.models.formats import formats, schemes_of
@@ -60,6 +61,65 @@ def test_every_format_s_scheme(name, scheme):
     assert found.of("lm_head").dense
 
 
+@pytest.mark.parametrize(
+    "written", [AwqConfig(), GPTQConfig(bits=4), FineGrainedFP8Config()], ids=lambda each: type(each).__name__
+)
+def test_what_transformers_writes_by_default_is_read(written):
+    settings = json.loads(written.to_json_string(use_diff=False))
+    assert not schemes(settings).of(DOWN).dense
+
+
+AUTOGPTQ = {
+    "bits": 4,
+    "group_size": -1,
+    "damp_percent": 0.1,
+    "desc_act": True,
+    "static_groups": False,
+    "sym": True,
+    "true_sequential": True,
+    "model_name_or_path": None,
+    "quant_method": "gptq",
+}
+AUTOAWQ = {
+    "backend": "autoawq",
+    "bits": 4,
+    "do_fuse": False,
+    "exllama_config": None,
+    "group_size": 64,
+    "fuse_max_seq_len": None,
+    "modules_to_fuse": None,
+    "modules_to_not_convert": None,
+    "quant_method": "awq",
+    "version": "GEMM",
+    "zero_point": True,
+}
+EARLY_COMPRESSED = {
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "group_size": -1, "symmetric": True, "type": "int"},
+        }
+    },
+    "format": "pack-quantized",
+    "ignore": ["lm_head"],
+    "quantization_status": "frozen",
+    "quant_method": "compressed-tensors",
+    "sparsity_config": {"format": "dense"},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheme"),
+    [
+        (AUTOGPTQ, Scheme("int4")),
+        (AUTOAWQ, Scheme("int4", group=64, zero_point=True)),
+        (EARLY_COMPRESSED, Scheme("int8")),
+    ],
+)
+def test_what_older_writers_say_is_read(settings, scheme):
+    assert schemes(settings).of(DOWN) == scheme
+
+
 def test_methods_are_the_files_of_the_folder():
     assert sorted(str(each.method) for each in formats()) == [
         *("None", "awq", "compressed-tensors", "fp8", "gptq"),
@@ -104,7 +164,7 @@ REFUSED = [
     (changed("ct-w4a16", kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme is not served"),
     (changed("ct-w4a16", transform_config={"config_groups": {}}), "transform_config is not served"),
     (changed("ct-w4a16", sparsity_config={"format": "sparse-24-bitmask"}), "'sparse-24-bitmask'"),
-    (changed("ct-w4a16", quantization_status="frozen"), "quantization_status 'frozen' is not read"),
+    (changed("ct-w4a16", quantization_status="calibration"), "quantization_status 'calibration' is not read"),
     (changed("ct-w4a16", rotation="hadamard"), "has 'rotation', which may change"),
     (changed("ct-w4a16", config_groups=[]), "config_groups must be an object of objects"),
     (
