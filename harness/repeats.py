@@ -114,7 +114,7 @@ def order(arms: tuple[str, ...], blocks: int) -> Iterator[tuple[int, str]]:
 
 def arguments(options: RunOptions, own: Mapping[str, str], seed: int, out: Path) -> list[str]:
     """The command line of one run of the series; `own`: what its arm alone has."""
-    asked = options.asked() | own | {"seed": seed, "out": str(out)}
+    asked = options.asked() | dict(own) | {"seed": seed, "out": str(out)}
     asked.pop("repeat", None)
     found = ["run", "--no-report", "--quiet"]
     for name, value in asked.items():

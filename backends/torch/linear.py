@@ -18,6 +18,7 @@ On a GPU everything is dequantized: this is what other backends' kernels are che
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class TorchLinear(Linear):
         plain = weight.scheme.dense and weight.scheme.activation is None and weight.order is None
         return held.q if plain else held
 
-    def unpack(self, packed: Tensor | Weight) -> Weight | None:
+    def unpack(self, packed: Any) -> Weight | None:
         return packed if isinstance(packed, Weight) else None
 
     def served_by(self, spec: WeightSpec, device: Device) -> str:
@@ -70,7 +71,7 @@ class TorchLinear(Linear):
             return f"{self.name}, int8 weights"
         return f"{self.name}, dequantized"
 
-    def run(self, x: Tensor, packed: Tensor | Weight, bias: Tensor | None = None) -> Tensor:
+    def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         if isinstance(packed, Tensor):
             return functional.linear(x, packed, bias)
         out = quantized_product(x, packed)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backbench.backends.conformance.quantized_cases import sure_rows
 from backbench.backends.conformance.tolerance import deviation, limit
-from backbench.backends.interface import PackedWeight, Weight
+from backbench.backends.interface import PackedWeight
 from backbench.backends.quantization import name_of
 from backbench.engine.models.decoder import Decoder
 from backbench.harness.correctness.reference import PlainLinear, WideLinear, wider
@@ -121,7 +121,7 @@ class _ShowingLinear(PlainLinear):
     def __init__(self, show: Any) -> None:
         self._show = show
 
-    def run(self, x: Tensor, packed: Tensor | Weight | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         if isinstance(packed, PackedWeight):
             self._show(x, packed)
         return super().run(x, packed, bias)

@@ -143,7 +143,7 @@ class PlainLinear(TorchLinear):
     def take(self, held: PackedWeight, device: Device) -> Any:
         return held
 
-    def run(self, x: Tensor, packed: Tensor | Weight | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         return super().run(x, packed.canonical() if isinstance(packed, PackedWeight) else packed, bias)
 
 
