@@ -247,8 +247,10 @@ def _scale(largest: Tensor, scheme: Scheme, top: Tensor | None = None) -> tuple[
     top: the largest magnitude that e4m3 scales must reach.
     """
     if scheme.scale == "e8m0":
-        # The largest element's exponent, less that of the format's largest number (e4m3: 8, e2m1: 2).
-        exponent = torch.frexp(largest.clamp(min=SMALLEST_SCALE)).exponent - 1
+        # The largest element's exponent, less that of the format's largest number (e4m3: 8, e2m1: 2). From
+        # 1.75 on it counts as the next power of two, as in compressed-tensors, whose checkpoints say no more.
+        mantissa, exponent = torch.frexp(largest.clamp(min=SMALLEST_SCALE))
+        exponent = exponent - 1 + (mantissa >= 0.875).int()
         return (exponent - (8 if scheme.weight == "fp8" else 2) + 127).clamp(0, 254).to(torch.uint8), None
     tops = {"int8": 127.5, "int4": 7.5, "fp8": FP8_MAX, "fp4": FP4_MAX}
     scale = largest / tops[scheme.weight]

@@ -164,7 +164,13 @@ class DirectorySource(ModelSource):
         """True where the head is stored beside the embedding and differs from it."""
         (embedding, _), (head, _) = spec.embedding.sources[0], spec.head.sources[0]
         weights = format_of(self.path)
-        if weights is None or not {embedding, head} <= weights.names(self.path):
+        if weights is None:
+            return False
+        names, schemes = weights.names(self.path), from_hf(self.hf_config).schemes
+        if schemes is not None and not schemes.of(head.removesuffix(".weight")).dense:
+            # A quantized head may be the embedding rounded; what is stored is what is multiplied by.
+            return any(name.startswith(head.removesuffix("weight")) for name in names)
+        if not {embedding, head} <= names:
             return False
         return weights.differ(self.path, embedding, head)
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
-from backbench.engine.models.layers import LayerAttention, LayerSpec, ModelSpec, Product, Start, TensorSpec
+from backbench.engine.models.layers import (
+    DENSE,
+    LayerAttention,
+    LayerSpec,
+    ModelSpec,
+    Product,
+    Start,
+    TensorSpec,
+)
 from backbench.engine.models.on_the_fly import OnTheFly, described
 from backbench.engine.models.rope import RopeConfig
+from backbench.engine.models.schemes import Schemes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What weights and computation may be in, by name."""
@@ -39,6 +48,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype
     """The checkpoint's own dtype."""
+    schemes: Schemes | None = None
+    """How the checkpoint keeps each linear; None = all dense."""
     on_the_fly: OnTheFly | None = None
     """What is done to the products while they are loaded."""
 
@@ -50,7 +61,7 @@ class ModelConfig:
             embedding=TensorSpec("embedding", vocab, (("model.embed_tokens.weight", self.vocab_size),), 0),
             layers=tuple(_layer(self, index) for index in range(self.num_layers)),
             final_norm=_norm("final_norm", self.hidden_size, "model.norm"),
-            head=Product("head", vocab, (("lm_head.weight", self.vocab_size),), 0),
+            head=self._head(),
             tied=self.tied_embeddings,
         )
         return stored if self.on_the_fly is None else self.on_the_fly.put_on(stored)
@@ -59,6 +70,11 @@ class ModelConfig:
     def quantization(self) -> str | None:
         """How the products are kept, in a few words; None = all are dense."""
         return described(self.spec)
+
+    def _head(self) -> Product:
+        rows = {"lm_head": self.vocab_size}
+        head = _product(self, "head", rows, self.hidden_size)
+        return replace(head, scheme=DENSE) if self.tied_embeddings else head
 
     @property
     def qkv_size(self) -> int:
@@ -115,13 +131,13 @@ def _layer(config: ModelConfig, index: int) -> LayerSpec:
         ),
         tensors=(
             _norm("attention_norm", hidden, f"{prefix}.input_layernorm"),
-            _product("qkv", rows, hidden),
+            _product(config, "qkv", rows, hidden),
             *((bias,) if config.qkv_bias else ()),
             *((q_norm, k_norm) if config.qk_norm else ()),
-            _product("attention_output", {f"{attention}.o_proj": hidden}, queries, residual=True),
+            _product(config, "attention_output", {f"{attention}.o_proj": hidden}, queries, residual=True),
             _norm("ffn_norm", hidden, f"{prefix}.post_attention_layernorm"),
-            _product("gate_up", {f"{ffn}.gate_proj": ffn_size, f"{ffn}.up_proj": ffn_size}, hidden),
-            _product("down", {f"{ffn}.down_proj": hidden}, ffn_size, residual=True),
+            _product(config, "gate_up", {f"{ffn}.gate_proj": ffn_size, f"{ffn}.up_proj": ffn_size}, hidden),
+            _product(config, "down", {f"{ffn}.down_proj": hidden}, ffn_size, residual=True),
         ),
     )
 
@@ -130,7 +146,9 @@ def _norm(role: str, size: int, name: str) -> TensorSpec:
     return TensorSpec(role, (size,), ((f"{name}.weight", size),), start=Start.ONES)
 
 
-def _product(role: str, rows_of: dict[str, int], columns: int, *, residual: bool = False) -> Product:
+def _product(
+    config: ModelConfig, role: str, rows_of: dict[str, int], columns: int, *, residual: bool = False
+) -> Product:
     """Of the named linears' rows. One that is added to the residual stream is divided by input features,
     so that the two products of attention, and of the feed-forward, need one sum between devices.
 
@@ -142,4 +160,5 @@ def _product(role: str, rows_of: dict[str, int], columns: int, *, residual: bool
         tuple((f"{name}.weight", size) for name, size in rows_of.items()),
         shard_axis=1 if residual else 0,
         start=Start.RESIDUAL if residual else Start.NORMAL,
+        scheme=DENSE if config.schemes is None else config.schemes.of_product(rows_of),
     )

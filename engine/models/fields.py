@@ -18,6 +18,8 @@ from backbench.errors import EngineError
 REQUIRED = object()
 """Instead of a class default: a config without the field is refused."""
 MAX_FLOAT = sys.float_info.max
+MOST_SHOWN = 80
+"""Characters of a value in a message."""
 LARGEST = 2**31 - 1
 """Of any size: what fits the 32-bit integers of kernels and libraries."""
 
@@ -67,12 +69,12 @@ HONOURED: dict[str, Field] = {
     "layer_types": Honoured(),
     "tie_word_embeddings": Honoured(False),
     "eos_token_id": Honoured(),
+    "quantization_config": Honoured(),
 }
 REFUSED: dict[str, Field] = {
     "hidden_act": Refused(("silu", "swish")),
     "partial_rotary_factor": Refused((1.0, None)),
     "sliding_window": ABSENT,
-    "quantization_config": ABSENT,
     "attention_chunk_size": ABSENT,
     "per_layer_config": Refused((None, {})),
     "pruned_heads": Refused((None, {})),
@@ -95,7 +97,7 @@ WITHOUT_EFFECT = {
     "training": "initializer_range attention_dropout",
     "other architectures": "tie_encoder_decoder cross_attention_hidden_size max_window_layers",
     "tokens": "bos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id "
-    "decoder_start_token_id",
+    "decoder_start_token_id bos_token eos_token pad_token unk_token",
     "sampling": "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty "
     "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size "
     "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate "
@@ -177,4 +179,5 @@ def number(value: Any, name: str) -> float:
 
 def shown(value: Any) -> str:
     """`value` as a message may show it: short, on one line, without control characters."""
-    return reprlib.repr(value)
+    text = reprlib.repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

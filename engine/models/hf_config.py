@@ -12,6 +12,7 @@ import torch
 from backbench.engine.models.config import DTYPES, ModelConfig
 from backbench.engine.models.families import Family, families
 from backbench.engine.models.fields import LARGEST, Fields, number, shown, whole
+from backbench.engine.models.formats import schemes_of
 from backbench.engine.models.rope import ROPE_KINDS, RopeConfig
 from backbench.errors import EngineError
 
@@ -33,9 +34,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
         EngineError: an unknown architecture (what is known is listed), a missing, malformed or unknown
             field, or a variant of the family that this engine does not compute.
     """
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise EngineError(f"The checkpoint is quantized ({shown(method)}); give one in bf16, fp16 or fp32.")
+    schemes = schemes_of(config)
     family = _family(config)
     fields = Fields(config, family.fields)
     hidden_size = fields.size("hidden_size")
@@ -65,6 +64,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
         max_len=_max_len(fields, rope),
         eos_token_ids=eos_token_ids(fields["eos_token_id"]),
         dtype=_dtype(fields),
+        schemes=schemes,
     )
 
 

@@ -108,10 +108,17 @@ Fill = Callable[[TensorSpec, str, Tensor], None]
 """Fills the part of a tensor that the checkpoint calls by this name, its whole rows."""
 
 
-def build(spec: ModelSpec, device: torch.device, dtype: torch.dtype, fill: Fill) -> Weights:
+def build(
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    fill: Fill,
+    read: Callable[[Product], Weight] | None = None,
+) -> Weights:
     """Allocate every tensor on the device and have `fill` write it, one checkpoint tensor at a time.
 
-    A product whose scheme is not dense is rounded at once, so that its dense rows are held no longer.
+    A product whose scheme is not dense is what `read` finds stored, on the device; without it, dense rows are
+    rounded at once, so that they are held no longer.
     """
 
     def tensor(wanted: TensorSpec) -> Tensor:
@@ -131,6 +138,8 @@ def build(spec: ModelSpec, device: torch.device, dtype: torch.dtype, fill: Fill)
             return tensor(wanted)
         if wanted.scheme == Scheme():
             return Weight(Scheme(), tensor(wanted))
+        if read is not None:
+            return read(wanted)
         return round_product(wanted, (source(wanted, name, rows) for name, rows in wanted.sources))
 
     embedding = tensor(spec.embedding)

@@ -12,24 +12,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from backbench.engine.models.formats import WeightFormat
+from backbench.engine.models.formats import INDEX, SINGLE, WeightFormat, has_weight_files, method_of
 from backbench.engine.models.hf_config import read_json
 from backbench.engine.models.layers import ModelSpec, TensorSpec
 from backbench.engine.models.weights import Weights, build
 from backbench.errors import EngineError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class DenseFormat(WeightFormat):
     """Tensors in fp32, bf16 or fp16 under their names in transformers."""
 
-    holds = f"{SINGLE}, or shards with {INDEX}"
-
     def recognises(self, folder: Path) -> bool:
-        return (folder / SINGLE).exists() or (folder / INDEX).exists()
+        return has_weight_files(folder) and method_of(folder) is None
 
     def names(self, folder: Path) -> frozenset[str]:
         with SafetensorsFiles(folder) as files:
@@ -42,8 +38,7 @@ class DenseFormat(WeightFormat):
     def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
         with SafetensorsFiles(folder) as files:
             for tensor in spec.tensors():
-                for name, rows in tensor.sources:
-                    files.require(name, (rows, *tensor.shape[1:]))
+                files.require_all(tensor)
             return build(spec, device, dtype, files.fill)
 
 
@@ -73,19 +68,33 @@ class SafetensorsFiles:
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises EngineError where tensor `name` is missing or has another shape; only headers are read."""
-        with self._reading(name) as (handle, file):
-            stored = tuple(handle.get_slice(name).get_shape())
+        stored = self.shape(name)
         if stored != shape:
+            file = self.folder / self.file_of[name]
             raise EngineError(
                 f"Tensor {name} in {file} has shape {list(stored)}; the config asks for {list(shape)}."
             )
 
-    def read(self, name: str) -> Tensor:
-        """Tensor `name`, mapped from its file; raises EngineError where it is none that can be served."""
+    def require_all(self, wanted: TensorSpec) -> None:
+        """As `require`, of every stored tensor whose rows this one joins."""
+        for name, rows in wanted.sources:
+            self.require(name, (rows, *wanted.shape[1:]))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of tensor `name`, from the header; raises EngineError where it is missing."""
+        with self._reading(name) as (handle, _):
+            return tuple(handle.get_slice(name).get_shape())
+
+    def read(self, name: str, dtypes: tuple[torch.dtype, ...] | None = DTYPES) -> Tensor:
+        """Tensor `name`, mapped from its file; dtypes: those it may have, None = any.
+
+        Raises EngineError where it cannot be read or has another dtype.
+        """
         with self._reading(name) as (handle, file):
             tensor: Tensor = handle.get_tensor(name)
-        if tensor.dtype not in DTYPES:
-            raise EngineError(f"Tensor {name} in {file} is {tensor.dtype}, not a served float type.")
+        if dtypes is not None and tensor.dtype not in dtypes:
+            wanted = "a served float type" if dtypes == DTYPES else " or ".join(map(short, dtypes))
+            raise EngineError(f"Tensor {name} in {file} is {tensor.dtype}, not {wanted}.")
         return tensor
 
     def fill(self, wanted: TensorSpec, name: str, part: Tensor) -> None:
@@ -99,7 +108,7 @@ class SafetensorsFiles:
         if not torch.stack(part.aminmax()).isfinite().all():
             raise EngineError(
                 f"Tensor {name} in {self.folder / self.file_of[name]} holds NaN or infinity in "
-                f"{_short(part)} (stored in {_short(tensor)}); the checkpoint is damaged, "
+                f"{short(part.dtype)} (stored in {short(tensor.dtype)}); the checkpoint is damaged, "
                 "or needs another --dtype."
             )
 
@@ -156,5 +165,6 @@ def read_index(folder: Path) -> dict[str, str]:
     return named
 
 
-def _short(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def short(dtype: torch.dtype) -> str:
+    """A dtype's name without its library's."""
+    return str(dtype).removeprefix("torch.")
