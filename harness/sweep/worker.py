@@ -52,7 +52,7 @@ Measure = Callable[[RunOptions, Path, Callable[[], None]], Ended]
 
 def measure_in_process(options: RunOptions, out: Path, beat: Callable[[], None]) -> Ended:
     """One fresh `bench run`, which ends with this process. Its path is kept in the record: a relative one."""
-    typed = arguments(options, options.backend, options.seed, Path(os.path.relpath(out)))
+    typed = arguments(options, {"backend": options.backend}, options.seed, Path(os.path.relpath(out)))
     return in_new_process([str(os.getpid()), *typed], CHILD, beat)
 
 
