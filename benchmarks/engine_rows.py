@@ -204,6 +204,9 @@ def main() -> None:
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--attention", help="other attention, as in `bench run`: prefill=flash,decode=triton")
     parser.add_argument("--block-size", type=int, help="tokens in a KV block, default the engine's (64)")
+    parser.add_argument("--quantize", help="weights, as in `bench run`: fp8")
+    parser.add_argument("--quantize-head", action="store_true", default=None)
+    parser.add_argument("--kv-dtype", help="of the KV cache: fp8")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--ablate", action="store_true")
@@ -211,7 +214,8 @@ def main() -> None:
     options = parser.parse_args()
     shape = options.model.removeprefix("shape:")
     rows: list[dict[str, Any]] = []
-    given = {"attention": options.attention, "block_size": options.block_size}
+    names = ("attention", "block_size", "quantize", "quantize_head", "kv_dtype")
+    given = {name: getattr(options, name) for name in names}
     extra = {key: value for key, value in given.items() if value is not None}
     label = "+".join([options.backend, *(f"{key}:{value}" for key, value in extra.items())])
     weights = None
