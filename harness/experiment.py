@@ -145,13 +145,15 @@ def make_workload(options: RunOptions, limits: Limits) -> Workload:
     load = dict(options.load)
     defaults = {entry.name: entry for entry in catalogue()}.get(options.workload)
     if defaults is not None:
-        if "num_requests" in defaults.options and "num_requests" in defaults.defaults:
+        drawn = "num_requests" in defaults.options and "num_requests" in defaults.defaults
+        if drawn and "dataset" not in load:
             load.setdefault("num_requests", limits.num_requests)
         offered = {"rate", "arrival", "concurrency", "time_scale", "all_at_once"} & load.keys()
         if not offered and "concurrency" in defaults.defaults:
             load["concurrency"] = limits.concurrency
     if limits.tokenize is not None:
         load["tokenize"] = limits.tokenize
+        load["tokenize_chat"] = limits.tokenize_chat
     return make(
         options.workload,
         WorkloadOptions(seed=options.seed, vocab_size=limits.vocab_size, max_len=limits.max_len, **load),

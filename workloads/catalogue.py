@@ -48,7 +48,7 @@ def names() -> list[CatalogueEntry]:
             "sharegpt",
             "ShareGPT chats: real lengths with synthetic tokens, or real text from --dataset FILE",
             closed,
-            OFFER_OPTIONS | {"dataset"},
+            OFFER_OPTIONS | {"dataset", "bad_rows"},
             sources.sharegpt,
         ),
         CatalogueEntry(

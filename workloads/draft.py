@@ -10,6 +10,7 @@ from typing import Any
 from backbench.errors import WorkloadError, shown
 from backbench.workloads import transform
 from backbench.workloads.options import Offer, WorkloadOptions, choose_offer
+from backbench.workloads.readers.text import BadRows
 from backbench.workloads.trace import TraceRow
 
 MAXIMUM_FILE_REQUESTS = 100_000
@@ -17,8 +18,10 @@ MAXIMUM_FILE_REQUESTS = 100_000
 SYNTHETIC_NOTE = "synthetic tokens: the lengths are real, the text is not."
 OFFER_OPTIONS = frozenset({"num_requests", "rate", "arrival", "cv", "concurrency", "all_at_once"})
 """Options of every workload whose requests may be offered in any way."""
-TRACE_OPTIONS = OFFER_OPTIONS | {"time_scale", "window_s", "sample", "sessions"}
-"""Options of a trace with recorded times."""
+TIME_OPTIONS = frozenset({"time_scale", "max_gap_s"})
+"""Options of requests with recorded times."""
+TRACE_OPTIONS = OFFER_OPTIONS | TIME_OPTIONS | {"window_s", "sample", "sessions"}
+"""Options of a trace of lengths."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,26 @@ def draft_trace(
     *,
     count: int | None,
     tick_ns: int | None = None,
+    timed: bool = True,
     notes: tuple[str, ...] = (),
+    bad: BadRows | None = None,
 ) -> Draft:
     """Rows of lengths and times, transformed and cut to `count` (None: all).
 
-    Order: ticks (of `tick_ns`, where the trace was recorded on them), window, sampling, sessions, count.
+    Order: ticks (of `tick_ns`, where the trace was recorded on them), window, sampling, sessions, count,
+    silences. The first request arrives at 0, before the window is applied and after all. `bad` is what the
+    rows' reader counts in; `timed` is False where they have no times.
     """
     records = []
-    if tick_ns is not None:
-        source = source | {"tick": options.tick or "spread"}
-        if source["tick"] == "spread":
-            rows, record = transform.spread_ticks(rows, options.seed, tick_ns)
-            records.append(record)
+    offer = choose_offer(options, has_times=timed)
+    if timed:
+        if tick_ns is not None:
+            rows, source, record = _untick(name, rows, source, options, tick_ns, offer)
+            records += [record] if record else []
+        rows, record = transform.rebase(rows)
+        records += [record] if record else []
+    elif options.window_s is not None or options.max_gap_s is not None:
+        raise WorkloadError(f"{shown(name)} has no times, so --window and --max-gap do not apply.")
     if options.window_s is not None:
         rows, record = transform.window(rows, *options.window_s)
         records.append(record)
@@ -67,18 +78,57 @@ def draft_trace(
     if options.sessions is not None:
         rows, record = transform.limit_sessions(rows, options.sessions)
         records.append(record)
-    chosen = cut(name, rows, count)
-    offer = choose_offer(options, has_times=True)
-    return Draft(name, chosen, offer, source, records, (SYNTHETIC_NOTE, *notes), clip=True)
+    chosen, timing = settle_times(cut(name, rows, count, bad), options)
+    source = source | (bad.record() if bad is not None else {})
+    return Draft(name, chosen, offer, source, records + timing, (SYNTHETIC_NOTE, *notes), clip=True)
 
 
-def cut(name: str, rows: Iterable[TraceRow], count: int | None) -> list[TraceRow]:
+def settle_times(
+    rows: list[TraceRow], options: WorkloadOptions
+) -> tuple[list[TraceRow], list[dict[str, Any]]]:
+    """The chosen rows from time 0 on, with silences of `--max-gap` at most, and the records of both."""
+    records = []
+    rebased, record = transform.rebase(rows)
+    records += [record] if record else []
+    settled = list(rebased)
+    if options.max_gap_s is not None:
+        settled, record = transform.cap_gaps(settled, options.max_gap_s)
+        records.append(record)
+    return settled, records
+
+
+def _untick(
+    name: str,
+    rows: Iterable[TraceRow],
+    source: dict[str, Any],
+    options: WorkloadOptions,
+    tick_ns: int,
+    offer: Offer,
+) -> tuple[Iterable[TraceRow], dict[str, Any], dict[str, Any] | None]:
+    """Spread the ticks of a trace that was recorded on them, where its times are what is replayed."""
+    rows, ticks = transform.on_ticks(rows, tick_ns)
+    if options.tick is not None and not ticks:
+        raise WorkloadError(
+            f"{shown(name)} was not recorded on ticks of {tick_ns / 1e9:g} s; leave out --tick."
+        )
+    if not ticks:
+        return rows, source, None
+    source = source | {"tick": options.tick or "spread"}
+    if source["tick"] == "literal" or offer.mode != "trace":
+        return rows, source, None
+    spread, record = transform.spread_ticks(rows, options.seed, tick_ns)
+    return spread, source, record
+
+
+def cut(name: str, rows: Iterable[TraceRow], count: int | None, bad: BadRows | None = None) -> list[TraceRow]:
     """The first `count` rows, or all of a file that is not too long; WorkloadError where they are missing."""
     chosen = list(itertools.islice(rows, MAXIMUM_FILE_REQUESTS + 1 if count is None else count))
     if count is None and len(chosen) > MAXIMUM_FILE_REQUESTS:
         raise WorkloadError(
             f"{shown(name)} has more than {MAXIMUM_FILE_REQUESTS:,} requests; give --num-requests."
         )
+    if not chosen and bad is not None and bad.first is not None:
+        raise WorkloadError(f"{shown(name)} has no row that is a request; the first: {shown(bad.first, 150)}")
     if not chosen:
         raise WorkloadError(
             f"{shown(name)} has no request left to send; check the file, --window and --sample."

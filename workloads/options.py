@@ -70,6 +70,16 @@ class WorkloadOptions:
         above=0,
         maximum=1e6,
     )
+    max_gap_s: float | None = option(
+        None,
+        "Shorten a trace's silences to S seconds.",
+        name="max_gap",
+        group="load",
+        metavar="S",
+        above=0,
+        maximum=LONGEST_S,
+    )
+    yes: bool = option(False, "Go on where the schedule is longer than a day.", group="load")
     all_at_once: bool = option(False, "Every request at time zero.", group="load")
     dataset: Path | None = option(
         None, "Real text for sharegpt, in ShareGPT_V3 form.", group="requests", metavar="FILE"
@@ -86,7 +96,12 @@ class WorkloadOptions:
     input_lengths: str | None = option(
         None, "synthetic: prompt lengths, such as uniform:100:1024.", group="requests", metavar="SPEC"
     )
-    output_lengths: str | None = option(None, "synthetic: output lengths.", group="requests", metavar="SPEC")
+    output_lengths: str | None = option(
+        None,
+        "synthetic: output lengths; a log of requests: of those that tell none.",
+        group="requests",
+        metavar="SPEC",
+    )
     shared_prefix: str | None = option(
         None,
         "synthetic: each prompt starts with one of GROUPS prefixes of TOKENS tokens.",
@@ -102,7 +117,7 @@ class WorkloadOptions:
     )
     tick: str | None = option(
         None,
-        "mooncake: what to do with its 3 s ticks.",
+        "mooncake: what to do with 3 s ticks, where the trace was recorded on them.",
         group="requests",
         unset="spread",
         metavar="spread|literal",
@@ -128,6 +143,14 @@ class WorkloadOptions:
     sessions: int | None = option(
         None, "Keep a trace's first N sessions.", group="requests", minimum=1, maximum=MOST_REQUESTS
     )
+    bad_rows: str | None = option(
+        None,
+        "A file's rows that are no request: stop there, or leave them out and count them.",
+        group="requests",
+        unset="stop",
+        metavar="stop|skip",
+        choices={"stop": "stop", "skip": "skip"},
+    )
     clip: bool | None = option(
         None,
         "Shorten requests that exceed the context instead of refusing them.",
@@ -142,6 +165,10 @@ class WorkloadOptions:
     )
     tokenize: Callable[[str], list[int]] | None = field(default=None, compare=False)
     """Turns text into token ids; needed by data sets of text."""
+    tokenize_chat: Callable[[list[dict[str, str]]], list[int] | None] | None = field(
+        default=None, compare=False
+    )
+    """Turns messages (role, content) into a prompt by the chat template; None from it: there is none."""
 
     def __post_init__(self) -> None:
         settle(self, WorkloadError)
@@ -165,7 +192,9 @@ class WorkloadOptions:
 
 
 # Properties of the model and the run, which every workload may use or not need.
-_ALWAYS = frozenset({"seed", "vocab_size", "max_len", "tokenize", "temperature", "clip"})
+_ALWAYS = frozenset(
+    {"seed", "vocab_size", "max_len", "tokenize", "tokenize_chat", "temperature", "clip", "yes"}
+)
 
 
 OFFERS = (

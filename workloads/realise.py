@@ -11,6 +11,9 @@ from backbench.workloads.tokens import TokenSource, content_hash
 from backbench.workloads.trace import LATEST_NS, TraceRow
 from backbench.workloads.transform import clip_lengths, scale_time
 
+LONGEST_UNASKED_NS = 24 * 3600 * 1_000_000_000
+"""A longer schedule is a mistake more often than a wish."""
+
 
 def realise(draft: Draft, options: WorkloadOptions) -> Workload:
     """The workload. WorkloadError when a request does not fit the context or the vocabulary."""
@@ -27,6 +30,7 @@ def realise(draft: Draft, options: WorkloadOptions) -> Workload:
         rows = list(scaled)
         transformations.append(record)
     arrivals_ns = _arrivals_ns(draft.offer, rows, options.seed)
+    _require_short(max(arrivals_ns), options)
     source = TokenSource(options.seed, options.vocab_size)
     seeds = stream(options.seed, "sampling").integers(2**31, size=len(rows)).tolist()
     requests = tuple(
@@ -37,7 +41,7 @@ def realise(draft: Draft, options: WorkloadOptions) -> Workload:
             output_tokens=row.output_tokens,
             session=row.session,
             temperature=_temperature(options, row, draft),
-            seed=seeds[index],
+            seed=seeds[index] if row.seed is None else row.seed,
         )
         for index, row in enumerate(rows)
     )
@@ -72,6 +76,15 @@ def _arrivals_ns(offer: Offer, rows: list[TraceRow], seed: int) -> list[int]:
                 "--time-scale."
             )
     return [row.arrival_ns for row in rows]
+
+
+def _require_short(latest_ns: int, options: WorkloadOptions) -> None:
+    if latest_ns > LONGEST_UNASKED_NS and not options.yes:
+        days = latest_ns / LONGEST_UNASKED_NS
+        raise WorkloadError(
+            f"the last request would be sent after {days:,.1f} days; shorten silences with --max-gap, choose "
+            "a --window or a --time-scale, or go on with --yes."
+        )
 
 
 def _temperature(options: WorkloadOptions, row: TraceRow, draft: Draft) -> float:

@@ -37,3 +37,9 @@ class Workload:
     """SHA-256 over arrival ns, token ids and output lengths of the realised stream."""
     notes: tuple[str, ...] = ()
     """What a reader must know, e.g. "synthetic tokens: lengths only, no text"."""
+
+    @property
+    def schedule_s(self) -> float | None:
+        """When the last request is due, in seconds after the start; None where no time is prescribed."""
+        latest_ns = max((request.arrival_ns for request in self.requests), default=0)
+        return latest_ns / 1e9 if self.concurrency is None and latest_ns else None

@@ -37,3 +37,5 @@ class TraceRow:
     """Rows that name the same streams share those tokens: prefixes, and the turns of a session."""
     session: str | None = None
     temperature: float | None = None
+    seed: int | None = None
+    """Of its sampling; None = drawn."""

@@ -14,12 +14,57 @@ from backbench.workloads.streams import stream
 from backbench.workloads.trace import TraceRow
 
 Record = dict[str, Any]
+TICK_ROWS = 1000
+TICK_SLACK_NS = 1_000_000
 
 
 def scale_time(rows: Iterable[TraceRow], factor: float) -> tuple[Iterator[TraceRow], Record]:
     """Multiply every arrival by `factor`: 0.5 sends twice as fast."""
     scaled = (replace(row, arrival_ns=round(row.arrival_ns * factor)) for row in rows)
     return scaled, {"kind": "time_scale", "factor": factor}
+
+
+def rebase(rows: Iterable[TraceRow]) -> tuple[Iterator[TraceRow], Record | None]:
+    """Let the first row arrive at 0; no record where it does already, or there is no row."""
+    rest = iter(rows)
+    first = next(rest, None)
+    if first is None:
+        return iter(()), None
+    offset_ns = first.arrival_ns
+    every = itertools.chain([first], rest)
+    if offset_ns == 0:
+        return every, None
+    moved = (replace(row, arrival_ns=row.arrival_ns - offset_ns) for row in every)
+    return moved, {"kind": "rebase", "offset_s": offset_ns / 1e9}
+
+
+def cap_gaps(rows: Iterable[TraceRow], longest_s: float) -> tuple[list[TraceRow], Record]:
+    """Shorten every silence between two arrivals to `longest_s`; what follows moves up."""
+    longest_ns = round(longest_s * 1e9)
+    capped: list[TraceRow] = []
+    removed_ns = gaps = previous_ns = 0
+    for row in rows:
+        excess_ns = row.arrival_ns - previous_ns - longest_ns
+        previous_ns = row.arrival_ns
+        if capped and excess_ns > 0:
+            removed_ns += excess_ns
+            gaps += 1
+        capped.append(replace(row, arrival_ns=row.arrival_ns - removed_ns))
+    return capped, {"kind": "max_gap", "seconds": longest_s, "gaps": gaps, "removed_s": removed_ns / 1e9}
+
+
+def on_ticks(rows: Iterable[TraceRow], tick_ns: int) -> tuple[Iterator[TraceRow], bool]:
+    """The same rows, and whether they were recorded on ticks, going by the first TICK_ROWS.
+
+    Then every time lies on a multiple of the tick (or a millisecond beside it, as the real trace has them),
+    and requests share times.
+    """
+    rest = iter(rows)
+    head = list(itertools.islice(rest, TICK_ROWS))
+    times = [row.arrival_ns for row in head]
+    off = (min(time % tick_ns, -time % tick_ns) for time in times)
+    found = len(set(times)) < len(times) and all(each <= TICK_SLACK_NS for each in off)
+    return itertools.chain(head, rest), found
 
 
 def window(rows: Iterable[TraceRow], start_s: float, end_s: float) -> tuple[Iterator[TraceRow], Record]:

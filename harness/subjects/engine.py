@@ -175,7 +175,14 @@ class EngineSubject:
             num_requests=CPU_REQUESTS if self.on_cpu else GPU_REQUESTS,
             concurrency=CPU_CONCURRENCY if self.on_cpu else GPU_CONCURRENCY,
             tokenize=self._tokenize if self.source.has_tokenizer else None,
+            tokenize_chat=self._tokenize_chat if self.source.has_tokenizer else None,
         )
+
+    def _tokenize_chat(self, messages: list[dict[str, str]]) -> list[int] | None:
+        if not self._tokenizer.chat_template:
+            return None
+        found = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return list(found)
 
     def _tokenize(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)

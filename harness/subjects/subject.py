@@ -32,6 +32,8 @@ class Limits:
     concurrency: int
     tokenize: Callable[[str], list[int]] | None = None
     """Text to token ids, called only where a workload holds text; None = the model has no tokenizer."""
+    tokenize_chat: Callable[[list[dict[str, str]]], list[int] | None] | None = None
+    """Messages to a prompt by the model's chat template; it returns None where there is no template."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,13 @@ from backbench.workloads.arrivals import PROFILE_FORMS, RATE_KINDS
 from backbench.workloads.options import WorkloadOptions
 
 FOLLOWS = {
-    WorkloadOptions: {"seed", "vocab_size", "max_len", "tokenize"},  # from the run, its model and its engine
+    WorkloadOptions: {
+        "seed",
+        "vocab_size",
+        "max_len",
+        "tokenize",
+        "tokenize_chat",
+    },  # from the run, its model and its engine
     EngineConfig: {"quantize"},  # one of the schemes that the run takes in turns
     RunOptions: {"load", "engine", "command"},  # hold the two above, and what was typed
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backbench.errors import shown
 from backbench.workloads.readers.format import has_columns, trace_format
-from backbench.workloads.readers.text import Clock, Place, read_csv
+from backbench.workloads.readers.text import BadRows, Clock, Place, read_csv
 from backbench.workloads.trace import TraceRow
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -18,18 +18,20 @@ _TIMESTAMP = re.compile(
 )
 
 
-def read_azure(path: Path) -> Iterator[TraceRow]:
+def read_azure(path: Path, bad: BadRows | None = None) -> Iterator[TraceRow]:
     """Rows in file order; the first arrives at 0. Raises WorkloadError naming file, line and field."""
+    bad = bad or BadRows()
     start_ns: int | None = None
     clock = Clock("TIMESTAMP")
-    for place, row in read_csv(path, COLUMNS):
-        absolute_ns = timestamp_ns(place, row["TIMESTAMP"])
-        start_ns = absolute_ns if start_ns is None else start_ns
-        yield TraceRow(
-            input_tokens=place.whole("ContextTokens", row["ContextTokens"], 1),
-            output_tokens=place.whole("GeneratedTokens", row["GeneratedTokens"], 1),
-            arrival_ns=clock.check(place, absolute_ns - start_ns),
-        )
+    for place, row in read_csv(path, COLUMNS, bad):
+        with bad.row():
+            absolute_ns = timestamp_ns(place, row["TIMESTAMP"])
+            start_ns = absolute_ns if start_ns is None else start_ns
+            yield TraceRow(
+                input_tokens=place.whole("ContextTokens", row["ContextTokens"], 1),
+                output_tokens=place.whole("GeneratedTokens", row["GeneratedTokens"], 1),
+                arrival_ns=clock.check(place, absolute_ns - start_ns),
+            )
 
 
 def timestamp_ns(place: Place, text: str) -> int:

@@ -8,10 +8,7 @@ from pathlib import Path
 
 from backbench.errors import WorkloadError, shown
 from backbench.workloads import readers
-from backbench.workloads.readers.format import Format, Head
-from backbench.workloads.readers.text import UNREADABLE, open_text
-
-_HEAD_CHARACTERS = 1 << 20
+from backbench.workloads.readers.format import Format, read_head
 
 
 def formats() -> tuple[Format, ...]:
@@ -26,7 +23,7 @@ def formats() -> tuple[Format, ...]:
 
 def detect(path: Path) -> Format:
     """The format that knows most of the first line's names; WorkloadError where none does, or two alike."""
-    head = _read_head(path)
+    head = read_head(path)
     scores = [each.recognise(head) for each in formats()]
     best = max(scores)
     found = [each for each, score in zip(formats(), scores, strict=True) if score == best > 0]
@@ -41,12 +38,3 @@ def detect(path: Path) -> Format:
             "that belong to the other."
         )
     return found[0]
-
-
-def _read_head(path: Path) -> Head:
-    with open_text(path) as file:
-        try:
-            lines = iter(lambda: file.readline(_HEAD_CHARACTERS), "")
-            return Head(next((line.strip() for line in lines if line.strip()), ""))
-        except UNREADABLE as error:
-            raise WorkloadError(f"{shown(str(path), 150)} is no readable text: {error}.") from None

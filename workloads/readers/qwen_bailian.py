@@ -6,41 +6,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from backbench.workloads.readers.format import Head, trace_format
-from backbench.workloads.readers.text import Clock, read_jsonl, whole_list
+from backbench.workloads.readers.text import BadRows, Clock, read_jsonl, whole_list
 from backbench.workloads.trace import TraceRow
 
 BLOCK_TOKENS = 16
-FIELDS = ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length", "hash_ids")
+FIELDS = ("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length")
 
 
-def read_qwen_bailian(path: Path) -> Iterator[TraceRow]:
+def read_qwen_bailian(path: Path, bad: BadRows | None = None) -> Iterator[TraceRow]:
     """Rows in file order; `session` is the chat's first turn. WorkloadError names file, line and field.
 
-    A last, partial block may have an id or not; tokens without an id are the request's own.
+    A last, partial block may have an id or not, and a row none at all; tokens without an id are the request's
+    own.
     """
+    bad = bad or BadRows()
     roots: dict[int, int] = {}
     clock = Clock("timestamp")
-    for place, row in read_jsonl(path, FIELDS):
-        chat = place.whole("chat_id", row["chat_id"], 0, 2**63 - 1)
-        parent = place.whole("parent_chat_id", row["parent_chat_id"], -1, 2**63 - 1)
-        # A parent before the file's start is a root that was not recorded.
-        roots[chat] = chat if parent == -1 else roots.get(parent, parent)
-        input_tokens = place.whole("input_length", row["input_length"], 1)
-        block_ids = whole_list(place, "hash_ids", row["hash_ids"])
-        if not input_tokens // BLOCK_TOKENS <= len(block_ids) <= -(-input_tokens // BLOCK_TOKENS):
-            place.fail("hash_ids", f"{len(block_ids)} ids do not fit {input_tokens} tokens in blocks of 16.")
-        yield TraceRow(
-            input_tokens=input_tokens,
-            output_tokens=place.whole("output_length", row["output_length"], 1),
-            arrival_ns=clock.check(place, place.seconds_ns("timestamp", row["timestamp"])),
-            block_ids=block_ids,
-            block_tokens=BLOCK_TOKENS,
-            session=str(roots[chat]),
-        )
+    for place, row in read_jsonl(path, FIELDS, bad):
+        with bad.row():
+            chat = place.whole("chat_id", row["chat_id"], 0, 2**63 - 1)
+            parent = place.whole("parent_chat_id", row["parent_chat_id"], -1, 2**63 - 1)
+            # A parent before the file's start is a root that was not recorded.
+            roots[chat] = chat if parent == -1 else roots.get(parent, parent)
+            input_tokens = place.whole("input_length", row["input_length"], 1)
+            block_ids = whole_list(place, "hash_ids", row.get("hash_ids", []))
+            fewest, most = input_tokens // BLOCK_TOKENS, -(-input_tokens // BLOCK_TOKENS)
+            if "hash_ids" in row and not fewest <= len(block_ids) <= most:
+                problem = f"{len(block_ids)} ids do not fit {input_tokens} tokens in blocks of 16."
+                place.fail("hash_ids", problem)
+            yield TraceRow(
+                input_tokens=input_tokens,
+                output_tokens=place.whole("output_length", row["output_length"], 1),
+                arrival_ns=clock.check(place, place.seconds_ns("timestamp", row["timestamp"])),
+                block_ids=block_ids,
+                block_tokens=BLOCK_TOKENS,
+                session=str(roots[chat]),
+            )
 
 
 def _recognise(head: Head) -> int:
-    return len(head.fields & set(FIELDS)) if "chat_id" in head.fields else 0
+    return len(head.fields & {*FIELDS, "hash_ids"}) if "chat_id" in head.fields else 0
 
 
 FORMAT = trace_format("qwen-bailian", _recognise, read_qwen_bailian)

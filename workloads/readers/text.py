@@ -9,6 +9,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -20,6 +21,7 @@ UNREADABLE = (UnicodeDecodeError, EOFError, OSError, zlib.error)
 """What reading a damaged or binary file raises; a bad gzip header is an OSError."""
 MAXIMUM_TOKENS = 100_000_000
 """A larger token count is a misread column, not a request."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAXIMUM_LINE = 1 << 26
 """Characters; a longer line is no row of a trace, and is refused before it fills the memory."""
 
@@ -39,10 +41,12 @@ class Place:
     def whole(self, field: str, value: object, minimum: int = 0, maximum: int = MAXIMUM_TOKENS) -> int:
         """A whole number in [minimum, maximum], from JSON or from CSV text."""
         text = str(value).strip()
-        is_number = isinstance(value, (int, str)) and not isinstance(value, bool)
-        if not is_number or not re.fullmatch(r"-?[0-9]{1,19}", text):
+        is_number = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        # Writers that know floats only say 40.0.
+        found = re.fullmatch(r"(-?[0-9]{1,20})(?:\.0+)?", text) if is_number else None
+        if found is None:
             self.fail(field, f"{shown(value)} is no whole number.")
-        number = int(text)
+        number = int(found.group(1))
         if not minimum <= number <= maximum:
             self.fail(field, f"{number} is not between {minimum} and {maximum}.")
         return number
@@ -68,6 +72,42 @@ class Place:
             self.fail(field, f"{half} is half of a surrogate pair and no character; mend the text.")
 
 
+MOST_BAD_ROWS = 100
+"""So many rows may be skipped in any file; beyond them, a tenth of those read."""
+
+
+class BadRows:
+    """What happens to a row that is no request: it ends the reading, or it is left out and counted."""
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip = skip
+        self.rows = 0
+        """Read so far, good and bad."""
+        self.skipped = 0
+        self.first: str | None = None
+        """What was wrong with the first that was skipped."""
+
+    @contextmanager
+    def row(self) -> Iterator[None]:
+        """Around what is done with a row. WorkloadError where a bad one may not be skipped."""
+        try:
+            yield
+        except WorkloadError as error:
+            if not self.skip:
+                raise
+            self.skipped += 1
+            self.first = self.first or str(error)
+            if self.skipped > max(MOST_BAD_ROWS, self.rows // 10):
+                raise WorkloadError(
+                    f"{self.skipped} of {self.rows} rows cannot be read, more than may be skipped; "
+                    f"the first: {shown(self.first, 150)}"
+                ) from None
+
+    def record(self) -> dict[str, Any]:
+        """For the workload's source; nothing where no row was skipped."""
+        return {"bad_rows": {"skipped": self.skipped, "first": self.first}} if self.skipped else {}
+
+
 def is_file(path: Path) -> bool:
     """Whether this is a file with an end: no folder, pipe or device, and a name that can be one."""
     try:
@@ -81,10 +121,12 @@ def open_text(path: Path) -> TextIO:
     """Open for reading as UTF-8; gzip is recognised by its first two bytes, not by the name."""
     try:
         with path.open("rb") as file:
-            magic = file.read(2)
+            head = file.read(len(LFS_POINTER))
     except OSError as error:
         raise WorkloadError(f"cannot read '{path}': {error.strerror}.") from None
-    if magic == b"\x1f\x8b":
+    if head == LFS_POINTER:
+        raise WorkloadError(f"'{path}' is a Git LFS pointer, not the file it stands for; run git lfs pull.")
+    if head.startswith(b"\x1f\x8b"):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open("r", encoding="utf-8-sig", newline="")
 
@@ -102,8 +144,11 @@ def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
             Place(path, number + 1).fail("(the whole line)", f"unreadable: {error}")
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, str]]]:
+def read_csv(
+    path: Path, columns: Sequence[str], bad: BadRows | None = None
+) -> Iterator[tuple[Place, dict[str, str]]]:
     """Rows by column name. The header must hold `columns`, in any order, among others or not."""
+    bad = bad or BadRows()
     place = Place(path, 1)
 
     def text() -> Iterator[str]:
@@ -121,29 +166,36 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[s
         for row in rows:
             if not row:
                 continue
-            if len(row) != len(header):
-                field = header[min(len(row), len(header) - 1)]
-                place.fail(field, f"{len(row)} values where the header has {len(header)}.")
-            yield place, dict(zip(header, row, strict=True))
+            bad.rows += 1
+            with bad.row():
+                if len(row) != len(header):
+                    field = header[min(len(row), len(header) - 1)]
+                    place.fail(field, f"{len(row)} values where the header has {len(header)}.")
+                yield place, dict(zip(header, row, strict=True))
     except csv.Error as error:
         place.fail("(the whole line)", f"malformed CSV: {error}")
 
 
-def read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
+def read_jsonl(
+    path: Path, fields: Sequence[str], bad: BadRows | None = None
+) -> Iterator[tuple[Place, dict[str, Any]]]:
     """One JSON object a line; each must hold `fields`."""
+    bad = bad or BadRows()
     for place, line in read_lines(path):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            place.fail("(the whole line)", json_problem(error))
-        if not isinstance(row, dict):
-            place.fail("(the whole line)", f"{shown(row)} is no JSON object.")
-        for name in fields:
-            if name not in row:
-                place.fail(name, "is missing.")
-        yield place, row
+        bad.rows += 1
+        with bad.row():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                place.fail("(the whole line)", json_problem(error))
+            if not isinstance(row, dict):
+                place.fail("(the whole line)", f"{shown(row)} is no JSON object.")
+            for name in fields:
+                if name not in row:
+                    place.fail(name, "is missing.")
+            yield place, row
 
 
 def json_problem(error: ValueError | RecursionError) -> str:
@@ -156,10 +208,10 @@ def json_problem(error: ValueError | RecursionError) -> str:
 
 
 def whole_list(place: Place, field: str, value: object) -> tuple[int, ...]:
-    """A JSON list of whole numbers of at least 0 (block ids)."""
+    """A JSON list of whole numbers of at least 0: token ids, or block ids of up to 64 bits."""
     if not isinstance(value, list):
         place.fail(field, f"{shown(value)} is no list.")
-    return tuple(place.whole(field, item, 0, 2**63 - 1) for item in value)
+    return tuple(place.whole(field, item, 0, 2**64 - 1) for item in value)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backbench.errors import shown
 from backbench.workloads.readers.format import has_columns, trace_format
-from backbench.workloads.readers.text import read_csv
+from backbench.workloads.readers.text import BadRows, read_csv
 from backbench.workloads.trace import Segment, TraceRow
 
 COLUMNS = ("round_idx", "prefix_len", "input_len", "output_len", "tool_wait_after_ms")
@@ -29,7 +29,7 @@ class _Round:
     wait_ns: int
 
 
-def read_tracelab(path: Path) -> Iterator[TraceRow]:
+def read_tracelab(path: Path, bad: BadRows | None = None) -> Iterator[TraceRow]:
     """Rounds of all sessions in order of time. Raises WorkloadError naming file, line and field.
 
     A prompt is the first `prefix_len` tokens of the session's context (the prompt and answer before it) and
@@ -37,23 +37,25 @@ def read_tracelab(path: Path) -> Iterator[TraceRow]:
     Rounds of different sessions interleave, so the file is read whole.
     """
     sessions: dict[str, dict[int, _Round]] = {}
-    for place, row in read_csv(path, COLUMNS):
-        name = row.get("session_id", row.get("id", "")).strip()
-        if not name:
-            place.fail("session_id", "is missing.")
-        found = _Round(
-            index=place.whole("round_idx", row["round_idx"]),
-            arrival_ns=place.seconds_ns("arrival_time", row.get("arrival_time", "0"), _MS),
-            prefix_tokens=place.whole("prefix_len", row["prefix_len"]),
-            input_tokens=place.whole("input_len", row["input_len"]),
-            output_tokens=place.whole("output_len", row["output_len"], 1),
-            wait_ns=place.seconds_ns("tool_wait_after_ms", row["tool_wait_after_ms"], _MS),
-        )
-        if found.prefix_tokens + found.input_tokens == 0:
-            place.fail("input_len", "the prompt is empty.")
-        if found.index in sessions.setdefault(name, {}):
-            place.fail("round_idx", f"session {shown(name)} has round {found.index} twice.")
-        sessions[name][found.index] = found
+    bad = bad or BadRows()
+    for place, row in read_csv(path, COLUMNS, bad):
+        with bad.row():
+            name = row.get("session_id", row.get("id", "")).strip()
+            if not name:
+                place.fail("session_id", "is missing.")
+            found = _Round(
+                index=place.whole("round_idx", row["round_idx"]),
+                arrival_ns=place.seconds_ns("arrival_time", row.get("arrival_time", "0"), _MS),
+                prefix_tokens=place.whole("prefix_len", row["prefix_len"]),
+                input_tokens=place.whole("input_len", row["input_len"]),
+                output_tokens=place.whole("output_len", row["output_len"], 1),
+                wait_ns=place.seconds_ns("tool_wait_after_ms", row["tool_wait_after_ms"], _MS),
+            )
+            if found.prefix_tokens + found.input_tokens == 0:
+                place.fail("input_len", "the prompt is empty.")
+            if found.index in sessions.setdefault(name, {}):
+                place.fail("round_idx", f"session {shown(name)} has round {found.index} twice.")
+            sessions[name][found.index] = found
     rows = (_session_rows(name, rounds.values()) for name, rounds in sessions.items())
     yield from sorted(itertools.chain.from_iterable(rows), key=lambda row: row.arrival_ns)
 

@@ -13,7 +13,7 @@ from backbench.workloads.catalogue import make
 from backbench.workloads.lengths import parse_lengths
 from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.readers.detect import formats
-from backbench.workloads.readers.sharegpt import read_array
+from backbench.workloads.readers.json_array import read_array
 
 
 def tokenize(text: str) -> list[int]:
@@ -128,7 +128,7 @@ def test_an_array_is_read_where_json_reads_it(tmp_path_factory, parts, chunk):
     except ValueError:
         expected = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("backbench.workloads.readers.sharegpt.CHUNK_CHARACTERS", chunk)
+        patch.setattr("backbench.workloads.readers.json_array.CHUNK_CHARACTERS", chunk)
         try:
             found = [value for _, value in read_array(path)]
         except WorkloadError:
@@ -195,8 +195,8 @@ def test_found_cases(tmp_path, case):
 def test_recorded_times_stretched_beyond_the_clock_are_refused(tmp_path):
     path = tmp_path / "trace"
     path.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,10,20\n4e9,30,40\n")
-    assert opened(path) is None
-    message = opened(path, time_scale=1e6)
+    assert opened(path, yes=True) is None
+    message = opened(path, time_scale=1e6, yes=True)
     assert message is not None
     assert "request 1 arrives more than 146 years after the start" in message
     assert opened(path, concurrency=1) is None, "its times play no part then"

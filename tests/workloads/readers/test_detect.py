@@ -23,14 +23,15 @@ from backbench.workloads.trace import TraceRow
 COLUMNS = ("when", "asked", "said")
 
 
-def read_made_up(path):
+def read_made_up(path, bad):
     clock = Clock("when")
-    for place, row in read_csv(path, COLUMNS):
-        yield TraceRow(
-            input_tokens=place.whole("asked", row["asked"], 1),
-            output_tokens=place.whole("said", row["said"], 1),
-            arrival_ns=clock.check(place, place.seconds_ns("when", row["when"], 1_000_000)),
-        )
+    for place, row in read_csv(path, COLUMNS, bad):
+        with bad.row():
+            yield TraceRow(
+                input_tokens=place.whole("asked", row["asked"], 1),
+                output_tokens=place.whole("said", row["said"], 1),
+                arrival_ns=clock.check(place, place.seconds_ns("when", row["when"], 1_000_000)),
+            )
 
 
 FORMAT = trace_format("made-up", has_columns(COLUMNS), read_made_up)

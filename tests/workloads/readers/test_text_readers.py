@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbench.errors import WorkloadError
-from backbench.workloads.readers import sharegpt
+from backbench.workloads.catalogue import make
+from backbench.workloads.options import WorkloadOptions
+from backbench.workloads.readers import json_array
 from backbench.workloads.readers.detect import detect
-from backbench.workloads.readers.openai import read_openai
-from backbench.workloads.readers.sharegpt import Conversation, read_array, read_sharegpt
+from backbench.workloads.readers.json_array import read_array
+from backbench.workloads.readers.openai import Log, read_openai
+from backbench.workloads.readers.sharegpt import Conversation, read_sharegpt
+from backbench.workloads.readers.text import BadRows
 
 
 def chat(*turns: tuple[str, str]) -> dict:
@@ -20,6 +24,12 @@ def chat(*turns: tuple[str, str]) -> dict:
 
 def tokenize(text: str) -> list[int]:
     return [ord(character) % 100 for character in text]
+
+
+def openai_rows(path, **options) -> tuple[list, Log]:
+    log = Log()
+    asked = WorkloadOptions(**({"tokenize": tokenize} | options))
+    return list(read_openai(path, asked, BadRows(), log)), log
 
 
 def test_the_first_question_with_an_answer_is_taken(tmp_path):
@@ -59,7 +69,7 @@ def test_an_array_is_the_same_read_in_any_chunks(tmp_path_factory, values, chunk
     path = tmp_path_factory.mktemp("array") / "array.json"
     path.write_text(json.dumps(values, indent=indent))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharegpt, "CHUNK_CHARACTERS", chunk)
+        patch.setattr(json_array, "CHUNK_CHARACTERS", chunk)
         assert [value for _, value in read_array(path)] == values
 
 
@@ -83,7 +93,7 @@ GOOD = json.dumps(chat(("human", "q"), ("gpt", "a")))
     ("text", "expected"),
     [
         (f"[\n{GOOD},\n" + '{"id": "x"}]', "line 3, field conversations"),
-        (f"[\n{GOOD},\n7]", "line 3, field conversations"),
+        (f"[\n{GOOD},\n7]", "line 3, field (the entry)"),
         (f"[\n{GOOD},\n" + '{"conversations": [{"from": "human"}]}]', "line 3, field conversations.value"),
         (
             f"[\n{GOOD},\n" + '{"conversations": [{"from": 1, "value": ""}]}]',
@@ -96,7 +106,7 @@ GOOD = json.dumps(chat(("human", "q"), ("gpt", "a")))
         (f"[\n{GOOD}\n", "line 3, field (the array)"),
         (f"[\n{GOOD},\n{GOOD[:-5]}", "line 3, field (the entry)"),
         ("", "line 1, field (the array)"),
-        (GOOD, "line 1, field (the array)"),
+        ("7", "line 1, field (the array)"),
     ],
 )
 def test_a_bad_file_names_file_line_and_field(tmp_path, text, expected):
@@ -116,11 +126,124 @@ def test_openai_bodies(tmp_path):
         {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "timestamp": 101.5},
     ]
     path.write_text("\n".join(json.dumps(body) for body in bodies))
-    rows = [row for row, timed in read_openai(path, tokenize) if timed]
+    rows, log = openai_rows(path)
+    assert log.timed == 3
     assert [row.arrival_ns for row in rows] == [0, 500_000_000, 1_000_000_000]
     assert rows[0].prompt == (1, 2, 3)
     assert (rows[1].prompt, rows[1].output_tokens, rows[1].temperature) == (tuple(tokenize("ab")), 7, 0.5)
     assert rows[2].prompt == tuple(tokenize("user: hi"))
+
+
+def openai_made(tmp_path, *entries: dict, **options):
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(json.dumps(entry) for entry in entries))
+    return make(str(path), WorkloadOptions(**({"tokenize": tokenize, "vocab_size": 100} | options)))
+
+
+HELLO = {"messages": [{"role": "user", "content": "Name three rivers."}]}
+PARTS = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Name three rivers."}]}]}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
+ANSWER = {"choices": [{"message": {"content": "Rhine, Po."}}]}
+BATCH = {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "output_tokens"),
+    [
+        (HELLO | {"max_completion_tokens": None, "max_tokens": 8}, 8),
+        (PARTS | {"max_tokens": 8}, 8),
+        (BATCH | {"body": HELLO | {"max_tokens": 8}}, 8),
+        ({"request": HELLO | {"max_tokens": 80}, "response": {"usage": {"completion_tokens": 7}}}, 7),
+        (HELLO | {"max_tokens": 80, "usage": {"completion_tokens": 6}}, 6),
+        (HELLO | {"response": ANSWER}, 10),
+        ({"body": HELLO, "response": {"status_code": 200, "body": ANSWER}}, 10),
+        (HELLO | {"response": "Rhine."}, 6),
+    ],
+)
+def test_logs_as_they_are_recorded_replay_the_answers_real_length(tmp_path, entry, output_tokens):
+    (request,) = openai_made(tmp_path, entry).requests
+    assert request.prompt == tuple(tokenize("user: Name three rivers."))
+    assert request.output_tokens == output_tokens
+
+
+def test_answers_of_unknown_length_are_drawn_when_asked(tmp_path):
+    with pytest.raises(WorkloadError, match="give --output-lengths for such rows"):
+        openai_made(tmp_path, HELLO)
+    made = openai_made(tmp_path, HELLO, HELLO | {"max_tokens": 3}, HELLO, output_lengths="uniform:50:60")
+    assert [50 <= request.output_tokens <= 60 for request in made.requests] == [True, False, True]
+    assert made.requests[1].output_tokens == 3
+
+
+def test_an_array_of_requests_and_chats_one_a_line(tmp_path):
+    path = tmp_path / "log.json"
+    options = WorkloadOptions(tokenize=tokenize, vocab_size=100)
+    path.write_text(json.dumps([HELLO | {"max_tokens": 8}] * 2, indent=1))
+    assert detect(path).name == "openai"
+    assert len(make(str(path), options).requests) == 2
+    path.write_text(2 * (json.dumps(chat(("human", "How so?"), ("assistant", "Because it is."))) + "\n"))
+    assert detect(path).name == "sharegpt"
+    assert [each.answer for each in read_sharegpt(path)] == 2 * ["Because it is."]
+    turns = [{"role": "user", "content": "How so?"}, {"role": "assistant", "content": "Because it is."}]
+    path.write_text(json.dumps([{"conversations": turns}]))
+    assert detect(path).name == "sharegpt"
+    made = make(str(path), options)
+    assert [request.output_tokens for request in made.requests] == [14], "a small file is taken whole"
+
+
+def test_one_bad_conversation_can_be_left_out(tmp_path):
+    path = tmp_path / "chats.json"
+    entries = [chat(("human", "hi there"), ("gpt", None)), chat(("human", "How so?"), ("gpt", "Because."))]
+    path.write_text(json.dumps(entries))
+    with pytest.raises(WorkloadError, match=r"line 1, field conversations\.value"):
+        make(str(path), WorkloadOptions(tokenize=tokenize, vocab_size=100))
+    made = make(str(path), WorkloadOptions(tokenize=tokenize, vocab_size=100, bad_rows="skip"))
+    assert len(made.requests) == 1
+    assert made.parameters["source"]["bad_rows"]["skipped"] == 1
+
+
+def test_tool_calls_are_text_and_pictures_are_named(tmp_path):
+    called = {"messages": [*HELLO["messages"], CALL], "max_tokens": 2}
+    (request,) = openai_made(tmp_path, called).requests
+    assert request.prompt[-5:] == tuple(tokenize('k"}}]'))
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    with pytest.raises(WorkloadError, match="a part of type 'image_url' is no text, and only text"):
+        openai_made(tmp_path, {"messages": [picture], "max_tokens": 2})
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        (1767323045, 1767323046.5),
+        (1767323045000, 1767323046500),
+        (1767323045000000, 1767323046500000),
+        ("2026-01-02T03:04:05Z", "2026-01-02T04:04:06.5+01:00"),
+        (0, 1.5),
+    ],
+)
+def test_times_in_any_unit_and_in_words(tmp_path, times):
+    made = openai_made(tmp_path, *(HELLO | {"max_tokens": 1, "timestamp": each} for each in times))
+    assert [request.arrival_ns for request in made.requests] == [0, 1_500_000_000]
+
+
+def test_what_is_not_replayed_is_named_and_a_seed_is_kept(tmp_path):
+    asked = HELLO | {"max_tokens": 8, "n": 2, "stop": ["."], "top_p": 0.5, "seed": 7}
+    made = openai_made(tmp_path, asked, HELLO | {"max_tokens": 8, "n": 1, "stop": None})
+    assert made.requests[0].seed == 7
+    (note,) = made.notes
+    assert "asked for and ignored: " in note
+    assert all(f"{name} (1)" in note for name in ("n", "stop", "top_p"))
+
+
+def test_messages_become_a_prompt_by_the_chat_template(tmp_path):
+    def tokenize_chat(messages):
+        return tokenize("|".join(message["content"] for message in messages) + ">")
+
+    made = openai_made(tmp_path, HELLO | {"max_tokens": 8}, tokenize_chat=tokenize_chat)
+    assert made.requests[0].prompt == tuple(tokenize("Name three rivers.>"))
+    assert made.parameters["source"]["chat_template"] is True
+    made = openai_made(tmp_path, HELLO | {"max_tokens": 8}, tokenize_chat=lambda messages: None)
+    assert made.requests[0].prompt == tuple(tokenize("user: Name three rivers."))
+    assert made.parameters["source"]["chat_template"] is False
 
 
 @pytest.mark.parametrize(
@@ -140,7 +263,7 @@ def test_a_bad_body_names_its_field(tmp_path, body, field):
     path = tmp_path / "log.jsonl"
     path.write_text('{"prompt": "x", "max_tokens": 1}\n' + json.dumps(body))
     with pytest.raises(WorkloadError) as caught:
-        list(read_openai(path, tokenize))
+        openai_rows(path)
     assert str(caught.value).startswith(f"{path}, line 2, field {field}:")
 
 
@@ -148,7 +271,7 @@ def test_text_without_a_tokenizer_is_refused(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"prompt": "x", "max_tokens": 1}')
     with pytest.raises(WorkloadError, match="tokenizer"):
-        list(read_openai(path, None))
+        openai_rows(path, tokenize=None)
 
 
 @pytest.mark.parametrize(
