@@ -41,8 +41,8 @@ LONGEST_SLEEP_S = 0.05
 """An idle poll returns at least this often, so that Ctrl-C is answered."""
 
 
-def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> ModelShape:
-    """The shape of a model that runs on `weights` in `dtype`, with a KV cache in the same."""
+def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights) -> ModelShape:
+    """The shape of a model that runs on `weights`, with a KV cache in `kv_dtype`."""
     head = config.spec.head.parameters
     rounded = dict.fromkeys(held.scheme.activation for _, held in weights.products())
     return ModelShape(
@@ -52,7 +52,7 @@ def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> Mo
         linear_parameters=config.linear_parameters - head,
         head_parameters=head,
         weight_bytes_per_step=weights.streamed_bytes,
-        kv_bytes_per_token=config.kv_bytes_per_token(dtype),
+        kv_bytes_per_token=config.kv_bytes_per_token(kv_dtype),
         rounded_rows=", ".join(filter(None, rounded)) or None,
     )
 
@@ -236,7 +236,7 @@ class EngineSubject:
             batch_limit=engine.config.max_seqs,
             block_size=engine.pool.block_size,
             gpus=0 if self.device.vendor == "cpu" else 1,
-            shape=asdict(model_shape(engine.model_config, dtype, engine.weights)),
+            shape=asdict(model_shape(engine.model_config, engine.decoder.kv_dtype, engine.weights)),
             peaks=asdict(self.peaks),
             idle_power_w=self.accelerator.get("idle_power_w"),
         )
