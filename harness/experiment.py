@@ -227,6 +227,8 @@ def _run_once(planned: Plan, log: RunLog, observer: Observer) -> Outcome:
     observer.stage("Checking results")
     try:
         record = replace(record, correctness=planned.subject.check(planned.workload))
+        observer.stage("Measuring accuracy")
+        record = replace(record, accuracy=redacted(planned.subject.accuracy()))
     except KeyboardInterrupt:
         record = replace(record, run=record.run | {"status": "interrupted"})
     return Outcome(log.directory, write(log.directory, record, tables))

@@ -143,6 +143,20 @@ class RunOptions:
         metavar="ttft=S,tpot=S",
         read=parse_slo,
     )
+    accuracy: str | None = option(
+        None,
+        "Text that quantized weights are judged on beside the unquantized ones: topics, sampled, a UTF-8 "
+        "file; or none.",
+        group="record",
+        unset="topics (pydoc_data.topics), or sampled where the model has no tokenizer",
+        metavar="TEXT|FILE",
+    )
+    against: str | None = option(
+        None,
+        "The same model unquantized, where the checkpoint is quantized already.",
+        group="record",
+        metavar="NAME|PATH",
+    )
     out: Path | None = option(
         None,
         "A new or empty directory.",

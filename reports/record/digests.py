@@ -10,6 +10,7 @@ from pathlib import Path
 
 from backbench.reports.record.directory import RunDirectory
 from backbench.reports.record.schema import (
+    ADDED_SECTIONS,
     RECORD_FILE,
     REQUESTS_FILE,
     STEPS_FILE,
@@ -30,6 +31,7 @@ def record_digest(record: RunRecord) -> str:
     """Hex digest of the record's JSON without its own digest."""
     digests = {name: value for name, value in record.run.get("digests", {}).items() if name != RECORD_FILE}
     plain = finite(asdict(replace(record, run=record.run | {"digests": digests})))
+    plain = {name: each for name, each in plain.items() if each or name not in ADDED_SECTIONS}
     # Through JSON text once, so that what was written and what was read give the same bytes.
     text = json.dumps(json.loads(json.dumps(plain)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
