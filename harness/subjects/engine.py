@@ -319,7 +319,7 @@ class EngineSubject:
     @cached_property
     def _accuracy(self) -> dict[str, Any]:
         if self.on_cpu:
-            self._predict_unquantized(self.engine.decoder.dtype)
+            self._predict_unquantized(self._dtype())
         if self._predicted is None:
             return {"reason": self._unquantized}
         with self._predicted:
