@@ -42,9 +42,8 @@ class RocmLinear(Linear):
         return self.other.refusals(spec, device)
 
     def pack(self, weight: Weight, device: Device) -> PackedLinear:
-        if not weight.scheme.dense:
-            return PackedLinear(self.other.pack(weight, device), None)
-        if reasons := self.refusals(weight.spec("packed"), device):
+        spec = weight.spec("packed", None if weight.scheme.dense else torch.bfloat16)
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"rocm linear cannot serve this weight: {'; '.join(reasons)}.")
         if aiter.absent(device) or weight.q.dtype not in (torch.bfloat16, torch.float16):
             return PackedLinear(self.other.pack(weight, device), None)

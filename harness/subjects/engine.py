@@ -170,8 +170,8 @@ class EngineSubject:
         quantized = self.source.config.quantization is not None
         if not quantized and self.config.kv_dtype is None:
             return "nothing is quantized"
-        if options.accuracy == "none":
-            return "it was not asked for: --accuracy none"
+        if options.accuracy == "none" or not options.check:
+            return "it was not asked for: --accuracy none, or --no-check"
         if options.accuracy not in (None, "topics", "sampled"):
             file_corpus(Path(options.accuracy))  # a text that cannot be read is refused now
         if options.interpret:

@@ -146,6 +146,7 @@ def options(**given: Any) -> RunOptions:
     [
         ({}, "nothing is quantized"),
         ({"quantize": "int8", "accuracy": "none"}, "it was not asked for: --accuracy none"),
+        ({"quantize": "int8", "check": False}, "it was not asked for: "),
         (
             {"model": str(FIXTURES / "ct-w8a16")},
             "the checkpoint is quantized already, and no --against names",

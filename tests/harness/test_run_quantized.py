@@ -118,15 +118,10 @@ def test_rounded_rows_have_no_flop_peak(made: tuple[Path, str]) -> None:
         (("--quantize", "int5"), "--quantize takes none, int8, "),
         (("--quantize-head",), "--quantize-head needs --quantize or --sparsity"),
         (("--sparsity", "4:2"), "--sparsity takes 2:4 or unstructured:SHARE"),
-        (("--quantize", "int8", "-b", "triton"), "linear down as int8: only dense weights are served"),
     ],
 )
-def test_what_cannot_be_is_one_line(
-    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [*SHORT, "--interpret", *options, "-o", str(tmp_path / "x")]
-    if "triton" not in options:
-        arguments.remove("--interpret")
+def test_what_cannot_be_is_one_line(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    arguments = [*SHORT, *options, "-o", str(tmp_path / "x")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "backbench", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
