@@ -313,11 +313,6 @@ class EngineSubject:
         return correctness.check(self.engine, self.source, correctness.longest_context(workload))
 
     def accuracy(self) -> dict[str, Any]:
-        """Measured once: all runs of one engine have the same."""
-        return self._accuracy
-
-    @cached_property
-    def _accuracy(self) -> dict[str, Any]:
         if self.on_cpu:
             self._predict_unquantized(self._dtype())
         if self._predicted is None:
