@@ -31,7 +31,7 @@ def _with_own(function: Any) -> Any:
 @subject_flag("quantize", help="Schemes of a dense model's weights, separated by commas.")
 @_with_own
 @subject_flag("against")
-@subject_flag("backend", default="torch")
+@subject_flag("backend", default="torch", help="See `bench backends`; or auto.")
 @subject_flag("dtype")
 @subject_flag("device", parameter="prefer")
 @click.option(
