@@ -223,11 +223,14 @@ def _run_once(planned: Plan, log: RunLog, observer: Observer) -> Outcome:
     if measured.replay.interrupted:
         return Outcome(log.directory, record, None if failure is None else explained(failure))
     if not planned.check:
-        record = replace(record, correctness={"passed": None, "reason": NOT_ASKED_FOR})
+        unasked = {"reason": NOT_ASKED_FOR}
+        record = replace(record, correctness={"passed": None} | unasked, accuracy=unasked)
         return Outcome(log.directory, write(log.directory, record, tables))
     observer.stage("Checking results")
     try:
         record = replace(record, correctness=planned.subject.check(planned.workload))
+        observer.stage("Measuring accuracy")
+        record = replace(record, accuracy=redacted(planned.subject.accuracy()))
     except KeyboardInterrupt:
         record = replace(record, run=record.run | {"status": "interrupted"})
     return Outcome(log.directory, write(log.directory, record, tables))

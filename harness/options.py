@@ -175,6 +175,20 @@ class RunOptions:
         metavar="ttft=S,tpot=S",
         read=parse_slo,
     )
+    accuracy: str | None = option(
+        None,
+        "Text that quantized weights are judged on beside the unquantized ones: topics, sampled, a UTF-8 "
+        "file; or none.",
+        group="record",
+        unset="topics (pydoc_data.topics), or sampled where the model has no tokenizer",
+        metavar="TEXT|FILE",
+    )
+    against: str | None = option(
+        None,
+        "The same model unquantized, where the checkpoint is quantized already.",
+        group="record",
+        metavar="NAME|PATH",
+    )
     label: str | None = option(
         None,
         "The run's name in tables and comparisons; see `bench list`.",
@@ -192,7 +206,7 @@ class RunOptions:
     )
     check: bool = option(
         True,
-        "Check results against the torch backend; without it the run is not valid.",
+        "Check results against the torch backend, and measure accuracy; without it the run is not valid.",
         group="record",
     )
     out: Path | None = option(

@@ -9,6 +9,7 @@ from backbench.reports.metrics.catalogue import METRICS
 from backbench.reports.metrics.metric import ABSENT
 from backbench.reports.record import REQUEST_COLUMNS, STEP_COLUMNS, TELEMETRY_COLUMNS, RunRecord
 from backbench.reports.record.schema import (
+    ADDED_SECTIONS,
     READABLE,
     REQUESTS_FILE,
     SCHEMA_VERSION,
@@ -64,7 +65,7 @@ def json_schema() -> Schema:
         "$schema": DIALECT,
         "title": "Backbench run record (run.json)",
         "type": "object",
-        "required": names,
+        "required": [name for name in names if name not in ADDED_SECTIONS],
         "properties": properties,
         "$defs": {"measured": _measured()} | {name: _row(columns) for name, columns in tables.items()},
     }
@@ -93,12 +94,12 @@ def _measured() -> Schema:
 
 
 def _place(properties: Schema, path: str) -> Schema:
-    """The schema of a dotted path, made where it is not there yet; * is any key."""
+    """The schema of a dotted path, made where it is not there yet; * is any key, [] any item."""
     section, *keys = path.split(".")
     place: Schema = properties[section]
     for key in keys:
-        if key == "*":
-            place = place.setdefault("additionalProperties", {})
+        if key in ("*", "[]"):
+            place = place.setdefault("items" if key == "[]" else "additionalProperties", {})
         else:
             place = place.setdefault("properties", {}).setdefault(key, {})
     return place

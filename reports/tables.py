@@ -218,8 +218,11 @@ QUANTIZED = (
     ("roofline", "decode_fit", "slope_s_per_token"),
     ("roofline", "mbu"),
     ("energy", "joules_per_output_token"),
+    ("accuracy", "perplexity_change"),
+    ("accuracy", "kl_divergence"),
+    ("accuracy", "top1_agreement"),
 )
-"""What shows whether quantized weights are smaller and faster."""
+"""What shows whether quantized weights are smaller and faster, and how much worse."""
 
 
 def quantization_table(arms: Sequence[Arm]) -> Table | None:

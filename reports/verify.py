@@ -57,7 +57,7 @@ def examine(directory: RunDirectory) -> Verification:
         context = Context.from_dict(record.metrics.get("context") or {})
     except ReportError as error:
         return Verification((*problems, str(error)), ("every number: the tables cannot be read",))
-    given = {name: getattr(record, name) for name in ("memory", "energy", "correctness")}
+    given = {name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy")}
     try:
         problems += _column_problems(requests)
         run = RunTables.read(requests, steps, context, telemetry, given)
@@ -167,6 +167,8 @@ def _cannot(metric: Metric, run: RunTables) -> bool:
         return finite(metric.compute(run)) is None and _given(run, key) is not None
     if section == "correctness":
         return not isinstance(run.given["correctness"].get("differences"), list)
+    if section == "accuracy":
+        return not isinstance(run.given["accuracy"].get("sequences"), dict)
     return False
 
 

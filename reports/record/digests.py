@@ -11,6 +11,7 @@ from pathlib import Path
 from backbench.reports.record.bundle import is_file, read_bytes
 from backbench.reports.record.directory import RunDirectory
 from backbench.reports.record.schema import (
+    ADDED_SECTIONS,
     RECORD_FILE,
     REQUESTS_FILE,
     STEPS_FILE,
@@ -31,6 +32,7 @@ def record_digest(record: RunRecord) -> str:
     """Hex digest of the record's JSON without its own digest."""
     digests = {name: value for name, value in record.run.get("digests", {}).items() if name != RECORD_FILE}
     plain = finite(vars(replace(record, run=record.run | {"digests": digests})))
+    plain = {name: each for name, each in plain.items() if each or name not in ADDED_SECTIONS}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -26,6 +26,9 @@ REPORT_FILE = "report.html"
 LOG_FILE = "requests.log.jsonl"
 """What a run that is going or was killed has instead of its record."""
 
+ADDED_SECTIONS = ("accuracy",)
+"""Those that older records of the same schema lack; empty there, and then no part of the record's digest."""
+
 REQUEST_COLUMNS: dict[str, str] = {
     "request_id": "int64",
     "session": "string?",
@@ -134,6 +137,9 @@ class RunRecord:
     energy: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     correctness: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    """corpus, corpus_sha256, against (the unquantized model), sequences {sums of each}, and what follows from
+    them; or a reason. Empty in records of before it was measured."""
     roofline: dict[str, Any] = field(default_factory=dict)
     """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, intercept_floor_s, slope_floor_s_per_token}."""
     warmup: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +173,8 @@ class RunRecord:
         if not isinstance(data, dict):
             raise ReportError(f"{source} holds no run record: expected a JSON object.")
         check_version(data.get("schema_version"), source)
+        for name in ADDED_SECTIONS:
+            data.setdefault(name, {})
         names = [each.name for each in fields(cls)]
         if missing := [name for name in names if name not in data]:
             raise ReportError(f"{source} lacks the section {missing[0]!r}; it is not a whole run record.")

@@ -94,6 +94,18 @@ KINDS: dict[str, Kind] = {
     "correctness.top1_agreement": NUMBER,
     "correctness.max_abs_logprob_diff": NUMBER,
     "correctness.mean_abs_logprob_diff": NUMBER,
+    "accuracy.corpus": TEXT,
+    "accuracy.corpus_sha256": TEXT,
+    "accuracy.against": TEXT,
+    "accuracy.tokens": NUMBER,
+    "accuracy.sequences": OBJECT,
+    "accuracy.sequences.*": (list,),
+    "accuracy.sequences.*.[]": NUMBER,
+    "accuracy.perplexity": OBJECT,
+    "accuracy.perplexity_unquantized": OBJECT,
+    "accuracy.perplexity_change": OBJECT,
+    "accuracy.kl_divergence": OBJECT,
+    "accuracy.top1_agreement": OBJECT,
     "validity": TEXTS,
 }
 """Dotted path -> the types it may have where it is present; * stands for any key."""
@@ -130,8 +142,9 @@ WORDS: dict[type, str] = {
     int: "a whole number",
     float: "a number",
     type(None): "null",
+    list: "a list",
 }
-NUMERIC = ("metrics", "memory", "energy", "schedule", "roofline", "warmup")
+NUMERIC = ("metrics", "memory", "energy", "schedule", "roofline", "accuracy", "warmup")
 """Sections whose names say their units."""
 LARGEST = 1e300
 EXPLANATIONS = ("reason", "unsupported")

@@ -62,8 +62,9 @@ def test_a_run_that_is_not_to_be_checked_says_so_and_fails_nothing(
 
     monkeypatch.setattr(ScriptedSubject, "check", forbidden)
     options = replace(SCRIPTED, out=tmp_path / "run", check=False)
-    (outcome,) = experiment.run(options, Observer(), scripted)
+    outcome = experiment.run(options, Observer(), scripted)
     record = outcome.directory.read_record()
+    assert record.accuracy == {"reason": "not asked for (--no-check)"}
     assert record.validity == [UNCHECKED] and not fails(record)
     assert record.correctness["passed"] is None and verify(outcome.directory) == []
 

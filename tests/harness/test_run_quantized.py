@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,39 @@ def test_the_record_says_what_served_each_role_and_its_bytes(made: tuple[Path, s
     assert record.memory["weights_read_bytes"] == held - embedding
     assert record.metrics["context"]["shape"]["weight_bytes_per_step"] == held - embedding
     assert record.correctness["passed"] is True and record.correctness["noise_dtype"] == "float64"
+
+
+def test_accuracy_stands_beside_speed(made: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Both models predict the text that `bench perplexity` reads, the unquantized one as it does there."""
+    out, said = made
+    for column in ("Weights", "Output tok/s, whole run", "Perplexity change", "KL divergence"):
+        assert column in said
+    assert "KL divergence" in (out / "report.html").read_text()
+    losses = []
+    for name in ("2-int8", "3-int8-w8a8"):
+        record = RunDirectory.open(out / name).read_record()
+        found = record.accuracy
+        assert abs(found["perplexity_change"]["value"]) < 0.01
+        assert found["perplexity_change"]["low"] < found["perplexity_change"]["high"]
+        assert (found["against"], found["corpus"], found["tokens"]) == ("tiny", "pydoc_data.topics", 32 * 63)
+        losses.append(found["kl_divergence"]["value"])
+    assert 0 < losses[0] < losses[1] < 0.01
+    assert run_command(["perplexity", "--length", "64", "--limit", "32", "--json"]) == 0
+    dense = json.loads(capsys.readouterr().out)
+    assert dense["text_sha256"] == found["corpus_sha256"] and dense["num_tokens"] == found["tokens"]
+    # The same products and sums; log-probabilities in fp32 there, in fp64 here.
+    assert found["perplexity_unquantized"]["value"] == pytest.approx(dense["perplexity"], rel=1e-6)
+    assert RunDirectory.open(out / "1-none").read_record().accuracy == {"reason": "nothing is quantized"}
+
+
+def test_verify_holds_accuracy_to_what_is_kept(made: tuple[Path, str], tmp_path: Path) -> None:
+    path = shutil.copytree(made[0] / "2-int8", tmp_path / "run") / "run.json"
+    data = json.loads(path.read_text())
+    data["accuracy"]["kl_divergence"]["value"] /= 2
+    path.write_text(json.dumps(data))
+    assert any(
+        each.startswith("accuracy.kl_divergence.value is ") for each in verify(RunDirectory(path.parent))
+    )
 
 
 def test_a_dense_run_has_no_quantization(made: tuple[Path, str]) -> None:
