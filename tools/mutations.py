@@ -126,7 +126,7 @@ MUTATIONS = [
         ("the window's first block is one too far", "max(0, context - self.spec.window + 1)", "max(0, context - self.spec.window + 1 + self.spec.block_size)"),
         ("a query sees the key after it", "hidden = key > query", "hidden = key > query + 1"),
         ("the last key is not seen", "visible = live - (end - stop)", "visible = live - (end - stop) - (live > 1)"),
-        ("keys and values are swapped", "        cache.keys[slots] = k\n        cache.values[slots] = v\n", "        cache.keys[slots] = v\n        cache.values[slots] = k\n"),
+        ("keys and values are swapped", "        cache.keys[slots] = self._stored(k)\n        cache.values[slots] = self._stored(v)\n", "        cache.keys[slots] = self._stored(v)\n        cache.values[slots] = self._stored(k)\n"),
         ("a block is copied backwards", "blocks[dst] = blocks[src]", "blocks[src] = blocks[dst]"),
         ("softcap is left out", "if spec.softcap is not None:\n            scores", "if False:\n            scores"),
     ),

@@ -91,6 +91,14 @@ def run_in_process(arm: Arm, policy: Policy, seed: int, out: Path) -> RunDirecto
     return directory
 
 
+OWN_CODE_ONLY = (
+    "import sys; "
+    "sys.meta_path[:] = [each for each in sys.meta_path "
+    "if not getattr(each, '__module__', '').startswith('__editable___backbench')]"
+)
+"""An editable install would lend a tree the modules that it lacks: an older arm would run newer code."""
+
+
 def tree_of(arm: Arm) -> Path | None:
     """The checkout that the arm's process imports; None = what its interpreter has installed."""
     return arm.tree or (HERE if arm.python is None else None)
@@ -101,6 +109,7 @@ def command_of(python: str, tree: Path | None, code: str) -> tuple[list[str], di
     environment = dict(os.environ)
     if tree is not None:
         environment["PYTHONPATH"] = str(tree)
+        code = f"{OWN_CODE_ONLY}; {code}"
     # -P: the working directory holds no code, even where that is a checkout.
     return [python, "-P", "-c", code], environment
 

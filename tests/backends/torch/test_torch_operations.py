@@ -14,12 +14,10 @@ from backbench.backends.interface import (
     SamplingBatch,
     Scheme,
     Weight,
-    WeightSpec,
 )
 from backbench.backends.interface.device import cpu
 from backbench.backends.noise import noise_key
 from backbench.backends.torch import BACKEND
-from backbench.errors import BackendError
 
 OPERATIONS = BACKEND.operations
 
@@ -152,14 +150,11 @@ def test_a_row_draws_the_same_in_any_company():
     assert together[0] == logits[0].argmax() and together[2] == logits[2].argmax()
 
 
-def test_linear_is_dense_only():
+def test_a_dense_product_adds_its_bias():
     linear, weight = BACKEND.linear, torch.randn(6, 4)
     x, bias = torch.randn(3, 4), torch.randn(6)
     packed = linear.pack(Weight(Scheme(), weight), cpu())
     torch.testing.assert_close(linear.run(x, packed, bias), x @ weight.T + bias)
-    assert linear.refusals(WeightSpec("qkv", 6, 4, Scheme("int4", group=128), torch.float32), cpu())
-    with pytest.raises(BackendError, match="only dense weights"):
-        linear.pack(Weight(Scheme("int8"), weight), cpu())
 
 
 def test_min_p_is_relative_to_the_most_likely():
