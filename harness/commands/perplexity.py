@@ -110,7 +110,7 @@ def _sequences(
 
 
 def sampled_sequences(
-    source: ModelSource, device: Any, weights: Any, length: int, limit: int
+    source: ModelSource, device: Any, weights: Any, length: int, limit: int, seed: int = SAMPLE_SEED
 ) -> list[list[int]]:
     """`limit` sequences of `length` tokens drawn at temperature 1 from the model under the torch backend."""
     import numpy as np
@@ -122,12 +122,12 @@ def sampled_sequences(
     config = EngineConfig(max_seqs=limit, max_len=length, graphs=False, prefix_cache=False)
     reference = Engine.open(source, backend="torch", device=device, config=config, weights=weights)
     count = min(SAMPLE_PROMPT, length - 1)
-    rng = np.random.Generator(np.random.PCG64(SAMPLE_SEED))
+    rng = np.random.Generator(np.random.PCG64(seed))
     prompts = rng.integers(0, source.config.vocab_size, (limit, count)).tolist()
     sequences = []
     for index, prompt in enumerate(prompts):
         params = SamplingParams(
-            max_tokens=length - count, temperature=1.0, seed=SAMPLE_SEED + index, ignore_eos=True
+            max_tokens=length - count, temperature=1.0, seed=seed + index, ignore_eos=True
         )
         reference.add_request(str(index), prompt, params)
         sequences.append(prompt)

@@ -1,0 +1,153 @@
+"""`bench quantize`: a quantized or sparse checkpoint of a dense one, that other engines load as well."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backbench.harness.commands.flags import subject_flag
+
+if TYPE_CHECKING:
+    from backbench.backends.interface import Device, Scheme
+    from backbench.engine.models.checkpoint import DirectorySource
+
+MOST_TOKENS = 2**20
+MOST_SEQUENCES = 2**16
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--scheme", metavar="SCHEME", help="How weights are kept, as `--quantize` of bench run. [as they are]"
+)
+@click.option(
+    "--method",
+    default="rtn",
+    show_default=True,
+    metavar="rtn|gptq|awq",
+    help="How they are rounded: to nearest, by GPTQ or by AWQ.",
+)
+@subject_flag("sparsity")
+@click.option(
+    "--prune",
+    default="magnitude",
+    show_default=True,
+    metavar="magnitude|wanda",
+    help="Which weights become 0: the smallest, or the smallest times the norm of their inputs (Wanda).",
+)
+@subject_flag("quantize_head", help="The output head, too; a tied one gets a copy of its own.")
+@click.option(
+    "--calibrate",
+    metavar="self|FILE",
+    help="Text that GPTQ, AWQ and Wanda measure inputs on: `self` (sequences drawn from the model itself) "
+    "or a UTF-8 file. [self]",
+)
+@click.option(
+    "--sequences",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1, MOST_SEQUENCES),
+    help="Sequences to calibrate on, at most.",
+)
+@click.option(
+    "--length", default=256, show_default=True, type=click.IntRange(2, MOST_TOKENS), help="Tokens a sequence."
+)
+@click.option("--seed", default=1, show_default=True, type=click.IntRange(0), help="Of drawn sequences.")
+@subject_flag("device", parameter="prefer")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new or empty directory."
+)
+def quantize(
+    model: str,
+    scheme: str | None,
+    method: str,
+    sparsity: str | None,
+    prune: str,
+    quantize_head: bool | None,
+    calibrate: str | None,
+    sequences: int,
+    length: int,
+    seed: int,
+    prefer: str | None,
+    out: Path,
+) -> None:
+    """Write MODEL with quantized or sparse weights as a compressed-tensors checkpoint."""
+    from backbench.backends.interface.device import detect
+    from backbench.engine.calibration.recipe import Recipe
+    from backbench.engine.calibration.writing import check, require_new, write_quantized
+    from backbench.engine.models.checkpoint import DirectorySource, find_model
+    from backbench.errors import EngineError
+    from backbench.harness.commands.output import echo, print_table
+    from backbench.harness.provenance import redacted
+
+    recipe = Recipe(_scheme(scheme, sparsity), method, prune, bool(quantize_head))
+    if calibrate is not None and not recipe.calibrated:
+        raise EngineError("--calibrate has nothing to serve; give --method gptq or awq, or --prune wanda.")
+    source = find_model(model)
+    if not isinstance(source, DirectorySource):
+        raise EngineError(f"{model} has random weights and no files; give a model that has a checkpoint.")
+    require_new(out)
+    check(source, recipe)
+    device = detect(prefer=prefer)
+    text: list[list[int]] = []
+    origin: dict[str, Any] | None = None
+    if recipe.calibrated:
+        length = min(length, source.config.max_len)
+        text, origin = _calibration(source, device, calibrate or "self", sequences, length, seed)
+    made = {
+        "model": source.describe()["name"],
+        "revision": source.revision,
+        "scheme": scheme,
+        "method": method if scheme else None,
+        "sparsity": sparsity,
+        "prune": prune if sparsity else None,
+        "head": recipe.head,
+        "calibration": origin,
+    }
+    num_bytes = write_quantized(
+        source,
+        out,
+        recipe,
+        device,
+        sequences=text,
+        made=redacted(made),
+        progress=lambda line: echo(line, err=True),
+    )
+    kept = DirectorySource(str(out), out).config.quantization or "dense"
+    rows = [
+        ("Model", source.name),
+        ("Weights", f"{kept}, {sparsity} by {prune}" if sparsity else kept),
+        ("Rounded", method if scheme else "not at all"),
+        ("Calibrated on", origin["source"] if origin else "nothing"),
+        ("Bytes", f"{num_bytes:,}"),
+    ]
+    print_table(f"Written to {out}", ("Field", "Value"), rows)
+
+
+def _scheme(name: str | None, sparsity: str | None) -> Scheme:
+    from backbench.backends.interface import Scheme
+    from backbench.backends.quantization import named
+
+    return replace(named(name) if name not in (None, "none") else Scheme(), sparsity=sparsity)
+
+
+def _calibration(
+    source: DirectorySource, device: Device, calibrate: str, sequences: int, length: int, seed: int
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token sequences to calibrate on, and where they come from."""
+    from backbench.engine.perplexity import file_corpus, split_corpus
+    from backbench.harness.commands.perplexity import sampled_sequences
+
+    if calibrate == "self":
+        text = sampled_sequences(source, device, None, length, sequences, seed)
+        origin = f"sampled from {source.describe()['name']}, seed {seed}"
+        digest = hashlib.sha256(repr(text).encode()).hexdigest()
+    else:
+        corpus = file_corpus(Path(calibrate))
+        text = split_corpus(corpus, source.tokenizer(), length=length, limit=sequences)
+        origin, digest = corpus.source, corpus.sha256
+    return text, {"source": origin, "sha256": digest, "sequences": len(text), "length": length}
