@@ -22,7 +22,7 @@ SCHEME = Scheme("int4", group=32)
 
 
 def small(family: str) -> ModelConfig:
-    """One layer, four heads of queries to two of keys; biases in Qwen2, norms of queries and keys in Qwen3."""
+    """One layer, four heads of queries to two of keys; biases in Qwen2, norms of both in Qwen3."""
     shape = {"qwen2": "qwen2.5-7b", "qwen3": "qwen3-0.6b"}[family]
     sizes = {"hidden_size": 128, "ffn_size": 192, "q_heads": 4, "kv_heads": 2, "head_dim": 32}
     return replace(from_hf(SHAPES[shape]), vocab_size=64, num_layers=1, windows=(None,), **sizes)

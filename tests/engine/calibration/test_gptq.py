@@ -1,4 +1,4 @@
-"""GPTQ against its definition, feature by feature with a whole inverse each, and against rounding to nearest."""
+"""GPTQ against its definition, an inverse for every feature, and against rounding to nearest."""
 
 from __future__ import annotations
 
