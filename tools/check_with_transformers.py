@@ -6,14 +6,14 @@
 One line a directory: the relative difference of the logits of 32 prompts, the median and the largest. The
 exit code is 1 where a median is above what rounding explains, 2e-6.
 
-Both compute in fp32, and sums in another order make 2e-7. Where rows are rounded, too, such a last bit decides
-a code of one prompt in five or so, whose logits then differ by a hundredth: hence short prompts and their
-median. Were rows not rounded at all, every prompt would differ by as much.
+Both compute in fp32, and sums in another order make 2e-7. Where rows are rounded, too, such a last bit
+decides a code of one prompt in five or so, whose logits then differ by a hundredth: hence short prompts and
+their median. Were rows not rounded at all, every prompt would differ by as much.
 
 compressed-tensors makes dense weights of 4-bit floats only in bf16, so these go through bf16 here as well.
 NVFP4's scale times global scale has few digits, and a weight may lie halfway between two numbers of bf16; a
 last bit then decides between them, in either order of the factors. All such weights of a product, 6 % of one,
-made 1.4e-3; 4e-3 is allowed, a thirtieth of what the rounding to NVFP4 itself does.
+made 1.4e-3; 4e-3 is allowed, a sixteenth of what NVFP4 itself makes.
 """
 
 from __future__ import annotations
