@@ -262,5 +262,5 @@ def _write_config(source: DirectorySource, recipe: Recipe, folder: Path) -> None
     # A head of its own scheme is not the embedding any more.
     config["tie_word_embeddings"] = source.config.tied_embeddings and not recipe.head
     if not recipe.scheme.dense:
-        config["quantization_config"] = settings_for(recipe.scheme, () if recipe.head else ("lm_head",))
+        config["quantization_config"] = settings_for(recipe.scheme, head=recipe.head)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -6,7 +6,7 @@ Source: the library's `quantization/quant_args.py` and `compressors/` (version 0
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ KNOWN: Mapping[str, tuple[Any, ...]] = {
 }
 """What the library itself takes."""
 LINEAR_CLASS = "Linear"
+HEAD = "lm_head"
 PACKING = {
     ("int4", "float"): ("pack-quantized",),
     ("int8", "float"): ("pack-quantized", "int-quantized", "naive-quantized"),
@@ -284,10 +285,11 @@ def _pattern(target: str) -> str:
     return target.removeprefix("re:") if target.startswith("re:") else f"{re.escape(target)}$"
 
 
-def settings_for(scheme: Scheme, ignored: Sequence[str]) -> dict[str, Any]:
-    """The `quantization_config` of a model whose linears are kept in `scheme`, but for those `ignored`.
+def settings_for(scheme: Scheme, *, head: bool) -> dict[str, Any]:
+    """The `quantization_config` of a model whose linears are kept in `scheme`; head: the output head, too.
 
-    For the schemes of `--quantize`: no zero points, no static activations.
+    For the schemes of `--quantize`: no zero points, no static activations. The head is named, since its
+    class in vLLM is no linear's (vllm-project/vllm#37291).
     """
     layout = _layout(scheme)
     blocks = scheme.group_n > 1
@@ -303,7 +305,7 @@ def settings_for(scheme: Scheme, ignored: Sequence[str]) -> dict[str, Any]:
         "scale_dtype": SCALE_DTYPES[scheme.scale],
     }
     group = {
-        "targets": [LINEAR_CLASS],
+        "targets": [LINEAR_CLASS, f"re:.*{HEAD}$"] if head else [LINEAR_CLASS],
         "format": layout,
         "weights": weights,
         "input_activations": None if scheme.activation is None else _rounding(scheme.activation),
@@ -314,7 +316,7 @@ def settings_for(scheme: Scheme, ignored: Sequence[str]) -> dict[str, Any]:
         "quantization_status": "compressed",
         "format": layout,
         "config_groups": {"group_0": group},
-        "ignore": list(ignored),
+        "ignore": [] if head else [HEAD],
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
         "version": VERSION,
