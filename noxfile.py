@@ -85,7 +85,7 @@ def build(session: nox.Session) -> None:
         (names,) = (name for name in archive.namelist() if name.endswith("/top_level.txt"))
         if archive.read(names).split() != [b"backbench"]:
             session.error("the wheel installs other import names than backbench")
-    session.install(*CONSTRAINTS, str(wheel))
+    session.install(*CONSTRAINTS, f"{wheel}[engine]")
     with session.chdir(session.create_tmp()):
         session.run("bench", "models")
         out = Path("run").resolve()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backbench.backends.interface import Backend as Backend
     from backbench.harness.subjects.target import Target as Target
+    from backbench.reports.loaded import LoadedBundle as LoadedBundle
     from backbench.reports.loaded import LoadedExperiment as LoadedExperiment
     from backbench.reports.loaded import LoadedRun as LoadedRun
     from backbench.reports.loaded import compare as compare
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "backbench.reports.loaded",
     "compare": "backbench.reports.loaded",
+    "LoadedBundle": "backbench.reports.loaded",
     "LoadedExperiment": "backbench.reports.loaded",
     "LoadedRun": "backbench.reports.loaded",
     "Backend": "backbench.backends.interface",
     "Target": "backbench.harness.subjects.target",
 }
 
-__all__ = ["Backend", "LoadedExperiment", "LoadedRun", "Target", "compare", "load", "run"]
+__all__ = ["Backend", "LoadedBundle", "LoadedExperiment", "LoadedRun", "Target", "compare", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -63,7 +65,7 @@ def run(**options: Any) -> list[LoadedRun]:
         if done.code == INTERRUPTED:
             raise KeyboardInterrupt
         return [load_run(done.experiment.directory(each).path) for each in done.experiment.runs]
-    outcomes = run_experiment(asked, Observer())
-    if outcomes and outcomes[-1].failure is not None:
-        raise outcomes[-1].failure
-    return [load_run(outcome.directory.path) for outcome in outcomes]
+    outcome = run_experiment(asked, Observer())
+    if outcome.failure is not None:
+        raise outcome.failure
+    return [load_run(outcome.directory.path)]

@@ -20,7 +20,7 @@ def shown(value: object, limit: int = 40) -> str:
 def printable(text: str) -> str:
     """`text` with what would steer a terminal or is no text (control characters but tab and line feed,
     lone surrogates) written out, like \\x1b."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+    return text if text.isprintable() else _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

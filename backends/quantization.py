@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -78,12 +79,12 @@ def fp4_values(codes: Tensor) -> Tensor:
 
 def fp4_codes(x: Tensor) -> Tensor:
     """e2m1 codes, uint8, of the nearest numbers, halves to the even code; beyond 6 is 6."""
-    bounds = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], device=x.device)
-    magnitude = x.abs().float().contiguous()
-    below = torch.bucketize(magnitude, bounds, out_int32=True)
-    upto = torch.bucketize(magnitude, bounds, out_int32=True, right=True)
-    codes = torch.where(below % 2 == 0, below, upto)
-    return (codes + 8 * torch.signbit(x)).to(torch.uint8)
+    magnitude = x.abs().float()
+    codes = torch.zeros_like(magnitude, dtype=torch.uint8)
+    for code, (low, high) in enumerate(pairwise(FP4_VALUES)):
+        middle = (low + high) / 2
+        codes += magnitude >= middle if code % 2 else magnitude > middle
+    return codes + 8 * torch.signbit(x)
 
 
 def scale_values(weight: Weight) -> Tensor:

@@ -50,6 +50,14 @@ class EngineConfig:
         read=parse_sparsity,
     )
 
+    kv_dtype: str | None = option(
+        None,
+        "Of the KV cache; keys and values are rounded in their own scale.",
+        group="subject",
+        unset="that of weights and activations",
+        metavar="fp8",
+        choices={"fp8": "float8_e4m3fn", "float8_e4m3fn": "float8_e4m3fn"},
+    )
     block_size: int | None = option(
         None,
         "Tokens a KV block holds. It does not depend on the backend: kernels are compared on one KV layout.",

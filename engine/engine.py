@@ -110,7 +110,8 @@ class Engine:
         on_cpu = device.torch_device.type == "cpu"
         dtype = dtype or (torch.float32 if on_cpu else model.dtype)
         limits = realise_limits(config, model, device)
-        specs = attention_specs(model, dtype=dtype, limits=limits)
+        kv_dtype = None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
+        specs = attention_specs(model, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
         selection = select(
             backend,
             device=device,
@@ -121,7 +122,7 @@ class Engine:
         )
         if weights is None:
             weights = source.load_weights(device.torch_device, dtype)
-        decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits)
+        decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
         overlapped = config.overlap and not on_cpu
         return cls(
             decoder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,9 @@ class Corpus:
 
 
 @torch.inference_mode()
-def teacher_forced(decoder: Decoder, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Log-probability f32[n - 1] of each token of `ids` after its first, and the top-1 tokens i64[n - 1]."""
+def predictions(decoder: Decoder, ids: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits f32[rows, vocabulary], the tokens i64[rows] they predict), over all tokens of `ids` after its
+    first, in order; at most `LOGIT_ROWS` at once."""
     if len(ids) < 2:
         raise EngineError(f"A sequence of {len(ids)} tokens predicts nothing; give at least 2.")
     device = decoder.device.torch_device
@@ -54,11 +55,17 @@ def teacher_forced(decoder: Decoder, ids: Sequence[int]) -> tuple[Tensor, Tensor
     batch = whole_sequences([len(ids)], decoder.limits.block_size, device)
     caches = decoder.new_caches(batch.block_table.shape[1])
     hidden = decoder.forward(tokens, torch.arange(len(ids), device=device), batch, caches)
+    for rows, following in zip(hidden[:-1].split(LOGIT_ROWS), tokens[1:].split(LOGIT_ROWS), strict=True):
+        yield decoder.logits(rows).float(), following
+
+
+@torch.inference_mode()
+def teacher_forced(decoder: Decoder, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Log-probability f32[n - 1] of each token of `ids` after its first, and the top-1 tokens i64[n - 1]."""
     chosen, top = [], []
-    for start in range(0, len(ids) - 1, LOGIT_ROWS):
-        stop = min(start + LOGIT_ROWS, len(ids) - 1)
-        logprobs = decoder.logits(hidden[start:stop]).float().log_softmax(-1)
-        chosen.append(logprobs.gather(1, tokens[start + 1 : stop + 1, None])[:, 0])
+    for logits, following in predictions(decoder, ids):
+        logprobs = logits.log_softmax(-1)
+        chosen.append(logprobs.gather(1, following[:, None])[:, 0])
         top.append(logprobs.argmax(-1))
     return torch.cat(chosen), torch.cat(top)
 

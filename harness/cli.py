@@ -20,9 +20,13 @@ from backbench.harness.commands.output import echo, error_line, flush, open_stre
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Replay a workload on the engine with one backend, and write a run directory."),
     "show": ("show", "Print a run's summary."),
+    "list": ("listing", "List the runs and experiments below a directory."),
     "compare": ("compare", "Put two or more runs side by side."),
     "report": ("report", "Write one self-contained HTML report of one or more runs."),
     "verify": ("verify", "Recompute every number of a run from its tables."),
+    "pack": ("pack", "Pack runs into one redacted file that others can read and verify."),
+    "export": ("export", "Write runs in a format that other tools read."),
+    "schema": ("schema", "Print the JSON Schema of a run's record."),
     "recover": ("recover", "Make the record of a run that was killed, from what had finished."),
     "gate": ("gate", "Say whether a candidate is worse than a baseline: pairs, statistics, an exit code."),
     "calibrate": ("gate", "Measure how much runs of the same code differ on this machine."),
@@ -30,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "workloads": ("catalogues", "List the workloads."),
     "models": ("catalogues", "List the models."),
     "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),
+    "accuracy": ("accuracy", "Compare a model under quantized weights with the same one unquantized."),
     "quantize": ("quantize", "Write a quantized or sparse checkpoint that other engines load, too."),
     "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
     "portability": ("portability", "Compile every kernel for every GPU, without one, against the best seen."),
@@ -38,6 +43,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "env": ("env", "Describe this machine and the software on it."),
 }
 """Command -> (its module in harness.commands, its one-line help)."""
+FUNCTIONS = {"list": "list_runs"}
+"""Command -> its function, where the command's name is Python's own."""
 
 
 class BenchGroup(click.Group):
@@ -50,7 +57,7 @@ class BenchGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"backbench.harness.commands.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, cmd_name.replace("-", "_"))
+        command = getattr(module, FUNCTIONS.get(cmd_name, cmd_name.replace("-", "_")))
         assert isinstance(command, click.Command)
         return command
 

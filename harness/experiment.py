@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backbench.errors import HarnessError
 from backbench.harness import memory, provenance, sections
 from backbench.harness.faults import explained
 from backbench.harness.options import RunOptions
@@ -23,6 +24,7 @@ from backbench.harness.run_log import RunLog
 from backbench.harness.sensors.telemetry import Telemetry
 from backbench.harness.subjects.engine import EngineSubject
 from backbench.harness.subjects.subject import Facts, Limits, ObservedTarget, Subject
+from backbench.reports.metrics.validity import NOT_ASKED_FOR
 from backbench.reports.metrics.window import FEWEST_REQUESTS, LEAST_S
 from backbench.reports.record import RunDirectory, RunRecord
 
@@ -64,51 +66,47 @@ class Plan:
     workload: Workload
     warmup: tuple[Request, ...]
     known: Known
+    check: bool = True
+    """Whether the results are checked after the replay."""
 
 
 def run(
     options: RunOptions, observer: Observer, subject: Callable[[RunOptions], Subject] = EngineSubject
-) -> list[Outcome]:
-    """Run the experiment `options.repeat` times; each run writes its own directory.
+) -> Outcome:
+    """Run the experiment once; `harness.repeats` makes several runs, a process each.
 
     The run directory is claimed first, then names and the workload are checked, and only then is the model
-    loaded. A directory in which nothing was written is removed again. An interrupted or failed run ends the
-    series; what it measured is written all the same.
+    loaded. A directory in which nothing was written is removed again. What an interrupted or failed run
+    measured is written all the same.
+
+    Raises:
+        HarnessError: the options ask for more than one run.
     """
-    outcomes: list[Outcome] = []
+    if options.repeat > 1:
+        raise HarnessError(f"--repeat {options.repeat} takes a process a run; use `bench run --repeat`.")
     try:
-        with _claimed(options) as logs:
+        with _claimed(options) as log:
             prepared = _prepare(options, subject, observer)
-            for index, log in enumerate(logs):
-                which = f", run {index + 1}" if options.repeat > 1 else ""
-                observer.stage(f"Replaying {prepared.workload.name}{which}")
-                outcomes.append(_run_once(plan(options, prepared, index), log, observer))
-                if outcomes[-1].record.run["status"] != "complete":
-                    break
+            observer.stage(f"Replaying {prepared.workload.name}")
+            return _run_once(plan(options, prepared), log, observer)
     except Exception as error:
         told = explained(error)
         if told is error:
             raise
         raise told from error
-    return outcomes
 
 
 @contextmanager
-def _claimed(options: RunOptions) -> Iterator[list[RunLog]]:
-    """The logs of all runs, whose directories nobody else has until the end."""
+def _claimed(options: RunOptions) -> Iterator[RunLog]:
+    """The log of the run, whose directory nobody else has until the end."""
     if options.out is None:
-        series = RunLog.claim_new(default_directory(options))
+        log = RunLog.claim_new(default_directory(options))
     else:
-        series = RunLog.claim(options.out)
-    claimed = [series]
+        log = RunLog.claim(options.out)
     try:
-        if options.repeat > 1:
-            for index in range(options.repeat):
-                claimed.append(RunLog.claim(series.directory.path / str(index + 1)))
-        yield claimed[-options.repeat :]
+        yield log
     finally:
-        for log in reversed(claimed):
-            log.release()
+        log.release()
 
 
 def default_directory(options: RunOptions) -> Path:
@@ -120,7 +118,7 @@ def default_directory(options: RunOptions) -> Path:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What the runs of one experiment share."""
+    """What is made before the plan."""
 
     subject: Subject
     workload: Workload
@@ -160,15 +158,15 @@ def make_workload(options: RunOptions, limits: Limits) -> Workload:
     )
 
 
-def plan(options: RunOptions, prepared: _Prepared, index: int) -> Plan:
-    """The `index`-th run of a prepared experiment."""
+def plan(options: RunOptions, prepared: _Prepared) -> Plan:
+    """The run of a prepared experiment."""
     subject, workload = prepared.subject, prepared.workload
     count = default_warmup(workload) if options.warmup is None else options.warmup
     warmup = salted_warmup(workload, count, subject.limits().vocab_size, options.seed)
     facts = subject.facts()
     context = make_context(options, facts, workload)
     known = Known(
-        run=sections.run_section(options, index),
+        run=sections.run_section(options),
         workload=redacted(sections.workload_section(workload, context["ideal_prefix_hit_ratio"])),
         model=redacted(facts.model),
         engine=subject.settings(),
@@ -185,7 +183,7 @@ def plan(options: RunOptions, prepared: _Prepared, index: int) -> Plan:
         memory=asdict(replace(subject.memory(), kv_used_peak_bytes=None)),
         idle_power_w=facts.idle_power_w,
     )
-    return Plan(subject, workload, warmup, known)
+    return Plan(subject, workload, warmup, known, options.check)
 
 
 def default_warmup(workload: Workload) -> int:
@@ -224,9 +222,15 @@ def _run_once(planned: Plan, log: RunLog, observer: Observer) -> Outcome:
     failure = measured.replay.failure
     if measured.replay.interrupted:
         return Outcome(log.directory, record, None if failure is None else explained(failure))
+    if not planned.check:
+        unasked = {"reason": NOT_ASKED_FOR}
+        record = replace(record, correctness={"passed": None} | unasked, accuracy=unasked)
+        return Outcome(log.directory, write(log.directory, record, tables))
     observer.stage("Checking results")
     try:
         record = replace(record, correctness=planned.subject.check(planned.workload))
+        observer.stage("Measuring accuracy")
+        record = replace(record, accuracy=redacted(planned.subject.accuracy()))
     except KeyboardInterrupt:
         record = replace(record, run=record.run | {"status": "interrupted"})
     return Outcome(log.directory, write(log.directory, record, tables))

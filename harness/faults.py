@@ -10,13 +10,21 @@ from backbench.errors import HarnessError
 
 LONGEST_DETAIL = 200
 """Characters of a compiler's own message that are kept."""
+ENGINE_MODULES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "psutil", "pynvml")
+"""What the extra `engine` installs, as it is imported; the rest of Backbench does without."""
 
 
 def explained(error: Exception) -> Exception:
-    """`error` itself, or one for the user where memory ran out or a Triton kernel does not work.
+    """`error` itself, or one for the user where memory ran out, a Triton kernel does not work, or the engine
+    is not installed.
 
     Errors are told by name and by where they came from, so that neither torch nor Triton is imported here.
     """
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in ENGINE_MODULES:
+        return HarnessError(
+            f"This needs the engine, and {error.name} is not installed: python -m pip install "
+            "'backbench[engine]' (in a checkout: -e '.[engine]')."
+        )
     if any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__):  # torch's
         return HarnessError(
             "The device ran out of memory; lower --max-seqs, --max-step-tokens or --kv-memory-fraction."

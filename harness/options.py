@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backbench.engine.config import SCHEMES, EngineConfig
-from backbench.errors import HarnessError
+from backbench.errors import HarnessError, shown
 from backbench.options import DTYPES, Option, option, options_of, settle
 from backbench.workloads.options import OFFERS, WorkloadOptions
 
@@ -31,6 +32,10 @@ GROUPS = {
 """Group of options -> its heading in `bench run --help`; in a configuration file a group is a table."""
 LONGEST_FILE = 2**20
 """Bytes of a configuration file."""
+LONGEST_NAME = 64
+"""Characters of a label and of a tag's value."""
+TAG = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+"""A tag's key."""
 
 
 def parse_slo(given: str | Mapping[str, Any]) -> dict[str, float]:
@@ -57,6 +62,33 @@ def parse_slo(given: str | Mapping[str, Any]) -> dict[str, float]:
         if not 0 < limits[name] < math.inf:
             raise HarnessError(f"--slo {name} must be a positive number of seconds, not {value[0]}.")
     return limits
+
+
+def parse_label(given: Any) -> str:
+    """A run's own name; raises HarnessError where it would not stand in a table."""
+    if not isinstance(given, str) or not given.isprintable() or not 0 < len(given.strip()) <= LONGEST_NAME:
+        raise HarnessError(f"--label takes 1 to {LONGEST_NAME} printable characters; not {shown(given)}.")
+    return given.strip()
+
+
+def parse_tags(given: str | Mapping[str, Any]) -> dict[str, str]:
+    """Read "commit=a1,card=left" or {"commit": "a1"}; raises HarnessError where it is malformed."""
+    if isinstance(given, str):
+        pairs = [tuple(part.split("=", 1)) for part in given.split(",")]
+    elif isinstance(given, Mapping):
+        pairs = list(given.items())
+    else:
+        pairs = [()]
+    tags: dict[str, str] = {}
+    for pair in pairs:
+        key, value = pair if len(pair) == 2 else ("", "")
+        fits = isinstance(value, str) and value.isprintable() and 0 < len(value) <= LONGEST_NAME
+        if not fits or not isinstance(key, str) or not TAG.fullmatch(key) or "," in value:
+            raise HarnessError(f"--tag takes KEY=VALUE, such as commit=a1b2; not {shown(given)}.")
+        if key in tags:
+            raise HarnessError(f"--tag names {key} twice; give it one value.")
+        tags[key] = value
+    return tags
 
 
 def parse_quantize(given: Any) -> str:
@@ -142,6 +174,40 @@ class RunOptions:
         group="record",
         metavar="ttft=S,tpot=S",
         read=parse_slo,
+    )
+    accuracy: str | None = option(
+        None,
+        "Text that quantized weights are judged on beside the unquantized ones: topics, sampled, a UTF-8 "
+        "file; or none.",
+        group="record",
+        unset="topics (pydoc_data.topics), or sampled where the model has no tokenizer",
+        metavar="TEXT|FILE",
+    )
+    against: str | None = option(
+        None,
+        "The same model unquantized, where the checkpoint is quantized already.",
+        group="record",
+        metavar="NAME|PATH",
+    )
+    label: str | None = option(
+        None,
+        "The run's name in tables and comparisons; see `bench list`.",
+        group="record",
+        metavar="NAME",
+        read=parse_label,
+    )
+    tags: dict[str, str] = option(
+        {},
+        "Kept in the record, for `bench compare --group-by tag:KEY`; may be repeated.",
+        name="tag",
+        group="record",
+        metavar="KEY=VALUE",
+        read=parse_tags,
+    )
+    check: bool = option(
+        True,
+        "Check results against the torch backend, and measure accuracy; without it the run is not valid.",
+        group="record",
     )
     out: Path | None = option(
         None,

@@ -68,7 +68,7 @@ class Lines(Watcher):
     """Plain lines: each stage, and in the replay at most every `every_s` how far it is.
 
     Lines wait until the replay begins or as long as between two of them: what is wrong with what was asked
-    mostly shows before, and is told in one line then.
+    mostly shows before, and is told in one line then. A series has its replays elsewhere, and none waits.
     """
 
     def __init__(
@@ -76,13 +76,14 @@ class Lines(Watcher):
         write: Callable[[str], object],
         every_s: float = LINE_EVERY_S,
         clock: Callable[[], float] = time.monotonic,
+        wait: bool = True,
     ) -> None:
         self._write = write
         self.every_s = every_s
         self._clock = clock
         self._start_s = self._last_s = clock()
         self._pace = Pace()
-        self._held: list[str] | None = []
+        self._held: list[str] | None = [] if wait else None
         """Lines that wait; None = none does any more."""
 
     def stage(self, text: str) -> None:
@@ -172,15 +173,19 @@ def eta(progress: Progress) -> str:
     return f"{int(left_s) // 60}:{int(left_s) % 60:02d}"
 
 
-def open_observer(talk: Talk) -> Watcher:
-    """What watches a run and says on stderr how far it is, as `talk` asks."""
+def open_observer(talk: Talk, series: bool = False) -> Watcher:
+    """What watches a run, or a series of them, and says on stderr how far it is, as `talk` asks."""
     if talk.quiet:
         return Watcher()
     console = Console(stderr=True)
     if console.is_terminal and not talk.verbose:
         return Display(console)
-    every_s = VERBOSE_LINE_EVERY_S if talk.verbose else LINE_EVERY_S
-    return Lines(_to_stderr, every_s)
+    return Lines(_to_stderr, line_every_s(talk), wait=not series)
+
+
+def line_every_s(talk: Talk) -> float:
+    """How often a line says how far it is."""
+    return VERBOSE_LINE_EVERY_S if talk.verbose else LINE_EVERY_S
 
 
 def _to_stderr(line: str) -> None:

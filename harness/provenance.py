@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import hashlib
 import inspect
 import os
 import platform
-import re
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from backbench.reports.record.redaction import redact as redact
+from backbench.reports.record.redaction import redacted as redacted
 
 if TYPE_CHECKING:
     from backbench.backends.interface import Device
@@ -58,48 +57,6 @@ _THREADS_DEVICES_LIBRARIES = """
 """
 VARIABLES = frozenset(_THREADS_DEVICES_LIBRARIES.split())
 """Environment variables a record may keep: what changes what the libraries compute, or how fast."""
-
-
-def redact(text: str) -> str:
-    """`text` without this machine's name, home directories, the user's name and UUIDs."""
-    for home in _homes():
-        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    text = re.sub(r"(?i)(?<!\w)[a-z]:[\\/]+Users[\\/]+[^\\/\s'\"]+", "~", text)
-    text = re.sub(r"/(home|Users)/[^/\s'\"]+", "~", text)
-    for name in {socket.gethostname(), socket.getfqdn(), platform.node()} - {"", "localhost"}:
-        text = _without_word(text, name, "<host>")
-    for name in _users():
-        text = _without_word(text, name, "<user>")
-    return re.sub(r"\b(GPU-|MIG-)?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b", "<serial>", text)
-
-
-def redacted(value: Any) -> Any:
-    """`value`, plain data of a record, with every text in it redacted."""
-    if isinstance(value, dict):
-        return {key: redacted(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(each) for each in value]
-    return redact(value) if isinstance(value, str) else value
-
-
-def _homes() -> list[str]:
-    """This account's home directories, longest first; an account may have none."""
-    found = {os.environ.get("HOME", ""), os.environ.get("USERPROFILE", "")}
-    with contextlib.suppress(RuntimeError):  # neither a variable nor an account says where
-        found.add(str(Path.home()))
-    return sorted((home.rstrip("/\\") for home in found if len(home) > 1), key=len, reverse=True)
-
-
-def _users() -> set[str]:
-    """Names of this account, but for those that are everyone's."""
-    found = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME")}
-    with contextlib.suppress(OSError, KeyError, ImportError):  # an account without an entry has no name
-        found.add(getpass.getuser())
-    return found - {"", "root"}
-
-
-def _without_word(text: str, word: str, instead: str) -> str:
-    return re.sub(rf"(?<![\w-]){re.escape(word)}(?![\w-])", instead, text)
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -110,6 +110,7 @@ def numbers(tables: Tables) -> RunRecord:
         memory=explained(memory.section(tables.memory, tables.telemetry), on_gpu=context.gpus > 0),
         energy=computed["energy"],
         correctness={"passed": None, "reason": "the run ended before the check"},
+        accuracy={"reason": "the run ended before it was measured"},
         metrics=computed["metrics"],
         schedule=computed["schedule"],
         roofline=computed["roofline"],
@@ -153,7 +154,9 @@ def recover(path: Path) -> RunRecord:
         directory = RunDirectory.open(path)
         write_tables(directory, tables)
         record = replace(
-            numbers(tables), correctness={"passed": None, "reason": "the run was killed before the check"}
+            numbers(tables),
+            correctness={"passed": None, "reason": "the run was killed before the check"},
+            accuracy={"reason": "the run was killed before it was measured"},
         )
         return write(directory, record, tables)
 

@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -23,6 +25,11 @@ from backbench.harness.options import RunOptions, option_names
 from backbench.options import flag
 from backbench.reports.record import RunDirectory
 from backbench.reports.record.experiment import EXPERIMENT_FILE, Experiment, Listed
+
+TOLD_EVERY_S = 10.0
+"""A run that takes longer is said to be still going."""
+MEANWHILE_S = 5.0
+"""How often a waiting parent looks up."""
 
 Launch = Callable[[Sequence[str]], "Ended"]
 """Runs `bench` with these arguments in a process of its own."""
@@ -35,6 +42,12 @@ class Ended:
     code: int
     said: str
     """What it wrote to stderr."""
+
+    @property
+    def last(self) -> str:
+        """The last line that it said, or its exit code."""
+        lines = self.said.strip().splitlines()
+        return lines[-1].removeprefix("error: ") if lines else f"it ended with code {self.code}."
 
 
 @dataclass(frozen=True)
@@ -69,22 +82,51 @@ def is_series(options: RunOptions) -> bool:
     return options.repeat > 1 or len(asked_arms(options)) > 1
 
 
-def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch | None = None) -> Repeats:
+class Going:
+    """Says of each run that it begins, and every `every_s` that it still goes on."""
+
+    def __init__(
+        self, tell: Callable[[str], None], every_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tell, self._every_s, self._clock = tell, every_s, clock
+
+    def begin(self, which: str) -> None:
+        """A run begins."""
+        self._which, self._start_s = which, self._clock()
+        self._next_s = self._start_s + self._every_s
+        self._tell(which)
+
+    def look(self) -> None:
+        """Time has passed."""
+        if (now_s := self._clock()) >= self._next_s:
+            self._next_s = now_s + self._every_s
+            self._tell(f"{self._which}, {now_s - self._start_s:.0f} s so far")
+
+
+def run_repeats(
+    options: RunOptions,
+    tell: Callable[[str], None],
+    launch: Launch | None = None,
+    every_s: float = TOLD_EVERY_S,
+) -> Repeats:
     """Run every backend `options.repeat` times; what finished stays, whatever ends the series.
+
+    `tell` hears of each run when it begins, and every `every_s` that it is still going.
 
     Ctrl-C and SIGTERM end the run in progress as they end a single one, and then the series (code 130).
 
     Raises:
         HarnessError: a run could not be made; the message says how many are kept.
     """
-    launch = launch or in_new_process
+    going = Going(tell, every_s)
+    launch = launch or partial(in_new_process, meanwhile=going.look)
     arms = asked_arms(options)
     experiment = Experiment(_claim(options), tuple(arms), options.repeat, options.command)
     experiment.write()
     code, total = 0, options.repeat * len(arms)
     try:
         for number, (block, arm) in enumerate(order(tuple(arms), options.repeat), 1):
-            tell(f"Run {number} of {total}: {arm}, block {block + 1}")
+            going.begin(f"Run {number} of {total}: {arm}, block {block + 1}")
             name = f"{number:0{len(str(total))}d}-{Path(arm).stem}"
             seed = options.seed + block
             ended = launch(arguments(options, arms[arm], seed, experiment.path / name))
@@ -93,7 +135,7 @@ def run_repeats(options: RunOptions, tell: Callable[[str], None], launch: Launch
             uuid = _finished(experiment.path / name)
             if uuid is None:
                 kept = f" {len(experiment.runs)} finished runs are kept." if experiment.runs else ""
-                raise HarnessError(f"Run {number} ({arm}) failed: {_last(ended)}{kept}")
+                raise HarnessError(f"Run {number} ({arm}) failed: {ended.last}{kept}")
             experiment = experiment.with_run(Listed(name, arm, block, seed, uuid))
             experiment.write()
             code = max(code, ended.code)
@@ -130,27 +172,17 @@ def arguments(options: RunOptions, own: Mapping[str, str], seed: int, out: Path)
     return found
 
 
-def in_new_process(arguments: Sequence[str]) -> Ended:
+def in_new_process(
+    arguments: Sequence[str], module: str = "backbench", meanwhile: Callable[[], None] = lambda: None
+) -> Ended:
     """Run this same Backbench; an interruption is handed on once, and waited for.
 
-    Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
-    would cut short what the first makes it write.
+    `meanwhile` is called every few seconds; what it raises interrupts the process, too.
     """
-    home = str(Path(__file__).parents[2])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "backbench", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        process_group=0,
-    )
+    process = start_process(arguments, module, stderr=subprocess.PIPE)
     try:
-        _, said = process.communicate()
-    except KeyboardInterrupt:
+        said = _said(process, meanwhile)
+    except BaseException:
         process.send_signal(signal.SIGINT)
         try:
             process.communicate()
@@ -160,6 +192,34 @@ def in_new_process(arguments: Sequence[str]) -> Ended:
                 process.wait()
         raise
     return Ended(process.returncode, said)
+
+
+def start_process(arguments: Sequence[str], module: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    """Start this same Backbench at `module`, heard only on stderr.
+
+    Its process group is its own: Ctrl-C in a terminal reaches a whole group, and a second interruption
+    would cut short what the first makes it write.
+    """
+    home = str(Path(__file__).parents[2])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        process_group=0,
+    )
+
+
+def _said(process: subprocess.Popen[str], meanwhile: Callable[[], None]) -> str:
+    while True:
+        try:
+            return process.communicate(timeout=MEANWHILE_S)[1]
+        except subprocess.TimeoutExpired:
+            meanwhile()
 
 
 def _named(wanted: Iterable[tuple[dict[str, str], str]]) -> dict[str, dict[str, str]]:
@@ -201,12 +261,6 @@ def _finished(path: Path) -> str | None:
     except ReportError:
         return None
     return str(record.run.get("uuid")) if record.run["status"] == "complete" else None
-
-
-def _last(ended: Ended) -> str:
-    """The last line that a process said, or its exit code."""
-    lines = ended.said.strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else f"it ended with code {ended.code}."
 
 
 def _remove(experiment: Experiment) -> None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 from backbench.errors import HarnessError, ReportError
 from backbench.harness.replay import Mode, Replay, Trace, mode_of
 from backbench.reports.record import RECORD_FILE, RunDirectory, finite
+from backbench.reports.record.schema import LOG_FILE
 from backbench.workloads.request import Request, Workload
 
 fcntl: ModuleType | None
@@ -30,7 +31,6 @@ try:
 except ImportError:  # no such locks on this system: a running and a killed run's log look alike there
     fcntl = None
 
-LOG_FILE = "requests.log.jsonl"
 FLUSH_PERIOD_S = 0.5
 """A kill loses what ended in the last half second."""
 

@@ -21,18 +21,20 @@ Tuning = Mapping[str, str | None]
 """Shape -> why it runs on a written default; None = on a measured launch."""
 
 
-def run_section(options: RunOptions, index: int) -> dict[str, Any]:
-    """Who the run is, before it is replayed; `index` counts the runs of a series."""
+def run_section(options: RunOptions) -> dict[str, Any]:
+    """Who the run is, before it is replayed. Its label and tags are names, and nothing that was asked."""
+    asked = {name: value for name, value in options.asked().items() if name not in ("label", "tag")}
     return {
         "uuid": str(uuid.uuid4()),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": options.command,
         "asked": {
             name: provenance.redact(value) if isinstance(value, str) else value
-            for name, value in options.asked().items()
+            for name, value in asked.items()
         },
+        "label": provenance.redacted(options.label),
+        "tags": provenance.redacted(options.tags),
         "seed": options.seed,
-        "repeat": index,
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,12 @@ CONFIGURATION = ("workload", "model", "engine", "backend", "system", "software",
 """The sections that say what was run, as opposed to what came out of it."""
 
 
-UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out")
+HASH = re.compile(r"[0-9a-f]{40,}")
+HASH_SHOWN = 12
+"""Characters of a hash that a reader sees; two that differ do so in the first ones."""
+LONGEST_NAME = 48
+"""Characters of a part of a name."""
+UNNAMED = ("backend", "model", "workload", "seed", "repeat", "out", "check", "quantize")
 """Options that a label says otherwise, or that name nothing about the configuration."""
 
 
@@ -41,7 +48,7 @@ class Difference:
     """One a record; None where a record lacks the field."""
 
     def __str__(self) -> str:
-        return f"{self.field}: " + " vs ".join(_short(show(value)) for value in self.values)
+        return f"{self.field}: " + " vs ".join(_short(brief(value)) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -96,16 +103,25 @@ def differences(records: Sequence[RunRecord]) -> list[Difference]:
     flat = [dict(configuration(record)) for record in records]
     names = list(dict.fromkeys(name for each in flat for name in each))
     rows = [Difference(name, tuple(each.get(name) for each in flat)) for name in names]
-    return [row for row in rows if any(value != row.values[0] for value in row.values)]
+    found = {row.field: row for row in rows if any(value != row.values[0] for value in row.values)}
+    return [row for row in found.values() if not _follows(row.field, found)]
+
+
+def _follows(field: str, found: Mapping[str, Difference]) -> bool:
+    """Whether it only says once more what another difference does: another backend has other sources."""
+    before, hashed, operation = field.partition("kernel_source_hash.")
+    return bool(hashed) and f"{before}used.{operation}" in found
 
 
 def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf that says what was run."""
+    """(dotted name, value) of every leaf that says what was run; how long it took to warm up is none."""
     yield "run.command", record.run.get("command")
     yield "run.seed", record.run.get("seed")
     yield "run.status", record.run.get("status")
+    yield from flatten(record.run.get("tags") or {}, "run.tags")
     for section in CONFIGURATION:
-        yield from flatten(getattr(record, section), section)
+        leaves = flatten(getattr(record, section), section)
+        yield from (leaf for leaf in leaves if leaf[0] != "warmup.seconds")
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -138,42 +154,97 @@ def show(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
+def brief(value: Any) -> str:
+    """`show`, with as much of a hash as tells it from others."""
+    text = show(value)
+    return text[:HASH_SHOWN] if HASH.fullmatch(text) else text
+
+
 def _short(text: str) -> str:
     """Short enough for several in one line; two hashes differ in their first characters."""
     return text if len(text) <= 20 else text[:17] + "..."
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:
-    """A short distinct name for each record: its backend, and as much more as it takes.
+    """A short distinct name for each record: its user's label, else what differs between them and no more.
 
-    Runs of one configuration are told apart by when they ran.
+    Options that differ are named though the backends tell the records apart already: a name that hides one
+    would credit the backend. Runs of one configuration are told apart by when they ran.
     """
-    parts = [[backend_name(record)] for record in records]
-    for texts in _told_apart(records):
-        names = [" · ".join(part) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-        if len(set(texts)) > 1:
-            for part, text in zip(parts, texts, strict=True):
-                part.append(text)
-    names = [" · ".join(part) for part in parts]
+    own = [own_label(record)[:LONGEST_NAME] for record in records]
+    if all(own) and len(set(own)) == len(own):
+        return own
+    backends = [backend_name(record)[:LONGEST_NAME] for record in records]
+    names = _with([""] * len(records), own)
+    for texts in (backends, *_texts_of(records, ("model.quantization", "model.name", "workload.name"))):
+        names = _with(names, texts)
+    if len(set(options := _options_texts(records))) > 1:
+        names = _joined(names, options)
+    names = [name or backend for name, backend in zip(names, backends, strict=True)]
+    others = ("system.device.name", "software.git_sha", "run.seed", "run.utc")
+    for texts in _texts_of(records, others):
+        names = _with(names, texts)
+    return _numbered(names)
+
+
+def own_label(record: RunRecord) -> str:
+    """What its user called the run (--label); empty where nothing."""
+    return str(record.run.get("label") or "")
+
+
+def _with(names: list[str], texts: list[str]) -> list[str]:
+    """The names with these texts, where they tell any two of one name apart."""
+    return _joined(names, texts) if len(set(zip(names, texts, strict=True))) > len(set(names)) else names
+
+
+def _joined(names: list[str], texts: list[str]) -> list[str]:
+    return [" · ".join(filter(None, each)) for each in zip(names, texts, strict=True)]
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Distinct ones: those that several share end in a number."""
+    total, number = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        told = name
+        while total[told] > 1 or (told != name and told in total):
+            number[name] += 1
+            told = f"{name} · run {number[name]}"
+        found.append(told)
+    return found
+
+
+def _texts_of(records: Sequence[RunRecord], paths: Sequence[str]) -> Iterator[list[str]]:
+    for path in paths:
+        absent = "not quantized" if path == "model.quantization" else None
+        yield [brief(_at(record, path) or absent)[:LONGEST_NAME] for record in records]
+
+
+def _options_texts(records: Sequence[RunRecord]) -> list[str]:
+    """Every record's values of the options that are not the same in all of them."""
+    options = [named_options(record) for record in records]
+    names = dict.fromkeys(name for each in options for name in each)
+    differing = [name for name in names if any(each.get(name) != options[0].get(name) for each in options)]
     return [
-        name if names.count(name) == 1 else f"{name} · run {names[:place].count(name) + 1}"
-        for place, name in enumerate(names)
+        " · ".join(_option_text(name, each.get(name))[:LONGEST_NAME] for name in differing)
+        for each in options
     ]
 
 
-def _told_apart(records: Sequence[RunRecord]) -> Iterator[list[str]]:
-    """Texts that may tell the records apart, the most telling first."""
-    for path in ("model.quantization", "model.name", "workload.name"):
-        yield [show(_at(record, path))[:32] for record in records]
-    asked = [record.run.get("asked") or {} for record in records]
-    for name in dict.fromkeys(name for each in asked for name in each):
-        if name not in UNNAMED and any(each.get(name) != asked[0].get(name) for each in asked):
-            yield [_option_text(name, each.get(name))[:32] for each in asked]
-    for path in ("system.device.name", "software.git_sha", "run.seed", "run.utc"):
-        yield [show(_at(record, path))[:32] for record in records]
-    yield []
+def named_options(record: RunRecord) -> dict[str, Any]:
+    """The options that were asked for and are part of a configuration's name."""
+    asked = record.run.get("asked") or {}
+    return {name: value for name, value in asked.items() if name not in UNNAMED}
+
+
+def configured(record: RunRecord) -> dict[str, Any]:
+    """What was measured with which options, on whichever machine: what the runs of one sample share."""
+    return {
+        "backend": backend_name(record),
+        "model": record.model.get("name"),
+        "quantization": record.model.get("quantization"),
+        "workload": record.workload.get("name"),
+    } | named_options(record)
 
 
 def _option_text(name: str, value: Any) -> str:

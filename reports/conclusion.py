@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from backbench.options import flag
@@ -14,7 +15,9 @@ from backbench.reports.quantities import quantity
 
 ENOUGH = 8
 """Runs of each arm that the command to get a verdict asks for."""
-NOT_REPEATED = ("backend", "repeat", "out", "seed")
+MOST_NAMED = 6
+"""Ratios in the sentence."""
+NOT_REPEATED = ("backend", "repeat", "out", "seed", "check")
 
 
 def judged_quantity(arms: Sequence[Arm]) -> Quantity:
@@ -27,23 +30,43 @@ def judged_quantity(arms: Sequence[Arm]) -> Quantity:
     if any((record.metrics.get("context") or {}).get("mode") == "open" for record in records):
         return quantity("metrics", "tpot_s", "p50")
     steady = quantity("metrics", "output_tokens_per_s", "steady_state")
-    if all(len(arm.values(steady)) == len(arm.runs) for arm in arms):
+    if all(len(arm.values(steady)) == len(arm.shown) for arm in arms):
         return steady
     return quantity("metrics", "output_tokens_per_s", "whole_run")
 
 
 def conclusion(arms: Sequence[Arm]) -> str:
     """The fastest arm with its ratio, or that the runs do not tell; and how many runs are not valid."""
-    records = [record for arm in arms for record in arm.records]
-    doubtful = sum(bool(record.validity) for record in records)
-    return _verdict(arms) + (f" {doubtful} of {len(records)} runs are not valid." if doubtful else "")
+    runs = [run for arm in arms for run in arm.runs]
+    doubtful = sum(run.left_out is not None for run in runs)
+    what = "Not valid" if len(runs) == len(arms) else "Left out as not valid"
+    return _verdict(arms) + (f" {what}: {doubtful} of {len(runs)} runs." if doubtful else "")
+
+
+def left_out(arms: Sequence[Arm]) -> list[str]:
+    """A line for every run that no verdict rests on, and why: "pair 3 left out: torch: disturbed: ..."."""
+    in_turns = len(arms) > 1 and all(is_paired(arms[0], arm) for arm in arms[1:])
+    found: list[tuple[tuple[str, int], str]] = []
+    for arm in arms:
+        for number, ((experiment, block), run) in enumerate(arm.turns().items(), 1):
+            if run.left_out is None:
+                continue
+            if in_turns:
+                where = f" of {experiment}" if run.experiment else ""
+                line = f"pair {block + 1}{where} left out: {arm.label}: {run.left_out}"
+                found.append(((where, block), line))
+            elif len(arm.runs) > 1:
+                found.append((("", 0), f"run {number} of {arm.label} left out: {run.left_out}"))
+            else:
+                found += [(("", 0), f"{arm.label} is not valid: {reason}") for reason in run.record.validity]
+    return [line for _, line in sorted(found, key=itemgetter(0))]
 
 
 def _verdict(arms: Sequence[Arm]) -> str:
     wanted = judged_quantity(arms)
     best, against_others = _best(arms, wanted)
     if against_others and all(ratio.verdict == "better" for _, ratio in against_others):
-        parts = [f"{ratio.text} ({ratio.interval}) {other.label}" for other, ratio in against_others]
+        parts = _some([f"{ratio.text} ({ratio.interval}) {other.label}" for other, ratio in against_others])
         n = min(ratio.n for _, ratio in against_others)
         kind = "pairs" if all(is_paired(other, best) for other, _ in against_others) else "runs"
         of = f" by {wanted.label}"
@@ -52,14 +75,23 @@ def _verdict(arms: Sequence[Arm]) -> str:
         return "One run each: no verdict."
     ratios = [against(arms[0], arm, wanted) for arm in arms[1:]]
     if any(ratio.verdict == "unclear" for ratio in ratios):
-        return "No verdict: " + _why(arms)
+        return "No verdict: " + why_unclear(arms)
     shown = ", ".join(
-        f"{arm.label} {ratio.text} ({ratio.interval}) {arms[0].label}"
-        for arm, ratio in zip(arms[1:], ratios, strict=True)
-        if ratio.value is not None
+        _some(
+            [
+                f"{arm.label} {ratio.text} ({ratio.interval}) {arms[0].label}"
+                for arm, ratio in zip(arms[1:], ratios, strict=True)
+                if ratio.value is not None
+            ]
+        )
     )
     n = min((ratio.n for ratio in ratios), default=0)
     return f"No winner by {wanted.label}: {shown}, n = {n}." if shown else "Nothing to compare."
+
+
+def _some(parts: list[str]) -> list[str]:
+    """As many as a sentence takes."""
+    return parts if len(parts) <= MOST_NAMED else [*parts[:MOST_NAMED], f"and {len(parts) - MOST_NAMED} more"]
 
 
 def _best(arms: Sequence[Arm], wanted: Quantity) -> tuple[Arm, list[tuple[Arm, Ratio]]]:
@@ -73,9 +105,15 @@ def _best(arms: Sequence[Arm], wanted: Quantity) -> tuple[Arm, list[tuple[Arm, R
     return best, [(arm, against(arm, best, wanted)) for arm in arms if arm is not best]
 
 
-def _why(arms: Sequence[Arm]) -> str:
+def why_unclear(arms: Sequence[Arm]) -> str:
+    """Why ratios of these arms get no verdict, as a sentence."""
+    for arm in arms:
+        if len(arm.counted) < 2 <= len(arm.runs):
+            return f"of the {len(arm.runs)} runs of {arm.label}, {len(arm.counted)} are valid."
     if any(len(arm.runs) == 1 for arm in arms):
         return "an arm of one run has no spread between runs."
+    if any(is_paired(arms[0], arm) for arm in arms[1:]):
+        return "fewer than two pairs of valid runs are left."
     return "these runs did not take turns, so the drift between their sessions is in every ratio."
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from backbench.errors import INVALID, ReportError, shown
 from backbench.reports.arms import Arm, against
+from backbench.reports.conclusion import why_unclear
 from backbench.reports.metrics.metric import Quantity
 from backbench.reports.quantities import QUANTITIES, format_ratio
 
@@ -67,9 +68,10 @@ def broken(arms: Sequence[Arm], limit: Limit) -> Iterator[str]:
         if ratio.value is None:
             raise ReportError(f"{what}: there is no ratio to judge.", exit_code=INVALID)
         if ratio.low is None or ratio.high is None or ratio.verdict == "unclear":
-            why = "one run each" if len(arm.runs) == len(arms[0].runs) == 1 else "these runs tell nothing"
+            alone = len(arm.runs) == len(arms[0].runs) == 1
+            why = "one run each." if alone else why_unclear([arms[0], arm])
             raise ReportError(
-                f"{what}: {why}: no verdict. Repeat both in turns: bench run -b A,B --repeat 8.",
+                f"{what}: no verdict: {why} Repeat both in turns: bench run -b A,B --repeat 8.",
                 exit_code=INVALID,
             )
         apart = not ratio.low <= 1 <= ratio.high

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbench.reports.arms import Run, open_arms, ratio_table, require_comparable
+from backbench.reports.grouping import grouped, incomparable_groups, require_key
 from backbench.reports.quantities import QUANTITIES, read
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems
+from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import Experiment, is_experiment, read_experiment
 
 if TYPE_CHECKING:
@@ -88,7 +90,8 @@ class LoadedExperiment:
 
     @cached_property
     def values(self) -> pd.DataFrame:
-        """One row a run: its arm, block and seed, and every quantity by its dotted name, in its own unit."""
+        """One row a run: its arm, block and seed, why no verdict rests on it (None where one may), and every
+        quantity by its dotted name, in its own unit."""
         import pandas as pd
 
         rows = []
@@ -97,6 +100,7 @@ class LoadedExperiment:
             for run in runs:
                 at = listed[run.record.run["uuid"]]
                 row: dict[str, Any] = {"arm": label, "block": at.block, "seed": at.seed}
+                row["left_out"] = Run(run.record).left_out
                 rows.append(row | {".".join(each.path): read(run.record, each).value for each in QUANTITIES})
         return pd.DataFrame(rows)
 
@@ -104,13 +108,34 @@ class LoadedExperiment:
         return f"LoadedExperiment({str(self.path)!r})"
 
 
-def load(path: Path | str) -> LoadedRun | LoadedExperiment:
-    """The run or experiment directory at `path`.
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A bundle of several runs and experiments."""
+
+    path: Path
+    entries: dict[str, LoadedRun | LoadedExperiment]
+    """By name: "run-1", "experiment-2"."""
+
+    def __repr__(self) -> str:
+        return f"LoadedBundle({str(self.path)!r}, {list(self.entries)})"
+
+
+Loaded = LoadedRun | LoadedExperiment | LoadedBundle
+
+
+def load(path: Path | str) -> Loaded:
+    """The run or experiment directory at `path`, or what the bundle there holds.
 
     Raises:
         ReportError: there is none, or a record cannot be read.
     """
-    path = Path(path)
+    entries = expand(Path(path))
+    if len(entries) == 1:
+        return _entry(entries[0])
+    return LoadedBundle(Path(path), {each.name: _entry(each) for each in entries})
+
+
+def _entry(path: Path) -> LoadedRun | LoadedExperiment:
     if is_experiment(path):
         arms = {arm.label: [_loaded(run) for run in arm.runs] for arm in open_arms([path])}
         return LoadedExperiment(read_experiment(path), arms)
@@ -128,10 +153,11 @@ def _loaded(run: Run) -> LoadedRun:
     return LoadedRun(run.directory, run.record)
 
 
-def compare(runs: Iterable[LoadedRun | LoadedExperiment | Path | str]) -> pd.DataFrame:
+def compare(runs: Iterable[Loaded | Path | str], group_by: str | None = None) -> pd.DataFrame:
     """One row a metric: its unit, which way is better, every arm's value, and the ratios to the first.
 
-    A run is an arm of one run; an experiment brings its arms. Ratios have an interval between runs and a
+    A run is an arm of one run; an experiment brings its arms, a bundle what it holds; `group_by` pools them
+    ("backend", "vendor", "quantization", "model", "tag:KEY"). Ratios have an interval between runs and a
     verdict where the runs allow one.
 
     Raises:
@@ -139,5 +165,7 @@ def compare(runs: Iterable[LoadedRun | LoadedExperiment | Path | str]) -> pd.Dat
     """
     paths = [Path(each) if isinstance(each, Path | str) else each.path for each in runs]
     arms = open_arms(paths)
-    require_comparable(arms)
+    if group_by is not None:
+        arms = grouped(arms, require_key(group_by))
+    require_comparable(arms, incomparable_groups(arms, group_by))
     return ratio_table(arms)

@@ -57,9 +57,11 @@ def _is_number(value: Any) -> bool:
 
 def _reason(record: RunRecord, path: tuple[str, ...]) -> str:
     """Why the value at `path`, or one around it, is null."""
-    reasons = getattr(record, path[0]).get(ABSENT) or {}
+    section = getattr(record, path[0])
+    reasons = section.get(ABSENT) or {}
     around = (".".join(path[1 : end + 1]) for end in range(len(path), 1, -1))
-    return next((str(reasons[name]) for name in around if name in reasons), NOT_MEASURED)
+    whole = str(section.get("reason") or NOT_MEASURED)
+    return next((str(reasons[name]) for name in around if name in reasons), whole)
 
 
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backbench.reports.arms import Arm, against, compared_in, measured
-from backbench.reports.compare import Difference, Ratio, compared, labels, show
+from backbench.reports.compare import Difference, Ratio, brief, compared, labels, show
 from backbench.reports.metrics import latency
 from backbench.reports.metrics.metric import Quantity
 from backbench.reports.quantities import (
@@ -121,7 +121,7 @@ def summary_table(record: RunRecord) -> Table:
     """`summary_rows` as a table."""
     lines = summary_rows(record)
     rows = tuple(_texts(line.label, line.value, line.interval or line.note or DASH) for line in lines)
-    return Table("Summary", ("Metric", "Value", "95 % within this run"), rows)
+    return Table("Summary", ("Metric", "Value", "95 % within this run, or a note"), rows)
 
 
 def latency_table(records: Sequence[RunRecord], names: Sequence[str] | None = None) -> Table:
@@ -218,8 +218,11 @@ QUANTIZED = (
     ("roofline", "decode_fit", "slope_s_per_token"),
     ("roofline", "mbu"),
     ("energy", "joules_per_output_token"),
+    ("accuracy", "perplexity_change"),
+    ("accuracy", "kl_divergence"),
+    ("accuracy", "top1_agreement"),
 )
-"""What shows whether quantized weights are smaller and faster."""
+"""What shows whether quantized weights are smaller and faster, and how much worse."""
 
 
 def quantization_table(arms: Sequence[Arm]) -> Table | None:
@@ -236,8 +239,13 @@ def quantization_table(arms: Sequence[Arm]) -> Table | None:
     return Table("Quantized weights", ("Arm", "Scheme", *(each.label for each in wanted)), tuple(rows))
 
 
-def comparison_table(arms: Sequence[Arm], headline_only: bool = False, with_ratios: bool = True) -> Table:
-    """One row a quantity, one column an arm, and the ratio of each arm after the first to the first."""
+def comparison_table(
+    arms: Sequence[Arm], headline_only: bool = False, with_ratios: bool = True, comparable: bool = True
+) -> Table:
+    """One row a quantity, one column an arm, and the ratio of each arm after the first to the first.
+
+    Ratios of arms that do not compare have no verdict, and the title says so.
+    """
     rows = []
     for each in compared_in(arms):
         if headline_only and not each.headline:
@@ -245,12 +253,14 @@ def comparison_table(arms: Sequence[Arm], headline_only: bool = False, with_rati
         cells = [*_texts(each.label), *(_cell(measured(arm, each), each.unit) for arm in arms)]
         for arm in arms[1:] if with_ratios else []:
             found = against(arms[0], arm, each)
+            found = found if comparable else replace(found, verdict="")
             cells.append(Cell(str(found) or DASH, verdict=found.verdict, sort=found.value))
         better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
         rows.append((*cells, *_texts(better)))
     names = [arm.label for arm in arms]
     ratio_names = [f"{name} / {names[0]}" for name in names[1:]] if with_ratios else []
-    title = f"Comparison. {interval_note(arms)}"
+    what = "Comparison" if comparable else "NOT COMPARABLE"
+    title = f"{what}. {interval_note(arms)}"
     return Table(title, ("Metric", *names, *ratio_names, "Better"), tuple(rows))
 
 
@@ -266,7 +276,7 @@ def interval_note(arms: Sequence[Arm]) -> str:
 
 def difference_table(found: Sequence[Difference], names: Sequence[str]) -> Table:
     """The differing fields side by side."""
-    rows = tuple(_texts(each.field, *(show(value) for value in each.values)) for each in found)
+    rows = tuple(_texts(each.field, *(brief(value) for value in each.values)) for each in found)
     return Table("What differs", ("Field", *names), rows)
 
 
@@ -288,10 +298,16 @@ def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table with its title as a heading."""
 
     def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
     rule = "|" + "|".join([" --- ", *(" ---: " for _ in table.columns[1:])]) + "|"
-    return "\n".join([f"### {table.title}", "", row(table.columns), rule, *map(row, table.texts())]) + "\n"
+    rows = map(row, table.texts())
+    return "\n".join([f"### {markdown_text(table.title)}", "", row(table.columns), rule, *rows]) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """One line that is neither HTML nor the end of a cell, whatever a stranger's record calls itself."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 def to_csv(table: Table) -> str:

@@ -19,7 +19,8 @@ from backbench.reports.metrics.metric import ABSENT, Metric
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems, finite
-from backbench.reports.record.experiment import read_experiment
+from backbench.reports.record.bundle import expand
+from backbench.reports.record.experiment import is_experiment, read_experiment
 
 RELATIVE = 1e-9
 """Sums in another order may differ in the last digits; no edit a reader would notice is this small."""
@@ -55,7 +56,7 @@ def examine(directory: RunDirectory) -> Verification:
         context = Context.from_dict(record.metrics.get("context") or {})
     except ReportError as error:
         return Verification((*problems, str(error)), ("every number: the tables cannot be read",))
-    given = {name: getattr(record, name) for name in ("memory", "energy", "correctness")}
+    given = {name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy")}
     try:
         problems += _column_problems(requests)
         run = RunTables.read(requests, steps, context, telemetry, given)
@@ -69,6 +70,20 @@ def examine(directory: RunDirectory) -> Verification:
     problems += differences(record.validity, reasons, "validity")
     problems += correctness.contradictions(record.correctness)
     problems += _status_problems(record, context)
+    return Verification(tuple(problems), tuple(unchecked))
+
+
+def examine_stored(path: Path) -> Verification:
+    """Whatever is at `path`: a run, an experiment, or all that a bundle holds."""
+    entries = expand(path)
+    found = {
+        each: examine_experiment(each) if is_experiment(each) else examine(RunDirectory.open(each))
+        for each in entries
+    }
+    if len(entries) == 1:
+        return found[entries[0]]
+    problems = (f"{each.name}: {line}" for each in entries for line in found[each].problems)
+    unchecked = dict.fromkeys(line for each in entries for line in found[each].unchecked)
     return Verification(tuple(problems), tuple(unchecked))
 
 
@@ -149,6 +164,8 @@ def _cannot(metric: Metric, run: RunTables) -> bool:
         return finite(metric.compute(run)) is None and _given(run, key) is not None
     if section == "correctness":
         return not isinstance(run.given["correctness"].get("differences"), list)
+    if section == "accuracy":
+        return not isinstance(run.given["accuracy"].get("sequences"), dict)
     return False
 
 

@@ -95,6 +95,9 @@ TYPES = {
     torch.float8_e4m3fn: "fp8e4nv",
     torch.int64: "i64",
     torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
 }
 """torch's dtypes as Triton's signatures name them."""
 

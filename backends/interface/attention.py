@@ -35,6 +35,8 @@ class AttentionSpec:
     head_dim: int
     dtype: torch.dtype
     kv_dtype: torch.dtype
+    """Of the cache: `dtype`, or float8_e4m3fn, to which keys and values are rounded in their own scale, and
+    to 448 beyond it."""
     block_size: int
     scale: float
     window: int | None = None

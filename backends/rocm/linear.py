@@ -42,12 +42,19 @@ class RocmLinear(Linear):
         return self.other.refusals(spec, device)
 
     def pack(self, weight: Weight, device: Device) -> PackedLinear:
-        if reasons := self.refusals(weight.spec("packed"), device):
+        spec = weight.spec("packed", None if weight.scheme.dense else torch.bfloat16)
+        if reasons := self.refusals(spec, device):
             raise BackendError(f"rocm linear cannot serve this weight: {'; '.join(reasons)}.")
         if aiter.absent(device) or weight.q.dtype not in (torch.bfloat16, torch.float16):
             return PackedLinear(self.other.pack(weight, device), None)
         product = aiter.AITER.function("aiter.tuned_gemm", "gemm_a16w16", KEYWORDS)
         return PackedLinear(weight.q.to(device.torch_device).contiguous(), product)
+
+    def unpack(self, packed: PackedLinear) -> Weight | None:
+        return self.other.unpack(packed.weight) if packed.product is None else None
+
+    def served_by(self, spec: WeightSpec, device: Device) -> str:
+        return self.name if spec.scheme.dense else self.other.served_by(spec, device)
 
     def run(self, x: Tensor, packed: PackedLinear, bias: Tensor | None = None) -> Tensor:
         if packed.product is None:

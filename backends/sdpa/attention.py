@@ -31,6 +31,8 @@ class SdpaAttention(TorchAttention):
 
     def refusals(self, spec: AttentionSpec, device: Device) -> list[str]:
         reasons = super().refusals(spec, device)
+        if spec.kv_dtype != spec.dtype:
+            reasons.append(f"the KV cache must have the model's dtype {spec.dtype}, not {spec.kv_dtype}")
         if spec.softcap is not None:
             reasons.append("scaled_dot_product_attention has no softcap")
         return reasons

@@ -16,6 +16,7 @@ from backbench.backends.interface import (
     Device,
     GraphSupport,
 )
+from backbench.backends.quantization import FP8, FP8_MAX
 from backbench.errors import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,8 +51,8 @@ class TorchAttention(Attention):
         reasons = []
         if spec.dtype not in DTYPES:
             reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
-        if spec.kv_dtype != spec.dtype:
-            reasons.append(f"the KV cache must have the model's dtype {spec.dtype}, not {spec.kv_dtype}")
+        if spec.kv_dtype not in (spec.dtype, FP8):
+            reasons.append(f"KV dtype {spec.kv_dtype} is neither {spec.dtype} nor float8_e4m3fn")
         if spec.q_heads % spec.kv_heads:
             reasons.append(f"{spec.q_heads} query heads do not divide among {spec.kv_heads} KV heads")
         return reasons
@@ -91,8 +92,14 @@ class TorchRunner(AttentionRunner):
 
     def write(self, cache: TorchCache, k: Tensor, v: Tensor, batch: Batch) -> None:
         slots = batch.slots[: k.shape[0]]
-        cache.keys[slots] = k
-        cache.values[slots] = v
+        cache.keys[slots] = self._stored(k)
+        cache.values[slots] = self._stored(v)
+
+    def _stored(self, x: Tensor) -> Tensor:
+        """As the cache keeps it."""
+        if self.spec.kv_dtype != FP8 or x.dtype == FP8:
+            return x
+        return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
     def run(self, q: Tensor, cache: TorchCache, batch: Batch, out: Tensor) -> None:
         block_size = self.spec.block_size
@@ -107,8 +114,10 @@ class TorchRunner(AttentionRunner):
             first = self._first_block(length - (end - start))
             blocks = batch.block_table[row, first : -(-length // block_size)]
             live = length - first * block_size
-            k = keys.index_select(0, blocks).flatten(0, 1)[:live]
-            v = values.index_select(0, blocks).flatten(0, 1)[:live]
+            k, v = (
+                kept.index_select(0, blocks).flatten(0, 1)[:live].to(self.spec.dtype)
+                for kept in (keys, values)
+            )
             for tile in range(start, end, QUERY_TILE):
                 stop = min(tile + QUERY_TILE, end)
                 visible = live - (end - stop)

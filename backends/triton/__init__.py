@@ -11,8 +11,9 @@ from backbench.backends.triton.tune import TritonTuner
 
 def _cases() -> list[KernelCase]:
     from backbench.backends.triton.aot_cases import cases
+    from backbench.backends.triton.quantized_aot import quantized_cases
 
-    return cases()
+    return [*cases(), *quantized_cases()]
 
 
 KERNELS = Kernels(
@@ -25,6 +26,9 @@ KERNELS = Kernels(
             ("prefill_kernel", "attention"),
             ("fused_write", "attention"),
             ("gemm", "linear"),
+            ("packed_gemm", "linear"),
+            ("byte_gemm", "linear"),
+            ("rounding", "linear"),
             ("elementwise", "operations"),
             ("sampling", "operations"),
             ("thresholds", "operations"),

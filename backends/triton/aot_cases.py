@@ -159,15 +159,15 @@ def attention(bucket: str, layer: Layer, target: str) -> Launch:
     cache = runner.new_cache(parts(2**31, values_per_block) if layer.wide else 64)
     decodes = {"decode_small": 1, "decode": spec.max_seqs}.get(bucket, 0)
     tokens = decodes or MANY
-    q = _empty(tokens, spec.q_heads, spec.head_dim, dtype=spec.dtype)
+    q = on_meta(tokens, spec.q_heads, spec.head_dim, dtype=spec.dtype)
     if bucket == "write":
-        k = _empty(tokens, spec.kv_heads, spec.head_dim, dtype=spec.dtype)
-        return kv_write_launch(Place.of(device), cache, k, k, _empty(tokens, dtype=torch.int64))
+        k = on_meta(tokens, spec.kv_heads, spec.head_dim, dtype=spec.dtype)
+        return kv_write_launch(Place.of(device), cache, k, k, on_meta(tokens, dtype=torch.int64))
     batch = Batch(
-        query_start=_empty(decodes + 2, dtype=torch.int32),
-        seq_lens=_empty(decodes + 1, dtype=torch.int32),
-        block_table=_empty(decodes + 1, 64, dtype=torch.int32),
-        slots=_empty(tokens, dtype=torch.int64),
+        query_start=on_meta(decodes + 2, dtype=torch.int32),
+        seq_lens=on_meta(decodes + 1, dtype=torch.int32),
+        block_table=on_meta(decodes + 1, 64, dtype=torch.int32),
+        slots=on_meta(tokens, dtype=torch.int64),
         num_seqs=decodes or 1,
         num_tokens=tokens,
         num_decodes=decodes,
@@ -193,32 +193,32 @@ def _operation_case(
 
 
 def _norm(add: bool, place: Place, dtype: torch.dtype, rows: int) -> Launch:
-    x = _empty(rows, HIDDEN, dtype=dtype)
-    return norm_launch(place, x, _empty(HIDDEN, dtype=dtype), 1e-6, x, x if add else None)
+    x = on_meta(rows, HIDDEN, dtype=dtype)
+    return norm_launch(place, x, on_meta(HIDDEN, dtype=dtype), 1e-6, x, x if add else None)
 
 
 def _gate(place: Place, dtype: torch.dtype, rows: int) -> Launch:
-    gate_up = _empty(rows, 2 * FEED_FORWARD, dtype=dtype)
-    return gate_launch(place, gate_up, _empty(rows, FEED_FORWARD, dtype=dtype))
+    gate_up = on_meta(rows, 2 * FEED_FORWARD, dtype=dtype)
+    return gate_launch(place, gate_up, on_meta(rows, FEED_FORWARD, dtype=dtype))
 
 
 def _embed(place: Place, dtype: torch.dtype, rows: int) -> Launch:
-    table = _empty(VOCABULARY, HIDDEN, dtype=dtype)
-    return embed_launch(place, _empty(rows, dtype=torch.int64), table, _empty(rows, HIDDEN, dtype=dtype))
+    table = on_meta(VOCABULARY, HIDDEN, dtype=dtype)
+    return embed_launch(place, on_meta(rows, dtype=torch.int64), table, on_meta(rows, HIDDEN, dtype=dtype))
 
 
 def _rotation(write: bool, place: Place, dtype: torch.dtype, rows: int) -> Launch:
     spec = Layer(dtype, dtype).spec
-    norm = _empty(spec.head_dim, dtype=dtype)
-    rotation = Rotation(Rotary(_empty(4096, spec.head_dim, dtype=torch.float32), spec.head_dim), norm, norm)
-    qkv = _empty(rows, (spec.q_heads + 2 * spec.kv_heads) * spec.head_dim, dtype=dtype)
-    q = _empty(rows, spec.q_heads, spec.head_dim, dtype=dtype)
-    positions = _empty(rows, dtype=torch.int64)
+    norm = on_meta(spec.head_dim, dtype=dtype)
+    rotation = Rotation(Rotary(on_meta(4096, spec.head_dim, dtype=torch.float32), spec.head_dim), norm, norm)
+    qkv = on_meta(rows, (spec.q_heads + 2 * spec.kv_heads) * spec.head_dim, dtype=dtype)
+    q = on_meta(rows, spec.q_heads, spec.head_dim, dtype=dtype)
+    positions = on_meta(rows, dtype=torch.int64)
     if write:
-        side = _empty(64, spec.kv_heads, spec.block_size, spec.head_dim, dtype=dtype)
+        side = on_meta(64, spec.kv_heads, spec.block_size, spec.head_dim, dtype=dtype)
         cache = PagedCache(side, side)
         return rotate_and_write_launch(place, qkv, positions, rotation, cache, positions, spec, q)
-    k = _empty(rows, spec.kv_heads, spec.head_dim, dtype=dtype)
+    k = on_meta(rows, spec.kv_heads, spec.head_dim, dtype=dtype)
     return rotate_launch(place, qkv, positions, rotation, spec, q, k)
 
 
@@ -226,10 +226,10 @@ def _sampling(
     greedy: bool, filtered: bool, which: int, place: Place, dtype: torch.dtype, rows: int
 ) -> Launch:
     rows = min(rows, 256)
-    floats = _empty(rows, dtype=torch.float32)
-    key, top_k = _empty(rows, dtype=torch.int64), _empty(rows, dtype=torch.int32)
+    floats = on_meta(rows, dtype=torch.float32)
+    key, top_k = on_meta(rows, dtype=torch.int64), on_meta(rows, dtype=torch.int32)
     sampling = SamplingBatch(floats, top_k, floats, floats, key, greedy, filtered)
-    return sample_launches(place, _empty(rows, VOCABULARY, dtype=dtype), sampling, key)[which]
+    return sample_launches(place, on_meta(rows, VOCABULARY, dtype=dtype), sampling, key)[which]
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -287,10 +287,11 @@ def _measured(config: GemmConfig, rows: int, n: int, k: int, target: str) -> Lau
 def _product(
     config: GemmConfig, dtype: torch.dtype, rows: int, n: int, k: int, place: Place, bias: bool = False
 ) -> Launch:
-    x, weight = _empty(rows, k, dtype=dtype), _empty(n, k, dtype=dtype)
-    added = _empty(n, dtype=dtype) if bias else None
-    return product_launch(place, x, weight, added, _empty(rows, n, dtype=dtype), config)
+    x, weight = on_meta(rows, k, dtype=dtype), on_meta(n, k, dtype=dtype)
+    added = on_meta(n, dtype=dtype) if bias else None
+    return product_launch(place, x, weight, added, on_meta(rows, n, dtype=dtype), config)
 
 
-def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+def on_meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor that takes no memory."""
     return torch.empty(shape, dtype=dtype, device=META)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backbench.backends.interface import Device, WeightSpec
+from backbench.backends import quantization
+from backbench.backends.interface import Device, Scheme, Weight, WeightSpec
 from backbench.backends.interface.device import kernels_refused
-from backbench.backends.torch.linear import TorchLinear
-from backbench.backends.triton import configs
+from backbench.backends.interface.weight import PACKED
+from backbench.backends.torch.linear import DTYPES, TorchLinear
+from backbench.backends.triton import configs, quantized_configs
 from backbench.backends.triton.configs import GemmConfig, Product, ZeroBias
+from backbench.backends.triton.quantized_weight import (
+    NATIVE_ACTIVATIONS,
+    QuantizedWeight,
+    pack_weight,
+    unpack_weight,
+)
+from backbench.errors import BackendError
+
+LARGEST_ROW = 32768
+"""Input features that a program rounds at once."""
 
 
 class TritonLinear(TorchLinear):
-    """Dense weights, packed as torch's are: the [N, K] tensor.
+    """Dense weights, packed as torch's are: the [N, K] tensor; quantized ones as `QuantizedWeight`.
 
-    `run` picks by `configs.choose`. Norm, gate and residual stay launches of their own:
-    with overlapped launches, folding them into the products gained nothing (see `benchmarks/layers.py`).
+    `run` picks by `configs.choose` and `quantized_configs.choose`. Norm, gate and residual stay launches of
+    their own: with overlapped launches, folding them into the products gained nothing (see
+    `benchmarks/layers.py`).
     """
 
     name = "triton"
@@ -26,14 +42,46 @@ class TritonLinear(TorchLinear):
         self._zeros: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def refusals(self, spec: WeightSpec, device: Device) -> list[str]:
-        dense = [] if spec.scheme.dense else ["only dense weights are served"]
-        return kernels_refused(device) + dense + super().refusals(spec, device)
+        reasons = kernels_refused(device)
+        if spec.scheme.dense:
+            plain = spec if spec.scheme == Scheme() else replace(spec, scheme=Scheme())
+            return reasons + super().refusals(plain, device)
+        if spec.dtype not in DTYPES:
+            reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
+        return reasons + scheme_refused(spec.scheme, spec.n, spec.k, device.arch)
 
-    def run(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    def pack(self, weight: Weight, device: Device) -> Any:
+        spec = weight.spec("packed", None if weight.scheme.dense else torch.bfloat16)
+        if reasons := self.refusals(spec, device):
+            raise BackendError(f"{self.name} linear cannot serve this weight: {'; '.join(reasons)}.")
+        if not weight.scheme.dense:
+            return pack_weight(weight, device.torch_device)
+        return weight.q.to(device.torch_device).contiguous()
+
+    def unpack(self, packed: Tensor | QuantizedWeight) -> Weight | None:
+        return unpack_weight(packed) if isinstance(packed, QuantizedWeight) else None
+
+    def served_by(self, spec: WeightSpec, device: Device) -> str:
+        if spec.scheme.dense or device.vendor == "cpu":
+            return self.name
+        at = (spec.n, spec.k, spec.scheme, spec.dtype)
+        ways: dict[str, int] = {}
+        for size in quantized_configs.BUCKETS:
+            way = quantized_configs.choose(device.arch, device.units, size, *at)
+            ways[quantized_configs.describe(way)] = size
+        return f"{self.name}, " + "; ".join(f"{way} to {size} rows" for way, size in ways.items())
+
+    def run(self, x: Tensor, packed: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Tensor:
         from backbench.backends.triton.launch import place_of
 
-        n, k = packed.shape
         arch, units, _ = place_of(x.device)
+        if isinstance(packed, QuantizedWeight):
+            from backbench.backends.triton.quantized import run_quantized
+
+            shape = (x.shape[0], packed.n, packed.k)
+            way = quantized_configs.choose(arch, units, *shape, packed.scheme, x.dtype)
+            return run_quantized(x, packed, way, bias)
+        n, k = packed.shape
         return self.product(x, packed, configs.choose(arch, units, x.shape[0], n, k, x.dtype), bias)
 
     def product(self, x: Tensor, weight: Tensor, way: Product | None, bias: Tensor | None = None) -> Tensor:
@@ -56,4 +104,32 @@ class TritonLinear(TorchLinear):
     def tuning(self, spec: WeightSpec, device: Device) -> dict[str, str | None] | None:
         if device.vendor == "cpu":
             return None
-        return configs.product_tuning(device.arch, device.units, spec.n, spec.k, spec.dtype)
+        at = (device.arch, device.units, spec.n, spec.k)
+        if spec.scheme.dense:
+            return configs.product_tuning(*at, spec.dtype)
+        return quantized_configs.tuning(*at, spec.scheme, spec.dtype)
+
+
+def scheme_refused(scheme: Scheme, n: int, k: int, arch: str) -> list[str]:
+    """What the kernels lack for a quantized [n, k] weight on such a GPU; empty = nothing."""
+    reasons = []
+    eight = scheme.weight == "fp8" or scheme.scale == "e4m3" or (scheme.activation or "").startswith("fp8-")
+    if eight and (arch == "gfx90a" or (arch.startswith("sm") and int(arch[2:]) < 89)):
+        reasons.append(f"{arch} cannot convert fp8 codes and scales")
+    packed = scheme.weight in PACKED
+    if scheme.weight not in ("int8", "int4", "fp8", "fp4"):
+        reasons.append(f"no kernel reads {scheme.weight} weights")
+    if scheme.zero_point and scheme.weight not in ("int8", "int4"):
+        reasons.append("zero points are for integers")
+    if scheme.activation is not None and scheme.activation not in quantization.ACTIVATIONS:
+        reasons.append(f"no rounding of rows is called {scheme.activation}")
+    if packed and scheme.activation == "fp8-group128":
+        reasons.append("rows rounded in groups of 128 go with eight-bit weights")
+    least = 16 if packed else 32
+    if scheme.group is not None and scheme.group % least:
+        reasons.append(f"groups of {scheme.group} columns are no multiple of {least}")
+    elif scheme.group is not None and not packed and scheme.group not in (32, 64) and scheme.group % 128:
+        reasons.append(f"groups of {scheme.group} columns do not divide into steps of 128")
+    if scheme.activation in NATIVE_ACTIVATIONS and k > LARGEST_ROW:
+        reasons.append(f"rows of {k} features are rounded at once up to {LARGEST_ROW}")
+    return reasons

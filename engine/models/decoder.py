@@ -26,15 +26,17 @@ from backbench.engine.models.weights import Held, LayerWeights, Weights
 from backbench.errors import BackendError
 
 
-def attention_specs(config: ModelConfig, *, dtype: torch.dtype, limits: StepLimits) -> list[AttentionSpec]:
-    """Each layer's attention spec; layers that agree have equal ones."""
+def attention_specs(
+    config: ModelConfig, *, dtype: torch.dtype, limits: StepLimits, kv_dtype: torch.dtype | None = None
+) -> list[AttentionSpec]:
+    """Each layer's attention spec; layers that agree have equal ones. kv_dtype: None = `dtype`."""
     return [
         AttentionSpec(
             q_heads=layer.q_heads,
             kv_heads=layer.kv_heads,
             head_dim=layer.head_dim,
             dtype=dtype,
-            kv_dtype=dtype,
+            kv_dtype=kv_dtype or dtype,
             block_size=limits.block_size,
             scale=layer.scale,
             # A window that covers the longest sequence hides nothing.
@@ -105,18 +107,21 @@ class Decoder:
         *,
         dtype: torch.dtype,
         limits: StepLimits,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
+        """kv_dtype: of the KV cache; None = `dtype`."""
         self.config = config
         self.weights = weights
         self.device = selection.device
         self.dtype = dtype
+        self.kv_dtype = kv_dtype or dtype
         self.limits = limits
         self.operations = selection.operations
         self.linear = selection.linear
         self._require_served()
         weights.pack(self.linear, self.device)
         rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
-        specs = attention_specs(config, dtype=dtype, limits=limits)
+        specs = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
             Layer(

@@ -9,46 +9,50 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backbench.reports.arms import Arm
 
+MOST_LINES = 20
+"""Runs that are named as not valid; of more, how many."""
+
 
 def print_experiment(path: Path) -> None:
     """The conclusion, every arm's medians with their intervals between runs, and what is not valid."""
-    from backbench.harness.commands.output import headline, print_report_table
+    from backbench.harness.commands.output import headline, print_clipping, print_report_table
     from backbench.harness.commands.stored import read, say
     from backbench.reports.arms import open_arms
     from backbench.reports.tables import quantization_table, repeats_table
 
     arms = open_arms([path], read)
-    say(headline(arms[0].runs[0].record), err=False)
+    first = arms[0].runs[0].record
+    say(headline(first), err=False)
+    print_clipping(first, "Clipped, of the first run")
     if len(arms) > 1:
         print_conclusion(arms)
     if (quantized := quantization_table(arms)) is not None:
         print_report_table(quantized)
     print_report_table(repeats_table(arms))
-    say_invalid(arms)
+    say_left_out(arms)
 
 
 def print_conclusion(arms: Sequence[Arm]) -> None:
     """Who is fastest; else why nobody can tell, and the command that would."""
     from backbench.harness.commands.stored import say
-    from backbench.reports.conclusion import conclusion, how_to_tell
+    from backbench.reports.conclusion import conclusion, how_to_tell, left_out
 
     say(conclusion(arms), err=False)
     if (command := how_to_tell(arms)) is not None:
-        say(f"A verdict takes repeats: {command}", err=False)
+        valid = "valid " if left_out(arms) else ""
+        say(f"A verdict takes {valid}repeats: {command}", err=False)
 
 
-def say_invalid(arms: Sequence[Arm]) -> None:
-    """The reasons not to believe runs, on stderr."""
+def say_left_out(arms: Sequence[Arm]) -> None:
+    """The runs that no verdict rests on and why, on stderr."""
     from backbench.harness.commands.stored import say
+    from backbench.reports.conclusion import left_out
 
-    for arm in arms:
-        reasons: dict[str, int] = {}
-        for record in arm.records:
-            for reason in record.validity:
-                reasons[reason] = reasons.get(reason, 0) + 1
-        for reason, count in reasons.items():
-            of = f" ({count} of {len(arm.runs)} runs)" if len(arm.runs) > 1 else ""
-            say(f"{arm.label} is not valid{of}: {reason}")
+    lines = left_out(arms)
+    for line in lines[:MOST_LINES]:
+        say(line)
+    if len(lines) > MOST_LINES:
+        say(f"and {len(lines) - MOST_LINES} more that are not valid")
 
 
 def experiment_json(path: Path) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def experiment_json(path: Path) -> dict[str, Any]:
 
     from backbench.harness.commands.stored import read
     from backbench.reports.arms import compared_in, measured, open_arms
-    from backbench.reports.conclusion import conclusion
+    from backbench.reports.conclusion import conclusion, left_out
     from backbench.reports.record.experiment import read_experiment
 
     arms = open_arms([path], read)
@@ -69,5 +73,5 @@ def experiment_json(path: Path) -> dict[str, Any]:
         for each in compared_in(arms)
     }
     listed = asdict(read_experiment(path)) | {"path": str(path)}
-    found = {"experiment": listed, "quantities": quantities}
+    found = {"experiment": listed, "quantities": quantities, "left_out": left_out(arms)}
     return found | ({"conclusion": conclusion(arms)} if len(arms) > 1 else {})

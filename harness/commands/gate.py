@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from backbench.harness.gate.arms import Arm
     from backbench.harness.gate.fingerprint import Fingerprint
     from backbench.harness.gate.policy import Policy
+    from backbench.harness.gate.session import Session
+    from backbench.harness.gate.stored import Stored
 
 POLICY = click.option(
     "--policy",
@@ -42,7 +46,7 @@ def out(default: str, holds: str) -> Callable[[Callable[..., Any]], Callable[...
     "--baseline",
     required=True,
     metavar="ARM",
-    help="Options of bench run ('--backend flash'), a checkout's folder, or a git ref.",
+    help="Options of bench run ('--backend flash'), a checkout's folder, a git ref, or stored runs.",
 )
 @click.option("--candidate", required=True, metavar="ARM", help="The same, for what is to be judged.")
 @click.option("--baseline-python", metavar="PATH", help="Interpreter of the baseline; default this one.")
@@ -67,23 +71,37 @@ def gate(
 ) -> None:
     """Run baseline and candidate in pairs (A B B A) until the difference is clear, and say what it is.
 
-    Leaves gate.json, junit.xml and summary.md in --out. See docs/gate.md.
+    A baseline of stored runs (a run's or an experiment's directory) is for every night: a loss then ends with
+    code 3 and the command of the gate of pairs. Leaves gate.json, junit.xml and summary.md in --out. See
+    docs/gate.md and docs/ci.md.
 
     Exit codes: 0 pass, 1 regressed, 2 usage, 3 inconclusive, 4 invalid, 5 wrong results, 130 interrupted.
     """
-    from backbench.harness.gate.arms import BASELINE, CANDIDATE, checked_out, parse_arm, run_in_process
+    from backbench.harness.gate.arms import BASELINE, CANDIDATE, parse_arm
     from backbench.harness.gate.calibration import cell_of
     from backbench.harness.gate.outcome import headline, to_json, to_markdown, write
-    from backbench.harness.gate.session import Session
+    from backbench.harness.gate.stored import find_stored, stored_arm
 
     policy = _policy(policy_file)
-    before = parse_arm(BASELINE, baseline, baseline_python)
-    after = parse_arm(CANDIDATE, candidate, candidate_python)
-    blind = _blind(calibration_file, policy, cell_of(policy, before))
-    session = Session(policy, before, after, out, run_in_process, _tell, max_minutes, blind)
-    session.claim()
-    with checked_out(before, out / "trees") as before, checked_out(after, out / "trees") as after:
-        session.baseline, session.candidate = before, after
+    stored: dict[str, Stored] = {}
+    arms: list[Arm] = []
+    for name, text, python in (
+        (BASELINE, baseline, baseline_python),
+        (CANDIDATE, candidate, candidate_python),
+    ):
+        if (runs := find_stored(name, text)) is not None:
+            stored[name] = runs
+            arms.append(stored_arm(name, text, runs))
+        else:
+            arms.append(parse_arm(name, text, python))
+    before, after = arms
+    opened = _opened(policy, before, after, out)
+    if stored:
+        again = (after.code or "REF")[:12] if CANDIDATE in stored else candidate
+        opened = _opened_stored(policy, before, after, out, stored, again, policy_file)
+    with opened as session:
+        session.max_minutes = max_minutes
+        session.blind = _blind(calibration_file, policy, cell_of(policy, before))
         outcome = session.run()
     write(outcome, out)
     click.echo(to_json(outcome) if as_json else to_markdown(outcome))
@@ -119,18 +137,12 @@ def calibrate(
     from dataclasses import asdict
 
     from backbench.harness.commands.output import print_json
-    from backbench.harness.gate.arms import BASELINE, CANDIDATE, checked_out, parse_arm, run_in_process
+    from backbench.harness.gate.arms import BASELINE, CANDIDATE, parse_arm
     from backbench.harness.gate.calibration import CALIBRATION_FILE, LOOKS, store
     from backbench.harness.gate.calibration import calibrate as run_calibration
-    from backbench.harness.gate.session import Session
 
     both = parse_arm(BASELINE, arm), parse_arm(CANDIDATE, arm)
-    session = Session(_policy(policy_file), *both, out, run_in_process, _tell)
-    session.claim()
-    with (
-        checked_out(session.baseline, out / "trees") as session.baseline,
-        checked_out(session.candidate, out / "trees") as session.candidate,
-    ):
+    with _opened(_policy(policy_file), *both, out) as session:
         found = run_calibration(session, pairs)
     file = calibration_file or Path(CALIBRATION_FILE)
     store(found, file)
@@ -151,15 +163,18 @@ def calibrate(
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print rows instead of a table.")
 def trend(directory: Path, as_json: bool) -> None:
-    """Show the history of gates under a directory, newest last. It never fails a build."""
+    """Show the history of gates under a directory, newest last, and where a metric's level changed.
+
+    Levels are of the candidates, by machine and by what they ran. It never fails a build.
+    """
     from backbench.harness.commands.output import print_json
     from backbench.harness.gate.trend import history, to_markdown
 
-    found, unreadable = history(directory)
-    for each in unreadable:
+    found = history(directory)
+    for each in found.odd:
         _tell(f"left out: {each}")
     if as_json:
-        print_json(found)
+        print_json({"gates": found.rows, "changes": found.changes})
     else:
         click.echo(to_markdown(found))
 
@@ -168,6 +183,71 @@ def _tell(text: str) -> None:
     from backbench.harness.commands.stored import say
 
     say(text)
+
+
+@contextmanager
+def _opened(policy: Policy, baseline: Arm, candidate: Arm, out: Path) -> Iterator[Session]:
+    """The gate of these arms in its directory, with their trees checked out while it is open."""
+    from backbench.harness.gate.arms import checked_out, run_in_process
+    from backbench.harness.gate.kernels import InProcesses, KernelSession
+    from backbench.harness.gate.session import Session
+
+    with ExitStack() as stack:
+        session = Session(policy, baseline, candidate, out, run_in_process, _tell)
+        if policy.kernels is not None:
+            options = {arm.name: _kernel_options(policy, arm) for arm in (baseline, candidate)}
+        session.claim()
+        before = stack.enter_context(checked_out(baseline, out / "trees"))
+        after = stack.enter_context(checked_out(candidate, out / "trees"))
+        if policy.kernels is not None:
+            turns = stack.enter_context(InProcesses((before, after), options))
+            session = KernelSession(policy, before, after, out, tell=_tell, take_turns=turns)
+        session.baseline, session.candidate = before, after
+        yield session
+
+
+@contextmanager
+def _opened_stored(
+    policy: Policy,
+    baseline: Arm,
+    candidate: Arm,
+    out: Path,
+    stored: dict[str, Stored],
+    again: str,
+    policy_file: Path | None,
+) -> Iterator[Session]:
+    """The gate against stored runs in its directory."""
+    from backbench.errors import HarnessError
+    from backbench.harness.gate.arms import checked_out, run_in_process
+    from backbench.harness.gate.stored import StoredSession, common_seeds, paired_again, replaying
+
+    if baseline.name not in stored or policy.kernels is not None:
+        raise HarnessError("Stored runs are a gate's baseline, or both its arms, and hold no kernels.")
+    session = StoredSession(
+        policy,
+        baseline,
+        candidate,
+        out,
+        replaying(run_in_process, stored),
+        _tell,
+        seeds=common_seeds(stored),
+        again=paired_again(baseline, again, policy_file),
+    )
+    session.claim()
+    with checked_out(candidate, out / "trees") as session.candidate:
+        yield session
+
+
+def _kernel_options(policy: Policy, arm: Arm) -> dict[str, Any]:
+    """What `bench kernels` would be asked with the policy's and the arm's options."""
+    from backbench.errors import HarnessError
+    from backbench.harness.commands.kernels import kernels
+
+    given = kernels.make_context(f"the {arm.name}'s kernels", [*(policy.kernels or ()), *arm.options]).params
+    printed = ("as_json", "csv_file", "html_file", "seconds")
+    if "," in given["backend_names"]:
+        raise HarnessError(f"An arm's kernels run on one backend, not {given['backend_names']}.")
+    return {name: value for name, value in given.items() if name not in printed}
 
 
 def _policy(given: Path | None) -> Policy:

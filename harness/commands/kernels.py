@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from backbench.harness.commands.flags import flag, subject_flag
 from backbench.options import Option
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import torch
-
-    from backbench.engine.models.config import ModelConfig
-    from backbench.harness.kernels.problem import Problem
-
-GPU_SHAPES = "1q1s4k,64q1s4k,8q2k,2q1k_32q1s1k"
-CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
-MOST_ROWS = 2**20
-"""Rows of one product or fused operation."""
 SECONDS = Option(
     "seconds",
     "seconds",
@@ -70,31 +57,15 @@ def kernels(
     turns, the whole list is measured twice, and the interval is over rounds that lie that far apart; an
     eager time still depends on the process and the host. Exit code 5 when a result is wrong.
     """
-    from backbench.backends.interface.device import detect
-    from backbench.backends.registry import load
-    from backbench.engine.limits import CPU_BLOCK_SIZE, GPU_BLOCK_SIZE
-    from backbench.engine.models.config import DTYPES
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.kernels import page
     from backbench.harness.kernels.cost import require_memory, warning
     from backbench.harness.kernels.measure import measure
+    from backbench.harness.kernels.plan import Asked, plan
     from backbench.harness.peaks import device_peaks
 
-    device = detect(prefer=prefer)
-    on_cpu = device.torch_device.type == "cpu"
-    backends = [load(name.strip()) for name in backend_names.split(",")]
-    number_type = DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
-    problems = list(
-        _problems(
-            kinds,
-            (CPU_SHAPES if on_cpu else GPU_SHAPES) if shapes is None else shapes,
-            model,
-            tokens,
-            quantize.split(","),
-            number_type,
-            block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE),
-        )
-    )
+    planned = plan(Asked(backend_names, shapes, kinds, model, tokens, dtype, block_size, prefer, quantize))
+    device, backends, problems, number_type = planned
     require_memory(problems, device)
     peaks = device_peaks(device, number_type)
     if text := warning(problems, len(backends), device, peaks):
@@ -130,53 +101,3 @@ def kernels(
         print_table(title, page.COLUMNS, page.table_rows(results), right=range(4, 8))
     if any(result.correct is False for result in results):
         click.get_current_context().exit(5)
-
-
-def _problems(
-    kinds: str,
-    shapes: str,
-    model: str,
-    tokens: str,
-    schemes: Sequence[str],
-    dtype: torch.dtype,
-    block_size: int,
-) -> Iterator[Problem]:
-    """The problems of every kind asked for."""
-    from backbench.engine.models.checkpoint import find_model
-    from backbench.errors import HarnessError
-    from backbench.harness.kernels.linear import linear_problems
-    from backbench.harness.kernels.operations import operation_problems
-
-    asked = [kind.strip() for kind in kinds.split(",")]
-    known = ("attention", "linear", "operations")
-    for kind in asked:
-        if kind not in known:
-            raise HarnessError(f"Unknown kind {kind!r}; use {', '.join(known)}.")
-    config = find_model(model).config
-    counts = _counts(tokens)
-    if "attention" in asked:
-        yield from _attention_problems(shapes, config, dtype, block_size)
-    if "linear" in asked:
-        yield from linear_problems(config, counts, dtype, schemes)
-    if "operations" in asked:
-        yield from operation_problems(config, counts, dtype)
-
-
-def _attention_problems(
-    shapes: str, config: ModelConfig, dtype: torch.dtype, block_size: int
-) -> Iterator[Problem]:
-    from backbench.harness.kernels.attention import Geometry, attention_problem
-    from backbench.harness.kernels.shapes import parse_shape
-
-    geometry = Geometry(config.q_heads, config.kv_heads, config.head_dim, block_size, dtype)
-    for text in shapes.split(","):
-        yield attention_problem(parse_shape(text), geometry)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    from backbench.errors import HarnessError
-
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 9 and 0 < int(part) <= MOST_ROWS for part in parts):
-        raise HarnessError(f"Token counts are whole numbers from 1 to {MOST_ROWS:,} like 1,16; not {text!r}.")
-    return tuple(int(part) for part in parts)

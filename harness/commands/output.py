@@ -163,20 +163,28 @@ def print_tuning(record: RunRecord) -> None:
         click.echo(printable(f"Launches: {'; '.join(known)}"))
 
 
-def print_clipping(record: RunRecord) -> None:
+def print_clipping(record: RunRecord, head: str = "Clipped") -> None:
     """What the requests lost to the model's context, where anything."""
     from backbench.reports.tables import clipping
 
     if text := clipping(record):
-        click.echo(printable(f"Clipped: {text}"))
+        click.echo(printable(f"{head}: {text}"))
+
+
+def own_names(record: RunRecord) -> str:
+    """The label and tags that its user gave a run: "night card=left"; empty where none."""
+    tags = (f"{key}={value}" for key, value in sorted((record.run.get("tags") or {}).items()))
+    return " ".join(filter(None, (record.run.get("label"), *tags)))
 
 
 def headline(record: RunRecord) -> str:
     """One line: what ran on what."""
+    names = own_names(record)
     device = (record.system.get("device") or {}).get("name", "?")
     counts = record.metrics.get("counts") or {}
     return printable(
-        f"{record.workload.get('name')} on {record.model.get('name')} ({record.model.get('dtype')}), "
+        (f"{names}: " if names else "")
+        + f"{record.workload.get('name')} on {record.model.get('name')} ({record.model.get('dtype')}), "
         f"{used_text(record)}, {device}: {counts.get('completed')} of {counts.get('intended')} requests, "
         f"{record.run['status']}"
     )

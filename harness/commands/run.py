@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -68,27 +69,26 @@ def run(
     if is_series(options):
         _run_series(options, as_json, no_report, talk)
     with open_observer(talk) as observer:
-        outcomes = run_experiment(options, observer)
-        reports = [None if no_report else _report(outcome, observer.stage) for outcome in outcomes]
-    with printing(f"the record is in {outcomes[0].directory.path}"):
+        outcome = run_experiment(options, observer)
+        report = None if no_report else _report(outcome, observer.stage)
+    with printing(f"the record is in {outcome.directory.path}"):
         if as_json:
-            _print_json(outcomes)
+            print_json(asdict(outcome.record) | {"directory": str(outcome.directory.path)})
         else:
-            for outcome, report in zip(outcomes, reports, strict=True):
-                _print(outcome, report)
-    if outcomes and outcomes[-1].failure is not None:
-        raise outcomes[-1].failure
-    raise SystemExit(max((exit_code(outcome) for outcome in outcomes), default=0))
+            _print(outcome, report)
+    if outcome.failure is not None:
+        raise outcome.failure
+    raise SystemExit(exit_code(outcome))
 
 
 def _run_series(options: RunOptions, as_json: bool, no_report: bool, talk: Talk) -> NoReturn:
     """Run every backend as often as asked, and end with the worst code of the runs."""
-    from backbench.harness.progress import open_observer
+    from backbench.harness.progress import line_every_s, open_observer
     from backbench.harness.repeats import run_repeats
-    from backbench.reports.page.html import write_report
+    from backbench.reports.page.export import write_report
 
-    with open_observer(talk) as observer:
-        done = run_repeats(options, observer.stage)
+    with open_observer(talk, series=True) as observer:
+        done = run_repeats(options, observer.stage, every_s=line_every_s(talk))
     path = done.experiment.path
     if not done.experiment.runs:
         raise KeyboardInterrupt
@@ -117,7 +117,7 @@ def _options(given: dict[str, Any], config: Path | None) -> RunOptions:
 
 
 def _report(outcome: Outcome, stage: Callable[[str], None]) -> Path:
-    from backbench.reports.page.html import write_report
+    from backbench.reports.page.export import write_report
 
     stage("Writing the report")
     path = outcome.directory.report_path
@@ -135,13 +135,6 @@ def exit_code(outcome: Outcome) -> int:
     if record.correctness.get("passed") is False:
         return WRONG
     return INVALID if fails(record) else 0
-
-
-def _print_json(outcomes: list[Outcome]) -> None:
-    from dataclasses import asdict
-
-    found = [asdict(outcome.record) | {"directory": str(outcome.directory.path)} for outcome in outcomes]
-    print_json(found[0] if len(found) == 1 else found)
 
 
 def _print(outcome: Outcome, report: Path | None) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from backbench.errors import INVALID, BackbenchError, ReportError, printable
 
 if TYPE_CHECKING:
     from backbench.reports.record import RunDirectory, RunRecord
 
+RUNS = Path("runs")
+"""Where `bench run` puts runs, and `latest` looks for them."""
 LONGEST = 280
 """Characters of a line on stderr; values of a foreign record may be of any length."""
 
@@ -22,6 +25,35 @@ def say(text: str, err: bool = True) -> None:
     """One printable line."""
     line = printable(" ".join(text.split()))
     click.echo(line[: LONGEST - 3] + "..." if err and len(line) > LONGEST else line, err=err)
+
+
+class RunType(click.ParamType):
+    """A run or experiment directory; `latest` is the newest finished one below runs/, `latest:LABEL` the
+    newest with that label. A folder of that name wins. What was taken is said on stderr."""
+
+    name = "run"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The directory."""
+        from backbench.reports.listing import LATEST, latest
+
+        path = Path(str(value))
+        word, _, label = str(value).partition(":")
+        if word != LATEST or path.exists():
+            return path
+        taken = latest(RUNS, label or None)
+        say(f"{value}: {taken}")
+        return taken
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Files and directories: a bundle is a file."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+RUN = RunType()
+"""The type of every argument that is a stored run."""
 
 
 @contextmanager

@@ -7,25 +7,24 @@ from pathlib import Path
 import click
 
 from backbench.errors import INVALID
+from backbench.harness.commands.stored import RUN
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print {run, verified, problems, unchecked} as JSON.")
 def verify(run: Path, as_json: bool) -> None:
-    """Recompute every number of RUN, a run or experiment directory, that its tables give; exit 4 names
-    what does not hold.
+    """Recompute every number of RUN, a run or experiment directory or a bundle, that its tables give;
+    exit 4 names what does not hold.
 
     What cannot be recomputed (it was measured beside the tables, or follows an older definition) is named.
     """
     from backbench.harness.commands.output import print_json
     from backbench.harness.commands.stored import reading, say
-    from backbench.reports.record import RunDirectory
-    from backbench.reports.record.experiment import is_experiment
-    from backbench.reports.verify import examine, examine_experiment
+    from backbench.reports.verify import examine_stored
 
     with reading(run):
-        found = examine_experiment(run) if is_experiment(run) else examine(RunDirectory.open(run))
+        found = examine_stored(run)
     if as_json:
         print_json(
             {

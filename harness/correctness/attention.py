@@ -275,7 +275,8 @@ class AttentionCheck:
                 plain = narrow.rotate(some, at, rotation, spec)
                 right = self._wide.rotate(some.to(self._wide.dtype), at, rotation, spec)
                 for what, x, torchs, wanted in zip(("key", "value"), kept, plain[1:], right[1:], strict=True):
-                    self._judge(what, row, x[slots[start:end]], torchs, wanted, start)
+                    most = torch.finfo(spec.kv_dtype).max
+                    self._judge(what, row, x[slots[start:end]], torchs, wanted.clamp(-most, most), start)
                 new = max(0, row.context - start)
                 count = end - start - new
                 if count > 0:
@@ -305,15 +306,17 @@ class AttentionCheck:
     def _judge(self, what: str, row: Row, got: Tensor, plain: Tensor, right: Tensor, start: int) -> None:
         """Compare [tokens, heads, head_dim], each token's each head by itself, relative to its own norm.
 
-        The bound is conformance's: twice torch's own error in the same dtype, and one rounding. Torch's is
-        taken where it is largest, there or on average over the heads, as one head's dimensions are few.
+        The bound is conformance's: twice torch's own error in the same dtype, and one rounding, to the dtype
+        in which it is kept. Torch's is taken where it is largest, there or on average over the heads, as one
+        head's dimensions are few.
         """
         wide = right.dtype
+        unit = rounding(self.decoder.kv_dtype) if what in ("key", "value") else self._unit
         norm = _rms(right)
         error = _rms(got.to(wide) - right).nan_to_num(torch.inf, posinf=torch.inf)
         torch_error = (_rms(plain.to(wide) - right) / norm).nan_to_num(0.0)
         typical = torch_error.square().mean().sqrt()
-        limit = (TORCH_FACTOR * torch_error.clamp_min(float(typical)) + self._unit) * norm
+        limit = (TORCH_FACTOR * torch_error.clamp_min(float(typical)) + unit) * norm
         share = torch.where(error > 0, error / limit, torch.zeros_like(error))
         place = int(share.argmax())
         if self.worst is not None and float(share.flatten()[place]) <= self.worst.share:

@@ -113,10 +113,13 @@ def check(engine: Engine, source: ModelSource, longest: int | None = None) -> di
     attention = AttentionCheck(engine.decoder, max(longest, max(map(len, sample)) + outputs))
     parts = source.config, engine.weights, device
     products = ProductCheck(engine.decoder)
-    reference = torch_decoder(*parts, dtype, config.max_len, attention.attention(), products.linear())
+    narrow = engine.decoder.kv_dtype if engine.decoder.kv_dtype != dtype else None
+    reference = torch_decoder(
+        *parts, dtype, config.max_len, attention.attention(), products.linear(), kv_dtype=narrow
+    )
     plain = score(reference, texts)
     noise_dtype = wider(dtype)
-    wide = score(wide_decoder(*parts, noise_dtype, config.max_len), texts)
+    wide = score(wide_decoder(*parts, noise_dtype, config.max_len, narrow), texts)
     section |= {"noise_dtype": _text(noise_dtype), "attention": attention.to_json()}
     section |= {} if products.worst is None else {"products": products.to_json()}
     name = " + ".join(dict.fromkeys(used.values()))

@@ -75,28 +75,39 @@ def torch_decoder(
     max_len: int,
     attention: Attention | None = None,
     linear: Linear | None = None,
+    kv_dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """The torch backend on these weights, in their own dtype."""
+    """The torch backend on these weights, in their own dtype; kv_dtype: None = the same."""
     own = attention or TorchAttention()
     selection = Selection("torch", device, own, linear or PlainLinear(), TorchOperations())
-    return _decoder(config, weights, selection, dtype, max_len)
+    return _decoder(config, weights, selection, dtype, max_len, kv_dtype)
 
 
 def wide_decoder(
-    config: ModelConfig, weights: Weights, device: Device, dtype: torch.dtype, max_len: int
+    config: ModelConfig,
+    weights: Weights,
+    device: Device,
+    dtype: torch.dtype,
+    max_len: int,
+    kv_dtype: torch.dtype | None = None,
 ) -> Decoder:
-    """The same weights, computed in the wider `dtype`."""
+    """The same weights, computed in the wider `dtype`; kv_dtype: of the cache, None = the same."""
     selection = Selection("torch", device, WideAttention(), WideLinear(), WideOperations(dtype))
-    return _decoder(config, weights, selection, dtype, max_len)
+    return _decoder(config, weights, selection, dtype, max_len, kv_dtype)
 
 
 def _decoder(
-    config: ModelConfig, weights: Weights, selection: Selection, dtype: torch.dtype, max_len: int
+    config: ModelConfig,
+    weights: Weights,
+    selection: Selection,
+    dtype: torch.dtype,
+    max_len: int,
+    kv_dtype: torch.dtype | None,
 ) -> Decoder:
     limits = StepLimits(
         block_size=BLOCK_SIZE, max_len=max_len, max_seqs=1, max_step_tokens=max_len, prefill_chunk=max_len
     )
-    return Decoder(config, weights, selection, dtype=dtype, limits=limits)
+    return Decoder(config, weights, selection, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,9 @@ HERE = Path(backbench.__file__).parents[1]
 """The checkout or site-packages that this process runs from."""
 BENCH = "from backbench.harness.cli import main; main()"
 """What `bench` runs; older checkouts have no `backbench.__main__`."""
+NO_CHECK = "--no-check"
+SPARED = ("--no-report", "--quiet", NO_CHECK)
+"""Options that spare what a gate's run need not do. An older arm may not know them, and does it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,21 @@ class Arm:
     """A ref's commit, else a digest of the code; None = whatever another interpreter has installed."""
     python: str | None = None
     """Another interpreter than this one."""
+    stored: str | None = None
+    """What its runs, which were made before, are called; nothing of it is run."""
 
     def describe(self) -> dict[str, str]:
         """For people and for gate.json; redacted."""
         tree = None if self.tree is None or self.ref else self.tree.name
         found = {"options": shlex.join(self.options), "ref": self.ref, "checkout": tree, "code": self.code}
+        found["stored"] = self.stored
         found["python"] = None if self.python is None else Path(self.python).name
         return {key: redact(value) for key, value in found.items() if value}
+
+
+def unchecked(arm: Arm) -> Arm:
+    """The arm without the check of its results."""
+    return replace(arm, options=(*arm.options, NO_CHECK))
 
 
 class MeasureRun(Protocol):
@@ -59,29 +71,54 @@ class MeasureRun(Protocol):
 
 def run_in_process(arm: Arm, policy: Policy, seed: int, out: Path) -> RunDirectory:
     """One fresh `bench run`. Its exit code does not matter here: the record says what was wrong."""
-    # -P: the working directory holds no code, even where that is a checkout.
-    command = [arm.python or sys.executable, "-P", "-c", BENCH, "run", "--workload", policy.workload]
-    command += [*policy.options, *arm.options, "--seed", str(seed), "--out", str(out)]
-    environment = dict(os.environ)
-    tree = arm.tree or (HERE if arm.python is None else None)
-    if tree is not None:
-        environment["PYTHONPATH"] = str(tree)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    except OSError as error:
-        raise HarnessError(f"The {arm.name} cannot start {command[0]}: {error.strerror}.") from None
+    asked = [each for each in arm.options if each != NO_CHECK]
+    spared = [each for each in SPARED if each != NO_CHECK or NO_CHECK in arm.options]
+    known = _help(arm.python or sys.executable, tree_of(arm))
+    command = ["run", "--workload", policy.workload, *policy.options, *asked]
+    command += [each for each in spared if each in known]
+    done = _bench(arm, *command, "--seed", str(seed), "--out", str(out))
     if done.returncode == INTERRUPTED:
         raise KeyboardInterrupt
     if not (out / RECORD_FILE).is_file():
         last = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
         raise HarnessError(f"The {arm.name} could not run: {last.removeprefix('error: ')}")
     directory = RunDirectory.open(out)
-    # A gate reads records; of its many runs nobody opens a page. An older arm knows no --no-report.
+    # A gate reads records; of its many runs nobody opens a page.
     directory.report_path.unlink(missing_ok=True)
     ran = directory.read_record().software.get("git_sha")
     if arm.ref is not None and ran not in (arm.code, None):
         raise HarnessError(f"The {arm.name} ran commit {ran}, not {arm.ref}; is another copy on its path?")
     return directory
+
+
+def tree_of(arm: Arm) -> Path | None:
+    """The checkout that the arm's process imports; None = what its interpreter has installed."""
+    return arm.tree or (HERE if arm.python is None else None)
+
+
+def command_of(python: str, tree: Path | None, code: str) -> tuple[list[str], dict[str, str]]:
+    """The command and environment of a process that runs `code` with that tree's package."""
+    environment = dict(os.environ)
+    if tree is not None:
+        environment["PYTHONPATH"] = str(tree)
+    # -P: the working directory holds no code, even where that is a checkout.
+    return [python, "-P", "-c", code], environment
+
+
+def _bench(arm: Arm, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`bench` with the arm's code and interpreter."""
+    command, environment = command_of(arm.python or sys.executable, tree_of(arm), BENCH)
+    command += arguments
+    try:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    except OSError as error:
+        raise HarnessError(f"The {arm.name} cannot start {command[0]}: {error.strerror}.") from None
+
+
+@cache
+def _help(python: str, tree: Path | None) -> frozenset[str]:
+    """The words of `bench run --help`; asked once a checkout."""
+    return frozenset(_bench(Arm("arm", tree=tree, python=python), "run", "--help").stdout.split())
 
 
 def parse_arm(name: str, text: str, python: str | None = None) -> Arm:

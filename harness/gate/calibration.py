@@ -16,7 +16,7 @@ from backbench.harness.gate.arms import Arm
 from backbench.harness.gate.decision import LOOKS, detectable_effect
 from backbench.harness.gate.fingerprint import Fingerprint
 from backbench.harness.gate.outcome import Pair
-from backbench.harness.gate.policy import METRICS, Policy
+from backbench.harness.gate.policy import Policy, gated
 from backbench.harness.gate.session import FEWEST_PAIRS, FIRST_VOID, MOST_VOID, Session, differences
 
 CALIBRATION_FILE = "bench-calibration.json"
@@ -56,9 +56,10 @@ class Calibration:
         """Which margins of the policy the last look could not see, in words."""
         found = []
         for name, noise in self.metrics.items():
-            least = detectable_effect(noise.noise, LOOKS[-1], len(policy.margins))
-            margin = policy.margins.get(name)
-            if margin is not None and METRICS[name].least == 0 and least > margin:
+            family = len(policy.margins) if policy.kernels is None else len(self.metrics)
+            least = detectable_effect(noise.noise, LOOKS[-1], family)
+            margin = policy.share(name)
+            if margin is not None and gated(name).least == 0 and least > margin:
                 found.append(f"{name} margin {margin:.1%}, could see >= {least:.1%}")
         if not found:
             return None
@@ -67,6 +68,8 @@ class Calibration:
 
 def cell_of(policy: Policy, arm: Arm) -> str:
     """What a calibration belongs to besides the fingerprint."""
+    if policy.kernels is not None:
+        return shlex.join(["kernels", *policy.kernels, *arm.options])
     return shlex.join(["--workload", policy.workload, *policy.options, *arm.options])
 
 
@@ -88,12 +91,12 @@ def calibrate(session: Session, pairs: int = LOOKS[1]) -> Calibration:
             raise HarnessError(f"{void} pairs were void: {done[-1].void[0]}.", INVALID)
         done.append(session.next_pair(done))
     assert session.fingerprint is not None
-    measured = [name for name in session.policy.margins if all(name in pair.values for pair in valid)]
+    measured = [name for name in session.names(valid) if all(pair.compares(name) for pair in valid)]
     return Calibration(
         cell_of(session.policy, session.baseline),
         session.fingerprint,
         datetime.now(UTC).isoformat(timespec="seconds"),
-        {name: noise_of(name, valid, len(session.policy.margins)) for name in measured},
+        {name: noise_of(name, valid, len(session.names(valid))) for name in measured},
     )
 
 
@@ -103,7 +106,7 @@ def noise_of(metric: str, valid: list[Pair], family: int) -> Noise:
     noise = float(found.std(ddof=1))
     least = {str(look): detectable_effect(noise, look, family) for look in LOOKS}
     seen = ceil(round(least[str(LOOKS[-1])] / MARGIN_STEP, 6)) * MARGIN_STEP
-    return Noise(len(valid), noise, least, round(max(seen, METRICS[metric].margin), 6))
+    return Noise(len(valid), noise, least, round(max(seen, gated(metric).margin), 6))
 
 
 def store(found: Calibration, file: Path) -> None:

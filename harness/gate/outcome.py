@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from backbench.errors import INCONCLUSIVE, INVALID, REGRESSED, WRONG, printable
 from backbench.harness.gate.arms import Arm
 from backbench.harness.gate.decision import Finding, Verdict
 from backbench.harness.gate.fingerprint import Fingerprint
-from backbench.harness.gate.policy import METRICS, Policy
+from backbench.harness.gate.policy import Policy, gated
 from backbench.harness.provenance import redacted
 from backbench.reports.record import finite
 
 SCHEMA_VERSION = 1
 """Of gate.json."""
+LONGEST_REASON = 1000
+"""Characters of one void pair's reasons in the summary; gate.json has them whole."""
+LONGEST_SUMMARY = 2**17
+"""Characters: at four bytes each, half of the MiB that GitHub takes of a step's summary."""
 EXIT_CODES = {
     Verdict.PASS: 0,
     Verdict.REGRESSED: REGRESSED,
@@ -34,11 +40,17 @@ class Pair:
     seed: int
     order: tuple[str, str]
     values: dict[str, tuple[float, float]]
-    """Metric -> (baseline, candidate)."""
+    """Metric -> (baseline, candidate), each 0 or more."""
     void: tuple[str, ...] = ()
     """Why it does not count."""
     wrong: str | None = None
     """What the candidate's correctness check found, where it failed."""
+    checked: bool = False
+    """Whether both runs' results were checked and right."""
+
+    def compares(self, name: str) -> bool:
+        """Whether both runs have a value of which a ratio can be taken."""
+        return all(value > 0 for value in self.values.get(name, (0, 0)))
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,10 @@ class Outcome:
     fingerprint: Fingerprint | None = None
     """Of the machine, the model and the workload; None = nothing ran."""
     exit_code: int = 0
+    floors: tuple[str, ...] = ()
+    """The policy's floors that the candidate breaks, in words."""
+    soft: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm -> driver, Python, torch and the like, which may differ."""
 
 
 def conclude(outcome: Outcome) -> Outcome:
@@ -69,7 +85,7 @@ def conclude(outcome: Outcome) -> Outcome:
     )
     verdict = Verdict.INCONCLUSIVE if outcome.verdict is Verdict.EXTEND else outcome.verdict
     said = "; ".join(sentence(each) for each in findings if each.verdict is verdict)
-    reason = "; ".join(filter(None, (outcome.reason, said)))
+    reason = "; ".join(filter(None, (*outcome.floors, outcome.reason, said)))
     return replace(outcome, findings=findings, verdict=verdict, reason=reason, exit_code=EXIT_CODES[verdict])
 
 
@@ -77,7 +93,7 @@ def sentence(finding: Finding) -> str:
     """One metric in words: candidate over baseline, its interval, and what could have been seen."""
     change = "worse" if finding.loss >= 0 else "better"
     middle, *ends = (
-        1 / (1 + loss) if METRICS[finding.metric].quantity.higher_is_better else 1 + loss
+        1 / (1 + loss) if gated(finding.metric).quantity.higher_is_better else 1 + loss
         for loss in (finding.loss, finding.low, finding.high)
     )
     seen = f"margin {finding.margin:.0%}, could have seen >= {finding.detectable:.1%}"
@@ -124,12 +140,16 @@ def to_junit(outcome: Outcome) -> str:
             counts[kind] += 1
             ElementTree.SubElement(element, kind, message=printable(text)).text = printable(text)
 
-    if outcome.exit_code in (WRONG, INVALID) or not outcome.findings:
-        case("gate", "error" if outcome.exit_code in (WRONG, INVALID) else "skipped", outcome.reason)
+    kinds = {Verdict.REGRESSED: "failure", Verdict.PASS: None}
+    if outcome.exit_code in (WRONG, INVALID):
+        case("gate", "error", outcome.reason)
     else:
-        kinds = {Verdict.REGRESSED: "failure", Verdict.PASS: None}
+        for floor in outcome.floors:
+            case("floor", "failure", floor)
         for each in outcome.findings:
             case(each.metric, kinds.get(each.verdict, "skipped"), sentence(each))
+        if not len(suite):
+            case("gate", kinds.get(outcome.verdict, "skipped"), outcome.reason)
     suite.attrib |= {
         "tests": str(len(suite)),
         "failures": str(counts["failure"]),
@@ -156,9 +176,25 @@ def to_markdown(outcome: Outcome) -> str:
             f"| {each.low:+.2%} to {each.high:+.2%} | {each.p:.4f} "
             f"| {each.margin:.0%} | {each.detectable:.2%} |"
         )
-    if outcome.fingerprint is not None:
-        soft = outcome.fingerprint.soft
-        lines.append(f"- with {', '.join(f'{key} {value}' for key, value in soft.items() if value)}")
+    lines += ["", *_software(outcome)]
     lines += [f"- {name} was not measured by every run" for name in outcome.not_measured]
-    lines += [f"- pair {pair.index + 1} is void: {'; '.join(pair.void)}" for pair in void]
-    return "\n".join(lines) + "\n"
+    lines += [
+        f"- pair {pair.index + 1} is void: {_cut('; '.join(pair.void), LONGEST_REASON)}" for pair in void
+    ]
+    return _cut("\n".join(lines), LONGEST_SUMMARY) + "\n"
+
+
+def _software(outcome: Outcome) -> list[str]:
+    """What both arms ran with, and what of it differs."""
+    before, after = (outcome.soft.get(arm.name, {}) for arm in outcome.arms)
+    same = [f"{key} {value}" for key, value in before.items() if value and after.get(key) == value]
+    lines = [f"- with {', '.join(same)}"] if same else []
+    return lines + [
+        f"- {key} differs: {before.get(key)} vs {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

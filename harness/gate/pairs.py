@@ -9,6 +9,7 @@ from backbench.harness.gate.arms import BASELINE, CANDIDATE
 from backbench.harness.gate.fingerprint import Fingerprint, at, fingerprint
 from backbench.harness.gate.outcome import Pair
 from backbench.harness.gate.policy import METRICS, Policy
+from backbench.reports.metrics.validity import NOT_ASKED_FOR, UNCHECKED
 from backbench.reports.record import RunDirectory, RunRecord
 
 SAME = (
@@ -41,24 +42,32 @@ class Observation:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end, its check of results included."""
-        return self.record.run["status"] == "complete" and self.record.correctness.get("passed") is not None
+        """Whether the run came to its end, its check of results included where one was asked for."""
+        found = self.record.correctness
+        ended = found.get("passed") is not None or found.get("reason") == NOT_ASKED_FOR
+        return self.record.run["status"] == "complete" and ended
 
 
 def make_pair(
-    index: int, seed: int, order: tuple[str, str], runs: Mapping[str, Observation], policy: Policy
+    index: int,
+    seed: int,
+    order: tuple[str, str],
+    runs: Mapping[str, Observation],
+    policy: Policy,
+    check: bool = True,
 ) -> Pair:
-    """The pair of these two runs, by arm."""
+    """The pair of these two runs, by arm; `check`: whether their results had to be checked."""
     baseline, candidate = runs[BASELINE].record, runs[CANDIDATE].record
     values = {}
-    for name in policy.margins:
+    for name in {**policy.margins, **policy.floors}:
         before, after = METRICS[name].read(baseline), METRICS[name].read(candidate)
         if before is not None and after is not None:
             values[name] = (before, after)
     wrong = None
     if candidate.correctness.get("passed") is False:
         wrong = str(candidate.correctness.get("reason", "log-probabilities differ from the torch backend's"))
-    return Pair(index, seed, order, values, tuple(_void(runs)), wrong)
+    checked = all(run.record.correctness.get("passed") is True for run in runs.values())
+    return Pair(index, seed, order, values, tuple(_void(runs, check)), wrong, checked)
 
 
 def incomparable(runs: Mapping[str, Observation], first: Fingerprint) -> str | None:
@@ -69,12 +78,13 @@ def incomparable(runs: Mapping[str, Observation], first: Fingerprint) -> str | N
     return None
 
 
-def _void(runs: Mapping[str, Observation]) -> Iterator[str]:
+def _void(runs: Mapping[str, Observation], check: bool) -> Iterator[str]:
     for arm, run in runs.items():
         if run.record.run["status"] != "complete":
             yield f"the {arm} run was {run.record.run['status']}"
         for reason in run.record.validity:
-            yield f"{arm}: {reason}"
+            if check or reason != UNCHECKED:
+                yield f"{arm}: {reason}"
     baseline, candidate = runs[BASELINE], runs[CANDIDATE]
     for key in SAME:
         before, after = at(baseline.record, key), at(candidate.record, key)

@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from backbench.errors import HarnessError, ReportError, shown
-from backbench.harness.gate.arms import Arm, MeasureRun
+from backbench.harness.gate.arms import Arm, MeasureRun, run_in_process, unchecked
 from backbench.harness.gate.decision import LOOKS, Finding, Verdict, judge, overall
 from backbench.harness.gate.fingerprint import Fingerprint, fingerprint
+from backbench.harness.gate.floors import broken_floors
 from backbench.harness.gate.outcome import Outcome, Pair, conclude
 from backbench.harness.gate.pairs import Observation, incomparable, make_pair
-from backbench.harness.gate.policy import METRICS, Policy
+from backbench.harness.gate.policy import Policy, gated
 from backbench.harness.provenance import redacted
 from backbench.reports.metrics.statistics import Floats
 from backbench.reports.record import RunDirectory, digest_problems
+from backbench.reports.record.experiment import Experiment, Listed
 
 FEWEST_PAIRS = 6
 """Fewer cannot reject anything at 95 %."""
@@ -62,6 +65,8 @@ class End:
     reason: str = ""
     """Empty = what the metrics say."""
     findings: Sequence[Finding] = ()
+    floors: Sequence[str] = ()
+    """Those that the candidate breaks, in words."""
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Session:
     baseline: Arm
     candidate: Arm
     out: Path
-    measure: MeasureRun
+    measure: MeasureRun = run_in_process
     tell: Callable[[str], None] = print
     max_minutes: float | None = None
     blind: Callable[[Fingerprint], str | None] = lambda _: None
@@ -81,6 +86,10 @@ class Session:
     """Of the first run."""
     differs: str | None = None
     """Why a later run is not comparable with it."""
+    soft: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Arm -> what may differ between the arms, of its last run."""
+    listed: list[Listed] = field(default_factory=list)
+    """The runs of the valid pairs."""
 
     def run(self) -> Outcome:
         """Pairs until a look decides, the budget ends, or the pairs are no use."""
@@ -90,6 +99,10 @@ class Session:
         while (end := self._end(pairs, budget)) is None:
             with budget.spending():
                 pairs.append(self.next_pair(pairs))
+        if self.listed:
+            # So that show, verify, compare and report take the gate as the experiment that it is.
+            arms, blocks = (self.baseline.name, self.candidate.name), len(self.listed) // 2
+            Experiment(self.out, arms, blocks, "bench gate", tuple(self.listed)).write()
         return self._outcome(pairs, end)
 
     def _end(self, pairs: list[Pair], budget: Budget) -> End | None:
@@ -102,6 +115,8 @@ class Session:
             return End(Verdict.INVALID, self.differs)
         if self.fingerprint is not None and (why := self.blind(self.fingerprint)) is not None:
             return End(Verdict.INVALID, why)
+        if broken := broken_floors(self.policy, valid):
+            return End(Verdict.REGRESSED, "", self.findings(valid), broken)
         if len(valid) in LOOKS:
             found = self.findings(valid)
             if not found:
@@ -123,11 +138,15 @@ class Session:
         reason = f"{self.max_minutes:g} minutes were over after {len(valid)} valid pairs"
         return End(Verdict.INCONCLUSIVE, reason, found)
 
+    def names(self, valid: Sequence[Pair]) -> Sequence[str]:
+        """What is judged."""
+        return tuple(self.policy.margins)
+
     def findings(self, valid: Sequence[Pair]) -> list[Finding]:
         """What the valid pairs say of each gated metric that every one of them measured."""
         if len(valid) < FEWEST_PAIRS:
             return []
-        measured = [name for name in self.policy.margins if all(name in pair.values for pair in valid)]
+        measured = [name for name in self.names(valid) if all(pair.compares(name) for pair in valid)]
         margins = {
             name: self.policy.margin(name, float(np.median([pair.values[name][0] for pair in valid])))
             for name in measured
@@ -137,27 +156,40 @@ class Session:
     def next_pair(self, pairs: Sequence[Pair]) -> Pair:
         """Run the pair after these, or take it from the disk where it was finished before."""
         index = len(pairs)
-        seed = self.policy.seed + index
-        forward = sum(not pair.void for pair in pairs) % 2 == 0
-        arms = (self.baseline, self.candidate) if forward else (self.candidate, self.baseline)
-        runs = self._runs(arms, index, seed)
+        seed, arms = self._seed(index), self._order(pairs)
+        check = self.policy.check == "every" or not any(pair.checked for pair in pairs)
+        where, runs = self._runs([arm if check else unchecked(arm) for arm in arms], index, seed)
         self.fingerprint = self.fingerprint or fingerprint(runs[arms[0].name].record)
         self.differs = self.differs or incomparable(runs, self.fingerprint)
-        pair = make_pair(index, seed, (arms[0].name, arms[1].name), runs, self.policy)
+        self.soft |= {name: fingerprint(run.record).soft for name, run in runs.items()}
+        pair = make_pair(index, seed, (arms[0].name, arms[1].name), runs, self.policy, check)
         self.tell(f"pair {index + 1}: {f'void: {pair.void[0]}' if pair.void else 'valid'}")
+        if not pair.void:
+            block = len(self.listed) // 2
+            for arm in arms:
+                path, uuid = f"pairs/{where.name}/{arm.name}", str(runs[arm.name].record.run.get("uuid"))
+                self.listed.append(Listed(path, arm.name, block, seed, uuid))
         return pair
 
-    def _runs(self, arms: Sequence[Arm], index: int, seed: int) -> Mapping[str, Observation]:
-        """Both runs; half a pair is run again as a whole, since its runs must be neighbours in time."""
+    def _seed(self, index: int) -> int:
+        return self.policy.seed + index
+
+    def _order(self, pairs: Sequence[Pair]) -> tuple[Arm, Arm]:
+        """Turning with every valid pair."""
+        forward = sum(not pair.void for pair in pairs) % 2 == 0
+        return (self.baseline, self.candidate) if forward else (self.candidate, self.baseline)
+
+    def _runs(self, arms: Sequence[Arm], index: int, seed: int) -> tuple[Path, Mapping[str, Observation]]:
+        """Both runs and their folder; half a pair is run again as a whole: its runs must be neighbours."""
         attempt = 0
         while (where := self.out / "pairs" / f"{index:02d}{f'-again-{attempt}' * (attempt > 0)}").exists():
             stored = {arm.name: _stored(where / arm.name) for arm in arms}
             found = {name: run for name, run in stored.items() if run is not None}
             if len(found) == len(arms):
-                return found
+                return where, found
             attempt += 1
         where.mkdir(parents=True)
-        return {
+        return where, {
             arm.name: Observation.read(self.measure(arm, self.policy, seed, where / arm.name)) for arm in arms
         }
 
@@ -200,15 +232,17 @@ class Session:
                 tuple(end.findings),
                 end.verdict,
                 end.reason,
-                tuple(n for n in self.policy.margins if not all(n in pair.values for pair in valid)),
+                tuple(n for n in self.names(valid) if not all(pair.compares(n) for pair in valid)),
                 self.fingerprint,
+                floors=tuple(end.floors),
+                soft=self.soft,
             )
         )
 
 
 def differences(valid: Sequence[Pair], metric: str) -> Floats:
     """ln(candidate / baseline) of a metric a pair, oriented so that + is worse."""
-    return np.array([METRICS[metric].difference(*pair.values[metric]) for pair in valid])
+    return np.array([gated(metric).difference(*pair.values[metric]) for pair in valid])
 
 
 def _stored(where: Path) -> Observation | None:

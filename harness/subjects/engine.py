@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from backbench.errors import HarnessError
-from backbench.harness import correctness, memory, provenance, sections
+from backbench.harness import accuracy, correctness, memory, provenance, sections
 from backbench.harness.memory import Readings
 from backbench.harness.options import RunOptions
 from backbench.harness.peaks import measure_peaks
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from backbench.engine.engine import Engine
+    from backbench.engine.models.checkpoint import ModelSource
     from backbench.engine.models.config import ModelConfig
     from backbench.engine.models.weights import Weights
     from backbench.engine.request import StepStats
@@ -41,8 +43,8 @@ LONGEST_SLEEP_S = 0.05
 """An idle poll returns at least this often, so that Ctrl-C is answered."""
 
 
-def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> ModelShape:
-    """The shape of a model that runs on `weights` in `dtype`, with a KV cache in the same."""
+def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights) -> ModelShape:
+    """The shape of a model that runs on `weights`, with a KV cache in `kv_dtype`."""
     head = config.spec.head.parameters
     rounded = dict.fromkeys(held.scheme.activation for _, held in weights.products())
     return ModelShape(
@@ -52,7 +54,7 @@ def model_shape(config: ModelConfig, dtype: torch.dtype, weights: Weights) -> Mo
         linear_parameters=config.linear_parameters - head,
         head_parameters=head,
         weight_bytes_per_step=weights.streamed_bytes,
-        kv_bytes_per_token=config.kv_bytes_per_token(dtype),
+        kv_bytes_per_token=config.kv_bytes_per_token(kv_dtype),
         rounded_rows=", ".join(filter(None, rounded)) or None,
     )
 
@@ -147,14 +149,40 @@ class EngineSubject:
         for name in {options.backend, *options.overrides.values()} - {"auto"}:
             load(name)
         self.source = find_model(options.model)
+        stored = self.source
         if (change := OnTheFly.asked(self.config)) is not None:
             self.source = self.source.on_the_fly(change)
             _ = self.source.config.spec  # what cannot be rounded is refused now
+        self._unquantized = self._original(stored)
+        self._predicted: accuracy.Unquantized | None = None
         self.accelerator: dict[str, Any] = {}
         self.idle_bytes: int | None = None
         self.peaks = Peaks()
         self.warm_up_s = 0.0
         self._engine: Engine | None = None
+
+    def _original(self, stored: ModelSource) -> ModelSource | str:
+        """The model as it was before it was quantized; or why it is not known what quantization costs."""
+        from backbench.engine.models.checkpoint import find_model
+        from backbench.engine.perplexity import file_corpus
+
+        options = self._options
+        quantized = self.source.config.quantization is not None
+        if not quantized and self.config.kv_dtype is None:
+            return "nothing is quantized"
+        if options.accuracy == "none" or not options.check:
+            return "it was not asked for: --accuracy none, or --no-check"
+        if options.accuracy not in (None, "topics", "sampled"):
+            file_corpus(Path(options.accuracy))  # a text that cannot be read is refused now
+        if options.interpret:
+            return "Triton's interpreter is too slow for it"
+        if options.against is not None:
+            original = find_model(options.against)
+            accuracy.require_alike(self.source, original)
+            return original
+        if stored.config.quantization is None:
+            return stored
+        return "the checkpoint is quantized already, and no --against names the unquantized model"
 
     @property
     def clock(self) -> Callable[[], int]:
@@ -205,6 +233,9 @@ class EngineSubject:
         self.idle_bytes = memory.idle_device_bytes(self.device, self.accelerator)
         dtype = self._dtype()
         self.peaks = measure_peaks(self.device, dtype)
+        if not self.on_cpu and not isinstance(self._unquantized, str):
+            stage(f"Predicting with {self._unquantized.name} unquantized")
+            self._predict_unquantized(dtype)
         stage(f"Loading {options.model}")
         self._engine = Engine.open(
             self.source,
@@ -217,6 +248,19 @@ class EngineSubject:
         require_fit(workload, self.engine)
         stage("Warming up")
         self.warm_up_s = warm_up(self.engine, workload)
+
+    def _predict_unquantized(self, dtype: torch.dtype) -> None:
+        """On a GPU before the engine takes its memory; on a CPU after the run, which owns the memory."""
+        if isinstance(self._unquantized, str):
+            return
+        options, original, limits = self._options, self._unquantized, self.limits()
+        length = min(accuracy.LENGTH, limits.max_len, self.config.max_step_tokens + self.config.max_seqs)
+        setting = accuracy.Setting(options.backend, self.device, dtype, options.overrides, length)
+        if (why := accuracy.too_large(original, setting)) is not None:
+            self._unquantized = why
+            return
+        tokens = accuracy.affordable(original, self.on_cpu, length)
+        self._predicted = accuracy.predicted(original, setting, options.accuracy, tokens)
 
     def _dtype(self) -> torch.dtype:
         import torch
@@ -236,7 +280,7 @@ class EngineSubject:
             batch_limit=engine.config.max_seqs,
             block_size=engine.pool.block_size,
             gpus=0 if self.device.vendor == "cpu" else 1,
-            shape=asdict(model_shape(engine.model_config, dtype, engine.weights)),
+            shape=asdict(model_shape(engine.model_config, engine.decoder.kv_dtype, engine.weights)),
             peaks=asdict(self.peaks),
             idle_power_w=self.accelerator.get("idle_power_w"),
         )
@@ -267,6 +311,14 @@ class EngineSubject:
 
     def check(self, workload: Workload) -> dict[str, Any]:
         return correctness.check(self.engine, self.source, correctness.longest_context(workload))
+
+    def accuracy(self) -> dict[str, Any]:
+        if self.on_cpu:
+            self._predict_unquantized(self._dtype())
+        if self._predicted is None:
+            return {"reason": self._unquantized}
+        with self._predicted:
+            return accuracy.section(self._predicted, self.engine.decoder)
 
 
 def warm_up(engine: Engine, workload: Workload) -> float:

@@ -147,3 +147,6 @@ class ScriptedSubject:
 
     def check(self, workload: Workload) -> dict[str, Any]:
         return {"passed": None, "reason": "a script has no results to check"}
+
+    def accuracy(self) -> dict[str, Any]:
+        return {"reason": "a script has no weights"}

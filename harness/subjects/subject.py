@@ -102,3 +102,6 @@ class Subject(Protocol):
 
     def check(self, workload: Workload) -> dict[str, Any]:
         """The record's `correctness` section; `passed` is None, with a reason, where that is unknown."""
+
+    def accuracy(self) -> dict[str, Any]:
+        """The record's `accuracy` section: what quantization costs, or the `reason` why that is unknown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backbench.reports.metrics import (
+    accuracy,
     correctness,
     decode_fit,
     disturbance,
@@ -28,6 +29,7 @@ METRICS: tuple[Metric, ...] = (
     *engine_steps.METRICS,
     *schedule.METRICS,
     *correctness.METRICS,
+    *accuracy.METRICS,
     *disturbance.METRICS,
 )
 

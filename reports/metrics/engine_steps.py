@@ -48,6 +48,15 @@ def host_share(run: RunTables) -> float:
     return float(np.minimum(host, run.step_times_ns).sum() / run.step_times_ns.sum())
 
 
+def _prefill_rate(run: RunTables) -> float | Missing:
+    """Of steps that began in the run: one that began before it has only part of its time in it."""
+    steps = run.measured_steps
+    tokens = steps["num_prefill_tokens"].to_numpy(dtype=np.float64)
+    prompts = (tokens > 0) & (steps["start_ns"] >= 0).to_numpy(bool)
+    busy_s = float(run.step_times_ns[prompts].sum()) / 1e9
+    return float(tokens[prompts].sum()) / busy_s if busy_s else Missing("no step computed a prompt")
+
+
 def _kv_share(run: RunTables) -> float | Missing:
     steps = run.measured_steps
     if not (steps["kv_blocks_total"] > 0).all():
@@ -140,6 +149,16 @@ METRICS: tuple[Metric, ...] = (
         "Time of the host in the steps, each at most the step's own, over the time in steps.",
         lambda run: host_share(run) if run.busy_s else Missing("the steps took no time"),
         better=False,
+        since=2,
+    ),
+    _step(
+        "prefill_tokens_per_s",
+        "Prefill (input) tok/s, steps with prompts",
+        "tok/s",
+        "Prompt tokens computed, over the time in the steps that computed any, their decodes included.",
+        _prefill_rate,
+        better=True,
+        parts=(Part(summary=True),),
         since=2,
     ),
     _step(

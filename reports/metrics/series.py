@@ -25,10 +25,13 @@ POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """Bin centres in seconds since the run's start, and one value a bin (NaN = nothing there)."""
+    """Bin centres in seconds since the run's start, and one value a bin."""
 
     time_s: np.ndarray
     values: np.ndarray
+    least: np.ndarray | None = None
+    """In each bin, as `most`; None where the values are all there are, or are rates of whole bins."""
+    most: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,19 @@ def from_telemetry(run: RunTables, column: str) -> Series | None:
 
 
 def binned(time_s: np.ndarray, values: np.ndarray) -> Series:
-    """Means over at most `BINS` equal bins; empty bins are left out."""
+    """Means over at most `BINS` equal bins with the least and most in each; empty bins are left out."""
     if len(time_s) <= BINS:
         return Series(time_s, values)
     width = bin_width(time_s.max())
     place = (time_s / width).astype(int)
     count = np.bincount(place)
     total = np.bincount(place, weights=values)
+    least, most = np.full(len(count), np.inf), np.full(len(count), -np.inf)
+    np.minimum.at(least, place, values)
+    np.maximum.at(most, place, values)
     filled = count > 0
     centres = (np.arange(len(count)) + 0.5) * width
-    return Series(centres[filled], total[filled] / count[filled])
+    return Series(centres[filled], total[filled] / count[filled], least[filled], most[filled])
 
 
 def bin_width(end_s: float, bins: int = BINS) -> float:
@@ -149,3 +155,16 @@ def decode_points(run: RunTables) -> tuple[np.ndarray, np.ndarray]:
 def thinned(count: int) -> np.ndarray:
     """Which of `count` points to draw: all, or `POINTS` spread evenly with both ends."""
     return np.unique(np.linspace(0, count - 1, min(POINTS, count)).round().astype(int))
+
+
+def thinned_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points to draw: all, or of equal stretches of x the lowest, the highest and the one between."""
+    if len(x) <= POINTS:
+        return np.arange(len(x))
+    stretches = POINTS // 3
+    reach = float(np.ptp(x)) or 1.0
+    place = np.minimum(((x - x.min()) / reach * stretches).astype(int), stretches - 1)
+    order = np.lexsort((y, place))
+    first = np.flatnonzero(np.diff(place[order], prepend=-1))
+    last = np.append(first[1:], len(order)) - 1
+    return np.unique(order[np.concatenate((first, (first + last) // 2, last))])

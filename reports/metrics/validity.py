@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 INTERPRETED = "kernels ran in Triton's interpreter: the times say nothing about any device"
 """Known to whoever asked for it, so it is no failure of the command."""
 
+NOT_CHECKED = "correctness was not checked: "
+NOT_ASKED_FOR = "not asked for (--no-check)"
+"""Why it was not, where that was wanted: no failure of the command either."""
+UNCHECKED = NOT_CHECKED + NOT_ASKED_FOR
+
 DISTURBED = "disturbed: "
 """How the reasons begin that are no fault of what was measured: the machine was not its own."""
 
@@ -71,7 +76,7 @@ def reasons(
             "wrong results: " + correctness.get("reason", "log-probabilities differ from the torch backend's")
         )
     elif correctness.get("passed") is None:
-        found.append("correctness was not checked: " + correctness.get("reason", "no reason given"))
+        found.append(NOT_CHECKED + correctness.get("reason", "no reason given"))
     if foreign_processes:
         found.append(f"{foreign_processes} other processes were using the GPU")
     seen = telemetry.loc[telemetry["time_ns"] >= 0, "throttle_reasons"].dropna()
@@ -99,4 +104,5 @@ def disturbed(record: RunRecord) -> list[str]:
 
 def fails(record: RunRecord) -> bool:
     """Whether something is wrong with what was measured; a busy machine is not, nor what was asked for."""
-    return any(each != INTERPRETED and not each.startswith(DISTURBED) for each in record.validity)
+    wanted = (INTERPRETED, UNCHECKED)
+    return any(each not in wanted and not each.startswith(DISTURBED) for each in record.validity)

@@ -10,6 +10,7 @@ from backbench.reports.compare import Ratio
 from backbench.reports.conclusion import conclusion, how_to_tell
 from backbench.reports.metrics.metric import Quantity
 from backbench.reports.metrics.validity import disturbed
+from backbench.reports.page.run_data import RunData
 from backbench.reports.quantities import (
     Reading,
     digits,
@@ -19,10 +20,13 @@ from backbench.reports.quantities import (
     read,
 )
 from backbench.reports.record import RunRecord
+from backbench.reports.tables import stretch
 
 TTFT = quantity("metrics", "ttft_s", "p50")
 TPOT = quantity("metrics", "tpot_s", "p50")
 JOULES = quantity("energy", "joules_per_output_token")
+LONGEST_ANSWER = 400
+"""Characters; of many arms the ranking says the rest."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def one_arm_sentence(arm: Arm) -> list[Words]:
     wanted, window = output_throughput(arm.records)
     name, rate = arm.label, measured(arm, wanted)
     ttft, tpot = measured(arm, TTFT), measured(arm, TPOT)
+    bounds = stretch(arm.representative.record, wanted.path[-1]) if len(arm.runs) == 1 else ""
     if rate.value is None:
         words = [Words(name, strong=True), Words(" finished without a measured output rate.")]
     else:
@@ -72,7 +77,9 @@ def one_arm_sentence(arm: Arm) -> list[Words]:
             Words(name, strong=True),
             Words(" serves "),
             Words(f"{digits(rate.value)} output tok/s", strong=True),
-            Words(f" {window}."),
+            Words(f" {window}"),
+            *([Words(f" ({bounds})", quiet=True)] if bounds else []),
+            Words("."),
         ]
     if ttft.value is not None:
         words += [Words(" The first token comes after "), *_measured(ttft, TTFT), Words(" at the median")]
@@ -113,17 +120,23 @@ def _ratio(found: Ratio) -> list[Words]:
     return [*words, Words(f" ({found.interval})", quiet=True)] if found.interval else words
 
 
-def sentences(arms: Sequence[Arm]) -> list[list[Words]]:
-    """One sentence for one arm; else who is fastest and what would tell, and one for every arm after the
-    first, if they compare at all."""
+def sentences(arms: Sequence[Arm], most: int = 6) -> list[list[Words]]:
+    """One sentence for one arm; else who is fastest, and one for every arm after the first, if they compare
+    at all and are at most `most`."""
     if len(arms) == 1:
         return [one_arm_sentence(arms[0])]
     if arms_incomparable(arms):
         return [[Words(f"These {len(arms)} runs do not compare", strong=True), Words("; no ratio is shown.")]]
-    first = [Words(conclusion(arms))]
-    if (command := how_to_tell(arms)) is not None:
-        first.append(Words(f" A verdict takes repeats: {command}"))
-    return [first, *(pair_sentence(arms[0], arm) for arm in arms[1:])]
+    said = conclusion(arms)
+    first = [Words(said if len(said) <= LONGEST_ANSWER else f"{said[:LONGEST_ANSWER]}…")]
+    pairs = [pair_sentence(arms[0], arm) for arm in arms[1:]] if len(arms) <= most else []
+    return [first, *pairs]
+
+
+def advice(arms: Sequence[Arm]) -> str | None:
+    """The command that would tell, where these runs do not, and one is short enough to be typed."""
+    command = None if len(arms) == 1 or arms_incomparable(arms) else how_to_tell(arms)
+    return command if command is not None and len(command) <= LONGEST_ANSWER else None
 
 
 def fine_print(arms: Sequence[Arm]) -> str:
@@ -144,7 +157,7 @@ def tiles(arm: Arm) -> list[Tile]:
     """The numbers under one arm's sentence; those without a value are left out."""
     rate, window = output_throughput(arm.records)
     wanted = (
-        (rate, "Output throughput", window),
+        (rate, "Output throughput", stretch(arm.representative.record, rate.path[-1]) or window),
         (TTFT, "TTFT, median", "from the intended time"),
         (TPOT, "TPOT, median", "per output token"),
         (quantity("metrics", "interactivity_tokens_per_s", "p50"), "Speed a user sees", "median"),
@@ -195,6 +208,22 @@ def chips(record: RunRecord, problems: Sequence[str] = ()) -> list[Chip]:
     if counts.get("failed"):
         found.append(Chip("bad", f"{counts['failed']:,} failed"))
     return found
+
+
+def all_chips(runs: Sequence[RunData]) -> list[Chip]:
+    """What to trust of many arms, counted."""
+    records = [record for run in runs for record in run.sample.records]
+    counts = (
+        ("bad", "not as they were written", sum(bool(run.problems) for run in runs)),
+        ("bad", "doubtful", sum(bool(record.validity) for record in records)),
+        ("bad", "with wrong results", sum(record.correctness.get("passed") is False for record in records)),
+        ("warn", "not checked", sum(record.correctness.get("passed") is None for record in records)),
+        ("warn", "not complete", sum(record.run["status"] != "complete" for record in records)),
+    )
+    found = [
+        Chip(kind, f"{count:,} of {len(records):,} runs {words}") for kind, words, count in counts if count
+    ]
+    return found or [Chip("good", f"All {len(records):,} runs valid and correct")]
 
 
 def correctness_chip(record: RunRecord) -> Chip:

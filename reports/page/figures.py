@@ -1,88 +1,66 @@
-"""The report's figures as plotly.js JSON: plain dicts, rounded and thinned, colours as CSS variables."""
+"""The report's figures of single runs: distributions, time series, decode steps.
+
+Up to three runs share a chart; of more each has its own, on the same axes, with the others in grey behind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from backbench.reports.metrics import decode_fit
 from backbench.reports.metrics.latency import Samples
-from backbench.reports.metrics.series import Panel, decode_points, ecdf, thinned
+from backbench.reports.metrics.series import (
+    POINTS,
+    Panel,
+    Series,
+    decode_points,
+    ecdf,
+    thinned_points,
+)
+from backbench.reports.page.axes import Axis, fitting, linear
+from backbench.reports.page.chart import Band, Chart, Dots, Ghosts, Line, Mark, Shade, shared_paths
+from backbench.reports.page.figure import Figure
 from backbench.reports.page.run_data import RunData
-from backbench.reports.page.style import RunStyle
 from backbench.reports.quantities import digits, format_value
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot, and the words for who cannot see it."""
-
-    id: str
-    title: str
-    caption: str
-    alt: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
-    height: int = 340
-    wide: bool = False
-    """Takes the whole width of the page."""
-    notes: list[str] = field(default_factory=list)
+OVERLAID = 3
+"""Runs that a reader can tell apart in one chart."""
+NAMED = 6
+"""Runs whose steady windows a caption names."""
+SMALL = 110
+"""Height of a small chart in pixels."""
 
 
-def rounded(values: Any, count: int = 5) -> list[float | None]:
-    """`count` significant digits, NaN as None: a plot shows no more, and the page stays small."""
-    numbers = np.asarray(values, dtype=float)
-    return [float(f"{each:.{count}g}") if np.isfinite(each) else None for each in numbers]
+def charts_of(
+    id: str, lines: Sequence[Line | None], runs: Sequence[RunData], x: Axis, y: Axis, height: int = 220
+) -> tuple[tuple[Chart, ...], str]:
+    """One chart of all lines; of more than three, one a run with all behind it, and their paths."""
+    present = [(line, run) for line, run in zip(lines, runs, strict=True) if line is not None]
+    if len(present) <= OVERLAID:
+        return (Chart(x, y, tuple(line for line, _ in present), height=height),), ""
+    titled = id.startswith("time")
+    charts = tuple(
+        Chart(x, y, (*steady_shade(run, id), Ghosts(id), line), run.style.label, run.style, SMALL, titled)
+        for line, run in present
+    )
+    return charts, shared_paths(id, [line for line, _ in present], x, y)
 
 
-def axis(title: str, **more: Any) -> dict[str, Any]:
-    """An axis in the report's style; `title` always has the unit."""
-    common = {
-        "title": {"text": title, "font": {"size": 12}, "standoff": 8},
-        "gridcolor": "var(--grid)",
-        "linecolor": "var(--line)",
-        "zeroline": False,
-        "automargin": True,
-        "tickfont": {"size": 11},
-        "ticks": "",
-    }
-    return common | more
+def steady_shade(run: RunData, id: str = "time", place: int = 0, of: int = 1) -> tuple[Mark, ...]:
+    """The steady window behind a chart over time; of several runs a strip each at the top."""
+    window = run.tables.steady
+    if window is None or not id.startswith("time"):
+        return ()
+    start, end = window.start_ns / 1e9, window.end_ns / 1e9
+    bottom, top = (0.0, 1.0) if of == 1 else (1 - 0.05 * (place + 1), 1 - 0.05 * place)
+    return (Shade(start, end, f"{run.style.label}: steady from {span(start, end)}", bottom, top, run.style),)
 
 
-def layout(**more: Any) -> dict[str, Any]:
-    """The layout every figure shares: transparent, no drag (a phone must be able to scroll past it)."""
-    common = {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "var(--font)", "color": "var(--muted)", "size": 12},
-        "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
-        "dragmode": False,
-        "hovermode": "closest",
-        "hoverlabel": {
-            "bgcolor": "var(--card)",
-            "bordercolor": "var(--line)",
-            "font": {"color": "var(--text)"},
-        },
-        "showlegend": False,
-    }
-    return common | more
-
-
-def line(style: RunStyle, x: Sequence[Any], y: Sequence[Any], hover: str, **more: Any) -> dict[str, Any]:
-    """One run's line: its colour, its dash, and (where there are several runs) a few of its markers."""
-    return {
-        "type": "scatter",
-        "mode": "lines+markers" if style.marked else "lines",
-        "name": style.label,
-        "x": list(x),
-        "y": list(y),
-        "line": {"color": style.color, "dash": style.dash, "width": 2},
-        "marker": {"symbol": style.symbol, "size": 7, "color": style.color, "maxdisplayed": 9},
-        "hovertemplate": hover + "<extra></extra>",
-    } | more
+def span(start_s: float, end_s: float) -> str:
+    """ "12.0 to 48.3 s"."""
+    return f"{digits(start_s)} to {digits(end_s)} s"
 
 
 def ecdf_figure(
@@ -93,29 +71,44 @@ def ecdf_figure(
     if not shown:
         return None
     factor, unit = time_axis(np.concatenate([each.values_s for _, each in shown]))
-    traces, sentences = [], []
-    for run, each in shown:
+    many = len(shown) > OVERLAID
+    lines, sentences, ends = [], [], []
+    for place, (run, each) in enumerate(shown):
         values, shares = ecdf(each)
-        hover = f"{run.style.hover_label}<br>%{{y:.1f}} % at or below %{{x:,.4~g}} {unit}"
-        traces.append(
-            line(run.style, rounded(values / factor), rounded(100 * shares), hover)
-            | {"line": {"color": run.style.color, "dash": run.style.dash, "width": 2, "shape": "hv"}}
+        ends += [values[int(0.005 * len(values))] / factor, values[-1] / factor]
+        name = f"{id}-{place}" if many else ""
+        lines.append(
+            Line(
+                values / factor,
+                100 * shares,
+                run.style,
+                id=name,
+                steps=True,
+                markers=1 < len(shown) <= OVERLAID,
+            )
         )
         middle = np.quantile(each.values_s, 0.5)
         sentences.append(
             f"{run.style.label}: half of {each.total:,} {unit_name} at or below {format_value(middle, 's')}"
         )
-    everything = np.concatenate([each.values_s for _, each in shown])
-    low, high = np.quantile(everything, [0.005, 1.0])
-    logarithmic = bool(low > 0 and high / low > 20)
-    words = f"{short} ({unit}{', log scale' if logarithmic else ''})"
-    x = axis(words, type="log", dtick="D2") if logarithmic else axis(words, rangemode="tozero")
-    y = axis("Share of samples (%)", range=[0, 102], tickvals=[0, 25, 50, 75, 90, 100])
+    x = fitting(f"{short} ({unit})", ends)
+    y = Axis("Share of samples (%)", 0.0, 100.0, ticks=(0.0, 25.0, 50.0, 75.0, 100.0))
+    drawn = [run for run, _ in shown]
+    charts, defs = charts_of(id, lines, drawn, x, y)
     missing = sum(each.total - len(each.values_s) for _, each in shown)
-    notes = [f"{missing:,} without a value count as infinite."] if missing else []
-    alt = f"Cumulative distribution of {title.lower()}. " + "; ".join(sentences) + "."
-    caption = "; ".join(sentences) + "."
-    return Figure(id, title, caption, alt, traces, layout(xaxis=x, yaxis=y), notes=notes)
+    said = f"{len(shown)} runs, each in front of all" if many else "; ".join(sentences)
+    caption = f"{said}."
+    caption += f" {missing:,} without a value count as infinite." if missing else ""
+    if any(len(each.values_s) > POINTS for _, each in shown):
+        caption += f" Drawn at {POINTS} equal steps of probability, both ends kept."
+    alt = f"Cumulative distribution of {title.lower()}. " + "; ".join(sentences[:OVERLAID]) + "."
+    legend = () if many else tuple(run.style for run in drawn)
+    return Figure(id, "distributions", title, caption, alt, charts, legend, defs, beside(len(charts)))
+
+
+def beside(count: int) -> int:
+    """How many of so many charts stand in a row: three, but no lone one below."""
+    return 2 if count == 4 else min(count, 3)
 
 
 def time_axis(values_s: np.ndarray) -> tuple[float, str]:
@@ -124,107 +117,117 @@ def time_axis(values_s: np.ndarray) -> tuple[float, str]:
     return (1.0, "s") if middle >= 1 else (1e-3, "ms") if middle >= 1e-3 else (1e-6, "µs")
 
 
-def over_time_figure(runs: Sequence[RunData], panels: Sequence[Panel]) -> Figure | None:
-    """One panel a quantity, stacked on a shared time axis."""
+def over_time_figures(runs: Sequence[RunData], panels: Sequence[Panel]) -> list[Figure]:
+    """All quantities of up to three runs in one figure; of more, a figure a quantity. One time axis."""
     if not panels:
-        return None
-    gap = 0.22 / len(panels)
-    height = (1 - gap * (len(panels) - 1)) / len(panels)
-    figure_layout = layout(hovermode="x unified", margin={"l": 8, "r": 12, "t": 26, "b": 8})
-    traces, annotations, sentences = [], [], []
-    for place, panel in enumerate(panels):
-        suffix = "" if place == 0 else str(place + 1)
-        top = 1 - place * (height + gap)
-        bottom = max(top - height, 0.0)
-        last = place == len(panels) - 1
-        y_axis = axis("", domain=[round(bottom, 4), round(top, 4)], rangemode="tozero", nticks=4)
-        figure_layout[f"yaxis{suffix}"] = y_axis
-        x_axis = axis("Time since the run's start (s)" if last else "", anchor=f"y{suffix}", showgrid=False)
-        x_axis |= {} if place == 0 else {"matches": "x"}
-        figure_layout[f"xaxis{suffix}"] = x_axis | ({} if last else {"showticklabels": False})
-        annotations.append(
-            {
-                "text": f"<b>{panel.title}</b> ({panel.unit})",
-                "xref": "paper",
-                "yref": "paper",
-                "x": 0,
-                "y": top,
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "font": {"size": 12, "color": "var(--text)"},
-            }
+        return []
+    everything = [series for panel in panels for series in panel.series if series is not None]
+    x = linear("Time since the run's start (s)", [series.time_s.max() for series in everything])
+    if len(runs) > OVERLAID:
+        return [_apart(place, panel, runs, x) for place, panel in enumerate(panels)]
+    charts = []
+    for panel in panels:
+        marks: list[Mark] = []
+        for place, (run, series) in enumerate(zip(runs, panel.series, strict=True)):
+            marks += steady_shade(run, "time", place, len(runs)) if series is not None else ()
+            if series is not None and series.least is not None and series.most is not None:
+                marks.append(Band(series.time_s, series.least, series.most, run.style))
+        marks += [line for line in _lines("", panel, runs) if line is not None]
+        axis = _values_axis(panel)
+        charts.append(Chart(x, axis, tuple(marks), panel.title, height=SMALL, titled=True))
+    names = ", ".join(panel.title.lower() for panel in panels)
+    caption = " ".join(filter(None, ("On one time axis.", _steady_words(runs), _binning(everything))))
+    alt = f"Over time: {names}. {_steady_words(runs)}"
+    legend = tuple(run.style for run in runs)
+    return [Figure("over-time", "time", "Over time", caption, alt, tuple(charts), legend, columns=2)]
+
+
+def _apart(place: int, panel: Panel, runs: Sequence[RunData], x: Axis) -> Figure:
+    id = f"time-{place}"
+    charts, defs = charts_of(id, _lines(id, panel, runs), runs, x, _values_axis(panel))
+    known = [series for series in panel.series if series is not None]
+    steady = _steady_words(runs) if len(runs) <= NAMED else "Shaded: the steady state of each."
+    words = (f"{panel.title} of {len(known)} runs, each in front of all.", steady, _binning(known))
+    caption = " ".join(filter(None, words))
+    return Figure(id, "time", panel.title, caption, caption, charts, (), defs, beside(len(charts)))
+
+
+def _lines(id: str, panel: Panel, runs: Sequence[RunData]) -> list[Line | None]:
+    many = sum(series is not None for series in panel.series) > OVERLAID
+    return [
+        None
+        if series is None
+        else Line(
+            series.time_s,
+            series.values,
+            run.style,
+            id=f"{id}-line-{place}" if many else "",
+            markers=1 < len(runs) <= OVERLAID,
         )
-        for run, series in zip(runs, panel.series, strict=True):
-            if series is None:
-                continue
-            hover = f"{run.style.hover_label}: %{{y:,.4~g}} {panel.unit}"
-            on_axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-            traces.append(line(run.style, rounded(series.time_s), rounded(series.values), hover, **on_axes))
-            peak = digits(float(np.nanmax(series.values)))
-            sentences.append(f"{panel.title}, {run.style.label}: at most {peak} {panel.unit}")
-    figure_layout["annotations"] = annotations
-    names = "; ".join(panel.title for panel in panels)
-    alt = "Over time. " + "; ".join(sentences) + "."
-    caption = f"On one time axis: {names}."
-    tall = 60 + 150 * len(panels)
-    return Figure("over-time", "Over time", caption, alt, traces, figure_layout, tall, wide=True)
+        for place, (run, series) in enumerate(zip(runs, panel.series, strict=True))
+    ]
+
+
+def _values_axis(panel: Panel) -> Axis:
+    known = [series for series in panel.series if series is not None]
+    ends = [series.values if series.most is None else series.most for series in known]
+    return linear(f"{panel.title} ({panel.unit})", np.concatenate(ends), ticks=3)
+
+
+def _steady_words(runs: Sequence[RunData]) -> str:
+    windows = [(run, run.tables.steady) for run in runs]
+    known = [
+        f"{f'{run.style.label} ' if len(runs) > 1 else ''}{span(window.start_ns / 1e9, window.end_ns / 1e9)}"
+        for run, window in windows
+        if window is not None
+    ]
+    return f"Shaded: the steady state, {'; '.join(known)}." if known else ""
+
+
+def _binning(series: Sequence[Series]) -> str:
+    binned = any(each.least is not None for each in series)
+    return "Lines are means of equal bins, the bands around them reach from the least to the most." * binned
 
 
 def decode_figure(runs: Sequence[RunData]) -> Figure | None:
     """Step time against context tokens for steps that only decode, with the fit and its floor."""
-    traces: list[dict[str, Any]] = []
-    sentences = []
-    for run in runs:
-        context, seconds = decode_points(run.tables)
-        if not len(seconds):
-            continue
-        keep = thinned(len(seconds))
-        hover = f"{run.style.hover_label}<br>%{{x:,}} context tokens<br>%{{y:.4~g}} ms<extra></extra>"
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": run.style.label,
-                "hovertemplate": hover,
-                "x": rounded(context[keep], 7),
-                "y": rounded(1e3 * seconds[keep], 4),
-                "marker": {"symbol": run.style.symbol, "size": 5, "color": run.style.color, "opacity": 0.35},
-            }
-        )
+    points = [(run, *decode_points(run.tables)) for run in runs]
+    shown = [(run, context, 1e3 * seconds) for run, context, seconds in points if len(seconds)]
+    if not shown:
+        return None
+    x = linear("Context tokens in the step (tokens)", [context.max() for _, context, _ in shown])
+    y = linear("Step time (ms)", [times.max() for _, _, times in shown])
+    charts, sentences, thin = [], [], False
+    for run, context, times in shown:
+        keep = thinned_points(context, times)
+        thin = thin or len(keep) < len(times)
+        marks: list[Mark] = [Dots(context[keep], times[keep], run.style)]
         ends = np.array([0.0, context.max()])
         fit = run.record.roofline.get("decode_fit") or {}
-        for name, width in (("fit", 2.5), ("floor", 1)):
+        for name in ("fit", "floor"):
             found = decode_fit.line(fit, ends, floor=name == "floor")
-            if found is None:
-                continue
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "x": rounded(ends, 7),
-                    "y": rounded(1e3 * found),
-                    "name": f"{run.style.label}, {name}",
-                    "line": {
-                        "color": run.style.color,
-                        "dash": run.style.dash,
-                        "width": width,
-                    },
-                    "hovertemplate": f"{run.style.hover_label}, {name}: %{{y:.4~g}} ms<extra></extra>",
-                }
-            )
-        squared = fit.get("r_squared")
-        explained = "" if squared is None else f", R² of the fit {digits(squared, 2)}"
-        if fit.get("slope_s_per_token") is None:
-            explained = ", no fit"
-        elif fit.get("per_sequence_s") is not None:
-            explained += f", drawn at {digits(fit['median_sequences'])} sequences"
-        sentences.append(f"{run.style.label}: {len(seconds):,} decode-only steps{explained}")
-    if not traces:
-        return None
-    x = axis("Context tokens in the step (tokens)", rangemode="tozero")
-    y = axis("Step time (ms)", rangemode="tozero")
-    caption = "; ".join(sentences) + ". Thick: the fit. Thin: the hardware's floor, where it is known."
+            if found is not None:
+                words = f"{run.style.label}, {name}"
+                marks.append(Line(ends, 1e3 * found, run.style, words, thin=name == "floor"))
+        title = run.style.label if len(shown) > 1 else ""
+        charts.append(Chart(x, y, tuple(marks), title, run.style, 220 if len(shown) == 1 else 150))
+        sentences.append(f"{run.style.label}: {len(times):,} decode-only steps{_explained(fit)}")
+    more = len(sentences) - OVERLAID
+    caption = "; ".join(sentences[:OVERLAID]) + (f"; and {more} more" if more > 0 else "")
+    caption += ". Thick: the fit. Thin: the hardware's floor, where it is known."
+    if thin:
+        caption += f" Of more than {POINTS} steps: the fastest, a middle and the slowest of equal stretches."
     alt = "Decode step time against context tokens. " + caption
-    title = "Decode step time"
-    return Figure("decode", title, caption, alt, traces, layout(xaxis=x, yaxis=y), 360, wide=True)
+    return Figure(
+        "decode", "where", "Decode step time", caption, alt, tuple(charts), columns=beside(len(charts))
+    )
+
+
+def _explained(fit: dict[str, float]) -> str:
+    if fit.get("slope_s_per_token") is None:
+        return ", no fit"
+    squared = fit.get("r_squared")
+    explained = "" if squared is None else f", R² of the fit {digits(squared, 2)}"
+    if fit.get("per_sequence_s") is not None:
+        explained += f", drawn at {digits(fit['median_sequences'])} sequences"
+    return explained

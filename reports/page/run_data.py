@@ -1,8 +1,10 @@
-"""One run as the page draws it: its record, its tables and its colours."""
+"""One run as the page draws it: its record, its colours, and its tables once they are needed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from backbench.reports.arms import Arm, arm_of
 from backbench.reports.metrics.run import RunTables
@@ -16,7 +18,7 @@ class RunData:
 
     record: RunRecord
     style: RunStyle
-    tables: RunTables
+    read: Callable[[], RunTables]
     problems: tuple[str, ...] = ()
     """What of its files is not as it was written."""
     arm: Arm | None = None
@@ -27,12 +29,19 @@ class RunData:
         """The arm: this run alone where it is no other."""
         return self.arm or arm_of(self.record, self.style.label)
 
+    @cached_property
+    def tables(self) -> RunTables:
+        """Read when a figure first needs them: of 200 runs most are drawn by their records alone."""
+        return self.read()
+
 
 @dataclass(frozen=True)
 class Page:
     """The runs of one report; ratios are to the first."""
 
     runs: tuple[RunData, ...]
+    drawn: tuple[RunData, ...]
+    """Those that have figures and details of their own: all, unless they are too many."""
 
     @property
     def records(self) -> list[RunRecord]:
@@ -40,4 +49,13 @@ class Page:
 
     @property
     def names(self) -> list[str]:
-        return [run.style.label for run in self.runs]
+        return labels_of(self.runs)
+
+    @property
+    def arms(self) -> list[Arm]:
+        return [run.sample for run in self.runs]
+
+
+def labels_of(runs: Sequence[RunData]) -> list[str]:
+    """The runs' names on the page."""
+    return [run.style.label for run in runs]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from backbench.reports.compare import flatten, show
+from backbench.reports.arms import Arm, measured
+from backbench.reports.compare import Difference, flatten, show
 from backbench.reports.metrics.engine_steps import time_shares
-from backbench.reports.metrics.metric import ABSENT
-from backbench.reports.page.run_data import Page, RunData
+from backbench.reports.metrics.metric import ABSENT, Quantity
+from backbench.reports.page.run_data import Page, RunData, labels_of
 from backbench.reports.page.style import vendor
-from backbench.reports.quantities import DASH, digits, format_value
+from backbench.reports.quantities import DASH, QUANTITIES, digits, format_reading, format_value, quantity
 from backbench.reports.record import RunRecord
-from backbench.reports.tables import Cell, Table
+from backbench.reports.tables import Cell, Table, clipping
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,85 @@ def correctness_table(records: Sequence[RunRecord], names: Sequence[str]) -> Tab
     return Table("Correctness", (*columns, "Tokens", "Weights", "Quantization"), tuple(rows))
 
 
+ACCURACY = tuple(each for each in QUANTITIES if "accuracy" in (*each.path, each.group.lower()))
+"""What the record measures of a model's answers."""
+
+
+def accuracy_table(arms: Sequence[Arm]) -> Table:
+    """Accuracy beside speed; no rows unless a run's weights are quantized or sparse."""
+    rate = quantity("metrics", "output_tokens_per_s", "whole_run")
+    records = [arm.representative.record for arm in arms]
+    if not any(each.model.get("quantization") or each.model.get("sparsity") for each in records):
+        return Table("Accuracy beside speed", (), ())
+    known = [*ACCURACY, quantity("correctness", "top1_agreement")]
+    rows = []
+    for arm, record in zip(arms, records, strict=True):
+        weights = [record.model.get(name) for name in ("dtype", "quantization", "sparsity")]
+        readings = [measured(arm, each) for each in (rate, *known)]
+        texts = zip(readings, (rate, *known), strict=True)
+        cells = (Cell(format_reading(found, each.unit), sort=found.value) for found, each in texts)
+        rows.append((Cell(arm.label), Cell(", ".join(show(each) for each in weights if each)), *cells))
+    columns = ("Run", "Weights", "Output tok/s, whole run", *(each.label for each in known))
+    return Table("Accuracy beside speed", columns, tuple(rows))
+
+
+UNTELLING = re.compile(r"^run\.command$|(hash|sha|digests?|uuid)\b|(utc|seconds|_s|_ns|idle_power_w)$")
+"""Fields that tell little: hashes, stamps, durations, a sensor's reading, a command that others repeat."""
+
+
+def telling(found: Sequence[Difference]) -> tuple[list[Difference], list[Difference]]:
+    """Differences that tell something, and hashes, stamps and durations."""
+    untelling = [bool(UNTELLING.search(each.field)) for each in found]
+    pairs = list(zip(found, untelling, strict=True))
+    return [each for each, dull in pairs if not dull], [each for each, dull in pairs if dull]
+
+
+def turned(table: Table) -> Table:
+    """Rows as columns: many runs stand below each other."""
+    columns = (table.columns[0], *(row[0].value for row in table.rows))
+    names = table.columns[1:]
+    rows = tuple(
+        (Cell(name, sort=name), *(row[place] for row in table.rows)) for place, name in enumerate(names, 1)
+    )
+    return Table(table.title, ("Run", *columns[1:]), rows if table.rows else ())
+
+
+def gate_table(gates: Sequence[Mapping[str, Any]]) -> Table:
+    """Each gate's verdict a metric, with what it could have seen."""
+    rows = []
+    for row in gates:
+        if row.get("metric") is None:
+            continue
+        loss, low, high = row["loss"], row["low"], row["high"]
+        rows.append(
+            (
+                Cell(f"{row['utc']} {row['gate']}"),
+                Cell(str(row["metric"])),
+                Cell(str(row["verdict"])),
+                Cell(f"{loss:+.2%}", f"{low:+.2%} to {high:+.2%}", sort=loss),
+                Cell(f"{row['margin']:.0%}", sort=row["margin"]),
+                Cell(f"{row['detectable']:.2%}", sort=row["detectable"]),
+            )
+        )
+    columns = ("Gate", "Metric", "Verdict", "Loss, + is worse", "Margin", "Could have seen")
+    return Table("Gate history and noise floor", columns, tuple(rows))
+
+
+def glossary(wanted: Sequence[Quantity]) -> list[tuple[str, str]]:
+    """(labels, definition) of the quantities on the page; those of one metric stand together."""
+    labels: dict[str, list[str]] = {}
+    for each in wanted:
+        if each.definition:
+            labels.setdefault(each.definition, []).append(each.label)
+    return [(", ".join(names), definition) for definition, names in labels.items()]
+
+
+def device(record: RunRecord) -> str:
+    """The name of what the engine ran on."""
+    found = record.system.get("device")
+    return str(found.get("name") or "") if isinstance(found, dict) else ""
+
+
 def provenance(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     """(section, [(field, value)]) for everything that says how the run came to be."""
     sections = ("run", "workload", "model", "engine", "backend", "system", "software", "energy", "warmup")
@@ -213,7 +294,7 @@ def provenance(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
 def schedule_notes(record: RunRecord) -> list[str]:
     """What the offered load did, in sentences."""
     schedule, counts = record.schedule, record.metrics.get("counts") or {}
-    notes = []
+    notes = [f"{clipped}."] if (clipped := clipping(record)) else []
     if schedule.get("offered_requests_per_s") is not None:
         offered = format_value(schedule["offered_requests_per_s"], "req/s")
         achieved = format_value(schedule.get("achieved_requests_per_s"), "req/s")
@@ -234,15 +315,20 @@ def schedule_notes(record: RunRecord) -> list[str]:
     return notes
 
 
+def _few(page: Page) -> tuple[list[RunRecord], list[str]]:
+    return [run.record for run in page.drawn], labels_of(page.drawn)
+
+
 SECTIONS: dict[str, Callable[[Page], Any]] = {
-    "memory": lambda page: memory_bars(page.records, page.names),
-    "time": lambda page: time_table(page.runs),
-    "fit": lambda page: fit_table(page.records, page.names),
-    "operations": lambda page: operation_table(page.records, page.names),
+    "memory": lambda page: memory_bars(*_few(page)),
+    "time": lambda page: time_table(page.drawn),
+    "fit": lambda page: fit_table(*_few(page)),
+    "operations": lambda page: operation_table(*_few(page)),
     "portability": lambda page: portability_table(page.records),
-    "passed_over": lambda page: [passed_over(record) for record in page.records],
+    "passed_over": lambda page: [passed_over(run.record) for run in page.drawn],
     "correctness": lambda page: correctness_table(page.records, page.names),
-    "schedule": lambda page: [schedule_notes(record) for record in page.records],
-    "provenance": lambda page: [provenance(record) for record in page.records],
+    "accuracy": lambda page: accuracy_table(page.arms),
+    "schedule": lambda page: [schedule_notes(run.record) for run in page.drawn],
+    "provenance": lambda page: [provenance(run.record) for run in page.drawn],
 }
 """Name in templates/report.html -> what stands there."""

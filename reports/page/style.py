@@ -1,4 +1,4 @@
-"""How a run looks in a figure: its vendor's hue, and a shade, dash and marker that need no colour."""
+"""How a run looks in a figure: its vendor's hue, and a shade, dash and shape that need no colour."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ SHADES: dict[str, tuple[tuple[str, str], ...]] = {
     "cpu": (("#1f5fa8", "#6cb0f5"), ("#7d93ab", "#bccbdb"), ("#0c3358", "#3f86d1"), ("#2f8fb5", "#9fdcf2")),
 }
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "triangle-down", "star")
-GLYPHS = ("●", "◆", "■", "▲", "✚", "✖", "▼", "★")
-"""What `SYMBOLS` look like in text."""
+SHAPES = (
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "M0-5.5L5.5 0L0 5.5L-5.5 0z",
+    "M-4-4h8v8h-8z",
+    "M0-5.5L5 4h-10z",
+    "M-1.6-5h3.2v3.4h3.4v3.2h-3.4v3.4h-3.2v-3.4h-3.4v-3.2h3.4z",
+    "M-5-2.8L-2.8-5L0-2.2L2.8-5L5-2.8L2.2 0L5 2.8L2.8 5L0 2.2L-2.8 5L-5 2.8L-2.2 0z",
+    "M0 5.5L5-4h-10z",
+    "M0-6L1.5-1.9L5.7-1.9L2.4 .7L3.6 4.9L0 2.4L-3.6 4.9L-2.4 .7L-5.7-1.9L-1.5-1.9z",
+)
+"""Circle, diamond, square, triangle, plus, cross, triangle down, star: SVG paths around (0, 0), in pixels."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +42,13 @@ class RunStyle:
     light: str
     dark: str
     dash: str
-    symbol: str
-    glyph: str
-    marked: bool
-    """Lines carry markers: there are other runs to tell it from."""
+    shape: int
+    """Which of `SHAPES`."""
 
     @property
     def color(self) -> str:
-        """What figures say; the page resolves it when it draws."""
+        """As a style sheet names it."""
         return f"var({self.variable})"
-
-    @property
-    def hover_label(self) -> str:
-        """The label as text inside a hover template, which has its own markup."""
-        return self.label.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 
 def vendor(record: RunRecord) -> str:
@@ -58,18 +59,14 @@ def vendor(record: RunRecord) -> str:
 
 
 def run_styles(records: Sequence[RunRecord], names: Sequence[str]) -> list[RunStyle]:
-    """One style a run. Shades follow each vendor's own count, dashes and markers the overall one."""
+    """One style a run. Shades follow each vendor's own count, dashes and shapes the overall one."""
     seen: dict[str, int] = {}
-    several = len(records) > 1
     styles = []
     for place, (record, name) in enumerate(zip(records, names, strict=True)):
         maker = vendor(record)
         shades = SHADES[maker]
         light, dark = shades[seen.setdefault(maker, 0) % len(shades)]
         seen[maker] += 1
-        glyph = place % len(SYMBOLS)
-        dash = DASHES[place % len(DASHES)]
-        styles.append(
-            RunStyle(name, f"--run-{place}", light, dark, dash, SYMBOLS[glyph], GLYPHS[glyph], several)
-        )
+        dash, shape = DASHES[place % len(DASHES)], place % len(SHAPES)
+        styles.append(RunStyle(name, f"--run-{place}", light, dark, dash, shape))
     return styles

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
+from backbench.reports.record.bundle import is_file, read_bytes
 from backbench.reports.record.directory import RunDirectory
 from backbench.reports.record.schema import (
+    ADDED_SECTIONS,
     RECORD_FILE,
     REQUESTS_FILE,
     STEPS_FILE,
@@ -23,15 +25,15 @@ TABLES = (REQUESTS_FILE, STEPS_FILE, TELEMETRY_FILE)
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def record_digest(record: RunRecord) -> str:
     """Hex digest of the record's JSON without its own digest."""
     digests = {name: value for name, value in record.run.get("digests", {}).items() if name != RECORD_FILE}
-    plain = finite(asdict(replace(record, run=record.run | {"digests": digests})))
-    # Through JSON text once, so that what was written and what was read give the same bytes.
-    text = json.dumps(json.loads(json.dumps(plain)), sort_keys=True, separators=(",", ":"))
+    plain = finite(vars(replace(record, run=record.run | {"digests": digests})))
+    plain = {name: each for name, each in plain.items() if each or name not in ADDED_SECTIONS}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -47,7 +49,7 @@ def digest_problems(directory: RunDirectory, record: RunRecord) -> Iterator[str]
     digests = record.run.get("digests") or {}
     for name in TABLES:
         path = directory.path / name
-        if not path.is_file():
+        if not is_file(path):
             yield f"{name} is missing"
         elif name not in digests:
             yield f"run.json holds no digest of {name}"

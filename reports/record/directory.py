@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbench.errors import ReportError
+from backbench.reports.record.bundle import expand, is_dir, read_bytes
 from backbench.reports.record.schema import (
     ADDED_COLUMNS,
     RECORD_FILE,
@@ -58,13 +59,16 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDirectory:
-        """An existing run directory (or the run.json inside it)."""
+        """An existing run directory, the run.json inside it, or a bundle of one run."""
         path = Path(path)
         if path.name == RECORD_FILE:
             path = path.parent
-        if not path.is_dir():
+        if not is_dir(path):
             raise ReportError(f"There is no run directory {path}; `bench run` makes one.")
-        return cls(path)
+        inside = expand(path)
+        if len(inside) > 1:
+            raise ReportError(f"{path} holds {len(inside)} runs and experiments; name one, like {inside[0]}.")
+        return cls(inside[0])
 
     @property
     def report_path(self) -> Path:
@@ -78,7 +82,7 @@ class RunDirectory:
     def read_record(self) -> RunRecord:
         path = self.path / RECORD_FILE
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_bytes(path).decode("utf-8")
         except FileNotFoundError:
             raise ReportError(f"{path} is missing; {self.path} is not a whole run directory.") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -130,8 +134,7 @@ class RunDirectory:
 
         path = self.path / name
         try:
-            # ParquetFile, not read_table: the latter would also take a directory.
-            with pa.parquet.ParquetFile(path) as file:
+            with pa.parquet.ParquetFile(pa.BufferReader(read_bytes(path))) as file:
                 table = file.read()
         except FileNotFoundError:
             raise ReportError(f"{path} is missing; {self.path} is not a whole run directory.") from None

@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from backbench.errors import ReportError, shown
+from backbench.reports.record.bundle import is_file, read_bytes
 from backbench.reports.record.directory import RunDirectory
+from backbench.reports.record.schema import check_version
 
 EXPERIMENT_FILE = "experiment.json"
 EXPERIMENT_VERSION = 1
@@ -70,7 +72,7 @@ class Experiment:
 
 def is_experiment(path: Path) -> bool:
     """Whether `path` is an experiment's directory or the file inside it."""
-    return path.name == EXPERIMENT_FILE or (path / EXPERIMENT_FILE).is_file()
+    return path.name == EXPERIMENT_FILE or is_file(path / EXPERIMENT_FILE)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -82,16 +84,12 @@ def read_experiment(path: Path) -> Experiment:
     directory = path.parent if path.name == EXPERIMENT_FILE else path
     file = directory / EXPERIMENT_FILE
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(read_bytes(file).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{file} cannot be read: {type(error).__name__}; restore it.") from None
     if not isinstance(data, dict):
         raise ReportError(f"{file} holds no experiment.")
-    if data.get("schema_version") != EXPERIMENT_VERSION:
-        version = shown(data.get("schema_version"))
-        raise ReportError(
-            f"{file} has schema version {version}; this Backbench reads {EXPERIMENT_VERSION}. Update it."
-        )
+    check_version(data.get("schema_version"), str(file), (EXPERIMENT_VERSION,))
     try:
         return _experiment(directory, data)
     except (KeyError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from backbench.errors import ReportError, printable
+from backbench.errors import ReportError, printable, shown
 from backbench.reports.record.shape import misshapen
 
 SCHEMA_VERSION = 2
@@ -23,6 +23,11 @@ REQUESTS_FILE = "requests.parquet"
 STEPS_FILE = "steps.parquet"
 TELEMETRY_FILE = "telemetry.parquet"
 REPORT_FILE = "report.html"
+LOG_FILE = "requests.log.jsonl"
+"""What a run that is going or was killed has instead of its record."""
+
+ADDED_SECTIONS = ("accuracy",)
+"""Those that older records of the same schema lack; empty there, and then no part of the record's digest."""
 
 REQUEST_COLUMNS: dict[str, str] = {
     "request_id": "int64",
@@ -112,7 +117,8 @@ class RunRecord:
     """What one run was and what came out of it. Every section is a plain dict that JSON can hold."""
 
     run: dict[str, Any]
-    """uuid, utc, command, seed, status ("complete" | "interrupted" | "failed"), error of a failed one."""
+    """uuid, utc, command, label and tags (its user's names for it), seed, error of a failed one, and
+    status ("complete" | "interrupted" | "failed")."""
     workload: dict[str, Any] = field(default_factory=dict)
     """name, parameters, content_hash, notes, ideal_prefix_hit_ratio."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -131,6 +137,9 @@ class RunRecord:
     energy: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     correctness: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
+    """corpus, corpus_sha256, against (the unquantized model), sequences {sums of each}, and what follows from
+    them; or a reason. Empty in records of before it was measured."""
     roofline: dict[str, Any] = field(default_factory=dict)
     """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, intercept_floor_s, slope_floor_s_per_token}."""
     warmup: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +173,8 @@ class RunRecord:
         if not isinstance(data, dict):
             raise ReportError(f"{source} holds no run record: expected a JSON object.")
         check_version(data.get("schema_version"), source)
+        for name in ADDED_SECTIONS:
+            data.setdefault(name, {})
         names = [each.name for each in fields(cls)]
         if missing := [name for name in names if name not in data]:
             raise ReportError(f"{source} lacks the section {missing[0]!r}; it is not a whole run record.")
@@ -176,13 +187,17 @@ class RunRecord:
         return cls(**{name: data[name] for name in names})
 
 
-def check_version(version: object, source: str) -> None:
-    """Raises ReportError where `version` is none that can be read."""
-    if version not in READABLE or isinstance(version, bool | float):
-        raise ReportError(
-            f"{source} has schema_version {version!r}, but this Backbench reads "
-            f"{' and '.join(map(str, READABLE))}; use the version that wrote it."
-        )
+def check_version(version: object, source: str, readable: tuple[int, ...] = READABLE) -> None:
+    """Raises ReportError unless `version` is one of `readable`; the message says what to do."""
+    whole = isinstance(version, int) and not isinstance(version, bool)
+    if whole and version in readable:
+        return
+    reads = f"this Backbench reads {' and '.join(map(str, readable))}"
+    if isinstance(version, int) and whole and version > max(readable):
+        raise ReportError(f"{source} has schema_version {version}, of a newer Backbench; {reads}. Update it.")
+    raise ReportError(
+        f"{source} has schema_version {shown(version)}, but {reads}; use the version that wrote it."
+    )
 
 
 def _no_constant(name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from backbench.errors import printable
@@ -17,12 +17,16 @@ NUMBER_NAME = re.compile(r"_(s|ns|bytes|w|j|per_s|tokens|token|ratio|percent)$")
 TEXT, OBJECT, NUMBER = (str, type(None)), (dict, type(None)), (int, float, type(None))
 TEXTS = "a list of texts"
 
-KINDS: dict[str, tuple[type, ...] | str] = {
+Kind = tuple[type, ...] | str
+KINDS: dict[str, Kind] = {
     "run.status": (str,),
     "run.utc": TEXT,
     "run.uuid": TEXT,
     "run.command": TEXT,
     "run.error": TEXT,
+    "run.label": TEXT,
+    "run.tags": OBJECT,
+    "run.tags.*": (str,),
     "run.digests": OBJECT,
     "run.digests.*": (str,),
     "workload.name": TEXT,
@@ -90,11 +94,46 @@ KINDS: dict[str, tuple[type, ...] | str] = {
     "correctness.top1_agreement": NUMBER,
     "correctness.max_abs_logprob_diff": NUMBER,
     "correctness.mean_abs_logprob_diff": NUMBER,
+    "accuracy.corpus": TEXT,
+    "accuracy.corpus_sha256": TEXT,
+    "accuracy.against": TEXT,
+    "accuracy.tokens": NUMBER,
+    "accuracy.sequences": OBJECT,
+    "accuracy.sequences.*": (list,),
+    "accuracy.sequences.*.[]": NUMBER,
+    "accuracy.perplexity": OBJECT,
+    "accuracy.perplexity_unquantized": OBJECT,
+    "accuracy.perplexity_change": OBJECT,
+    "accuracy.kl_divergence": OBJECT,
+    "accuracy.top1_agreement": OBJECT,
     "validity": TEXTS,
 }
 """Dotted path -> the types it may have where it is present; * stands for any key."""
 
-_PATTERNS = [(tuple(path.split(".")), kind) for path, kind in KINDS.items() if "*" in path]
+
+class Place:
+    """A place in a record: what `KINDS` says of it and of the places inside it."""
+
+    def __init__(self) -> None:
+        self.kind: Kind | None = None
+        self.inside: dict[str, Place] = {}
+
+    def within(self, key: str) -> Place | None:
+        """The place of this key; None where nothing is said of it or of anything inside it."""
+        return self.inside.get(key) or self.inside.get("*")
+
+
+def _tree() -> Place:
+    root = Place()
+    for path, kind in KINDS.items():
+        place = root
+        for key in path.split("."):
+            place = place.inside.setdefault(key, Place())
+        place.kind = kind
+    return root
+
+
+ROOT = _tree()
 
 WORDS: dict[type, str] = {
     str: "a text",
@@ -103,8 +142,9 @@ WORDS: dict[type, str] = {
     int: "a whole number",
     float: "a number",
     type(None): "null",
+    list: "a list",
 }
-NUMERIC = ("metrics", "memory", "energy", "schedule", "roofline", "warmup")
+NUMERIC = ("metrics", "memory", "energy", "schedule", "roofline", "accuracy", "warmup")
 """Sections whose names say their units."""
 LARGEST = 1e300
 EXPLANATIONS = ("reason", "unsupported")
@@ -113,57 +153,60 @@ ESTIMATES = ("value", "low", "high", "mean", "sd", "min", "max", "count", "datas
 
 def misshapen(data: dict[str, Any]) -> str | None:
     """The first thing that no run record has, in a few words; None = it may be read."""
-    return next(_odd(data, ()), None)
+    return _odd(data, ROOT, ())
 
 
-def _odd(value: Any, path: tuple[str, ...]) -> Iterator[str]:
-    where = ".".join(path)
-    where = where if len(where) <= 80 else where[:77] + "..."
+def _odd(value: Any, place: Place | None, path: tuple[str, ...]) -> str | None:
     if len(path) > DEEPEST:
-        yield "it is nested too deeply"
-        return
-    kind = _kind(path)
-    if kind is not None and not _is(value, kind):
-        yield f"{where} must be {_words(kind)}"
+        return "it is nested too deeply"
+    if place is not None and place.kind is not None and not _is(value, place.kind):
+        return f"{_where(path)} must be {_words(place.kind)}"
     if path and path[0] in NUMERIC and (wanted := _wanted(value, path)) is not None:
-        yield f"{where} must be {wanted}"
+        return f"{_where(path)} must be {wanted}"
     if isinstance(value, str) and printable(value) != value:
-        yield f"{where} holds characters that are no text"
+        return f"{_where(path)} holds characters that are no text"
     if isinstance(value, list):
+        inside = None if place is None else place.within("[]")
         for each in value:
-            yield from _odd(each, (*path, "[]"))
+            if (odd := _odd(each, inside, (*path, "[]"))) is not None:
+                return odd
     if isinstance(value, dict):
         for key, each in value.items():
             if printable(key) != key:
-                yield f"{where or 'it'} has a name with characters that are no text"
-            else:
-                yield from _odd(each, (*path, key))
-
-
-def _kind(path: tuple[str, ...]) -> tuple[type, ...] | str | None:
-    """What `KINDS` says of this place."""
-    exact = KINDS.get(".".join(path))
-    if exact is not None:
-        return exact
-    for pattern, kind in _PATTERNS:
-        if len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path, strict=True)):
-            return kind
+                return f"{_where(path) or 'it'} has a name with characters that are no text"
+            inside = None if place is None else place.within(key)
+            if (odd := _odd(each, inside, (*path, key))) is not None:
+                return odd
     return None
+
+
+def _where(path: tuple[str, ...]) -> str:
+    where = ".".join(path)
+    return where if len(where) <= 80 else where[:77] + "..."
 
 
 def _wanted(value: Any, path: tuple[str, ...]) -> str | None:
     """What must stand here instead, going by the name; None = `value` may."""
     if path[-1] in EXPLANATIONS and not isinstance(value, str | None):
         return "a text"
-    if isinstance(value, int | float) and abs(value) > LARGEST:
-        return "a number in range"
-    if "absent" in path or not (path[-1] in ESTIMATES or NUMBER_NAME.search(path[-1])):
+    if isinstance(value, int | float):
+        if abs(value) > LARGEST:
+            return "a number in range"
+        if not isinstance(value, bool):
+            return None
+    if not _is_number(path[-1]) or "absent" in path:
         return None
     compound = isinstance(value, dict) and path[-1] in ESTIMATES
     return "a number" if compound or isinstance(value, str | bool | list) else None
 
 
-def _is(value: Any, kind: tuple[type, ...] | str) -> bool:
+@lru_cache(maxsize=4096)
+def _is_number(name: str) -> bool:
+    """Whether a field of this name is a number, an object of them, or null."""
+    return name in ESTIMATES or NUMBER_NAME.search(name) is not None
+
+
+def _is(value: Any, kind: Kind) -> bool:
     if isinstance(kind, str):
         return value is None or (isinstance(value, list) and all(isinstance(each, str) for each in value))
     if isinstance(value, bool):
@@ -171,5 +214,5 @@ def _is(value: Any, kind: tuple[type, ...] | str) -> bool:
     return isinstance(value, kind)
 
 
-def _words(kind: tuple[type, ...] | str) -> str:
+def _words(kind: Kind) -> str:
     return kind if isinstance(kind, str) else " or ".join(dict.fromkeys(WORDS[each] for each in kind))

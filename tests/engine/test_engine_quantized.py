@@ -59,3 +59,21 @@ def test_preemption_and_prefix_hits(scheme: str) -> None:
 def test_schemes_are_told_apart() -> None:
     """The tests above would pass were no weight rounded."""
     assert len({str(alone(scheme)) for scheme in (*SCHEMES, "none")}) > 2
+
+
+def test_an_fp8_cache_holds_half_of_bf16_and_changes_little() -> None:
+    """Rounded keys and values move the choice of a token here and there, whatever the company."""
+    sizes = {"max_seqs": 8, "block_size": 8, "num_blocks": 32, "max_len": 128, "prefix_cache": False}
+    made = []
+    for kv_dtype in (None, "fp8"):
+        config = EngineConfig(kv_dtype=kv_dtype, **sizes)
+        engine = Engine.open(
+            find_model("tiny"), backend="torch", device=cpu(), dtype=torch.bfloat16, config=config
+        )
+        made.append((engine.memory()["kv_pool_bytes"], engine.decoder.kv_dtype))
+    assert made == [(2 * made[1][0], torch.bfloat16), (made[1][0], torch.float8_e4m3fn)]
+    config = EngineConfig(kv_dtype="fp8", **sizes)
+    engine = Engine.open(find_model("tiny"), backend="torch", device=cpu(), config=config)
+    together = tokens(engine)
+    assert [tokens(engine, [prompt])[0] for prompt in PROMPTS] == together
+    assert together != alone("none")

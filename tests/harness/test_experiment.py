@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from backbench.errors import HarnessError
@@ -17,6 +16,7 @@ from backbench.harness.sensors.cpu import HostSensor
 from backbench.harness.sensors.telemetry import Sensor
 from backbench.harness.subjects.scripted import ScriptedSubject
 from backbench.harness.subjects.subject import Facts
+from backbench.reports.metrics.validity import UNCHECKED, fails
 from backbench.reports.page.html import render_report
 from backbench.reports.verify import verify
 from backbench.workloads.request import Workload
@@ -36,7 +36,7 @@ def scripted(options: RunOptions) -> ScriptedSubject:
 def test_a_whole_experiment_on_a_script(tmp_path: Path) -> None:
     """No engine and no model: the record holds the script's own times, verifies, and its page renders."""
     options = replace(SCRIPTED, out=tmp_path / "run", warmup=0)
-    (outcome,) = experiment.run(options, Observer(), scripted)
+    outcome = experiment.run(options, Observer(), scripted)
     record = outcome.directory.read_record()
     assert record.run["status"] == "complete"
     assert record.metrics["counts"]["completed"] == 12
@@ -54,6 +54,21 @@ def test_a_whole_experiment_on_a_script(tmp_path: Path) -> None:
     assert names == {"run.json", "requests.parquet", "steps.parquet", "telemetry.parquet"}
 
 
+def test_a_run_that_is_not_to_be_checked_says_so_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any) -> Any:
+        raise AssertionError("the results were checked")
+
+    monkeypatch.setattr(ScriptedSubject, "check", forbidden)
+    options = replace(SCRIPTED, out=tmp_path / "run", check=False)
+    outcome = experiment.run(options, Observer(), scripted)
+    record = outcome.directory.read_record()
+    assert record.accuracy == {"reason": "not asked for (--no-check)"}
+    assert record.validity == [UNCHECKED] and not fails(record)
+    assert record.correctness["passed"] is None and verify(outcome.directory) == []
+
+
 def test_a_script_needs_neither_engine_nor_torch_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,11 +80,17 @@ def test_a_script_needs_neither_engine_nor_torch_model(
     experiment.run(replace(SCRIPTED, out=tmp_path / "run"), Observer(), scripted)
 
 
-def test_a_series_is_planned_run_by_run(tmp_path: Path) -> None:
-    outcomes = experiment.run(replace(SCRIPTED, out=tmp_path / "runs", repeat=3), Observer(), scripted)
-    assert [outcome.record.run["repeat"] for outcome in outcomes] == [0, 1, 2]
-    assert len({outcome.record.run["uuid"] for outcome in outcomes}) == 3
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2", "3"]
+def test_one_run_is_made_here_and_no_series(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="bench run --repeat"):
+        experiment.run(replace(SCRIPTED, out=tmp_path / "runs", repeat=3), Observer(), scripted)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_label_and_tags_are_names_and_nothing_asked(tmp_path: Path) -> None:
+    options = replace(SCRIPTED, out=tmp_path / "run", label="night", tags={"commit": "a1"})
+    run = experiment.run(options, Observer(), scripted).directory.read_record().run
+    assert (run["label"], run["tags"]) == ("night", {"commit": "a1"})
+    assert {"label", "tag"}.isdisjoint(run["asked"]) and {"label", "tag"} <= options.asked().keys()
 
 
 def test_the_default_directory_says_what_ran_and_never_collides(
@@ -77,7 +98,7 @@ def test_the_default_directory_says_what_ran_and_never_collides(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "default_directory", lambda options: Path("runs/now-synthetic-scripted"))
-    paths = [experiment.run(SCRIPTED, Observer(), scripted)[0].directory.path for _ in range(3)]
+    paths = [experiment.run(SCRIPTED, Observer(), scripted).directory.path for _ in range(3)]
     assert [str(path) for path in paths] == [
         f"runs/now-synthetic-scripted{suffix}" for suffix in ("", "-1", "-2")
     ]
@@ -100,9 +121,10 @@ def test_the_resident_set_of_a_run_holds_nothing_of_the_check_before_it(tmp_path
             kept.append(bytearray(b"x" * 2**16))
             return super().check(workload)
 
-    outcomes = experiment.run(
-        replace(SCRIPTED, out=tmp_path / "runs", repeat=2), Observer(), lambda options: Hungry()
-    )
+    outcomes = [
+        experiment.run(replace(SCRIPTED, out=tmp_path / name), Observer(), lambda options: Hungry())
+        for name in ("first", "second")
+    ]
     first, second = (outcome.record.memory["host_rss_peak_bytes"] for outcome in outcomes)
     assert second < first + 128 * 2**20
     for outcome in outcomes:
@@ -120,7 +142,7 @@ def test_a_home_never_reaches_the_record(tmp_path: Path, monkeypatch: pytest.Mon
             facts = super().facts()
             return replace(facts, model=facts.model | {"name": str(tmp_path / "ada" / "models" / "mine")})
 
-    (outcome,) = experiment.run(replace(SCRIPTED, out=tmp_path / "run"), Observer(), lambda options: AtHome())
+    outcome = experiment.run(replace(SCRIPTED, out=tmp_path / "run"), Observer(), lambda options: AtHome())
     assert outcome.record.model["name"] == "~/models/mine"
     assert str(tmp_path / "ada") not in (outcome.directory.path / "run.json").read_text()
 
@@ -152,22 +174,3 @@ def test_other_errors_are_not_dressed_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(experiment, "_prepare", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         experiment.run(RunOptions(workload="sharegpt", backend="torch", out=tmp_path / "run"), Observer())
-
-
-def test_each_run_starts_with_a_cold_cache(tmp_path: Path) -> None:
-    """In a pool too small for the correctness check, which would empty the cache by itself."""
-    options = RunOptions(
-        workload="batch:3x80+4",
-        backend="torch",
-        repeat=2,
-        warmup=0,
-        out=tmp_path / "runs",
-        engine={"num_blocks": 18},
-    )
-    outcomes = experiment.run(options, Observer())
-    assert len(outcomes) == 2
-    for outcome in outcomes:
-        assert outcome.record.correctness["passed"] is None
-        steps = pd.read_parquet(outcome.directory.path / "steps.parquet")
-        assert steps["num_prefill_tokens"].sum() == 3 * 80
-        assert steps["prefix_hit_tokens"].sum() == 0

@@ -21,7 +21,9 @@ from backbench.harness.options import (
     RunOptions,
     option_names,
     over_file,
+    parse_label,
     parse_slo,
+    parse_tags,
     read_file,
     run_options,
 )
@@ -57,7 +59,7 @@ def example(option: Option) -> Any:
     if option.kind is float:
         return 0.75
     if option.kind is dict:
-        return {"ttft": 0.5, "tpot": 0.05}
+        return {"ttft": 0.5, "tpot": 0.05} if option.name == "slo" else {"commit": "a1", "card": "left"}
     written = {"quantize": "none,int8", "sparsity": "2:4"}.get(option.name, "some-thing")
     return [1.5, 20.0] if option.kind == (float, float) else written
 
@@ -292,3 +294,24 @@ def test_the_page_asks_for_one_run_in_three_ways(tmp_path: Path) -> None:
     call = ast.parse(python.strip().splitlines()[-1]).body[0].value  # type: ignore[attr-defined]
     assert run_options({each.arg: ast.literal_eval(each.value) for each in call.keywords}) == typed
     assert all(f"`[{group}]`" in page for group in GROUPS)
+
+
+def test_tags_add_up_on_the_command_line() -> None:
+    found = from_command_line("-w", "x", "-b", "y", "--tag", "a=1", "--tag", "b=2=3", "--label", " night ")
+    assert (found.tags, found.label) == ({"a": "1", "b": "2=3"}, "night")
+
+
+@pytest.mark.parametrize(
+    "tag", ["", "a", "a=", "=1", "a b=1", "a=1,a=2", "a=\x1b", "a=" + "x" * 65, {"a": 1}, 3]
+)
+def test_a_malformed_tag_is_one_line(tag: Any) -> None:
+    with pytest.raises(HarnessError, match="--tag") as error:
+        parse_tags(tag)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("label", ["", " ", "a\nb", "\u202eb", "x" * 65, 3])
+def test_a_malformed_label_is_one_line(label: Any) -> None:
+    with pytest.raises(HarnessError, match="--label") as error:
+        parse_label(label)
+    assert len(str(error.value)) < 200

@@ -82,6 +82,14 @@ def test_a_long_preparation_is_told() -> None:
     assert lines == ["[   0.0 s] Loading", "[  60.0 s] Capturing graphs"]
 
 
+def test_a_series_is_told_from_its_first_run_on(capsys: pytest.CaptureFixture[str]) -> None:
+    observer = open_observer(Talk(), series=True)
+    observer.stage("Run 1 of 16: torch, block 1")
+    assert capsys.readouterr().err == "[   0.0 s] Run 1 of 16: torch, block 1\n"
+    open_observer(Talk(quiet=True), series=True).stage("Run 1 of 16: torch, block 1")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_full_stderr_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(line: str, err: bool) -> None:
         raise OSError(28, "No space left on device")

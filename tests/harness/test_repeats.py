@@ -15,9 +15,20 @@ from pathlib import Path
 import pytest
 
 from backbench.errors import INTERRUPTED, HarnessError
+from backbench.harness import repeats
 from backbench.harness.commands.run import run
 from backbench.harness.options import RunOptions, run_options
-from backbench.harness.repeats import Ended, arguments, asked_arms, backends, is_series, order, run_repeats
+from backbench.harness.repeats import (
+    Ended,
+    Going,
+    arguments,
+    asked_arms,
+    backends,
+    in_new_process,
+    is_series,
+    order,
+    run_repeats,
+)
 from backbench.reports.record import RunDirectory, RunRecord
 from backbench.reports.record.experiment import read_experiment
 
@@ -94,6 +105,25 @@ def test_blocks_share_a_seed_and_no_two_blocks_do(tmp_path: Path) -> None:
         ("3-sdpa", 1, "u3"),
         ("4-torch", 1, "u4"),
     ]
+
+
+def test_a_waiting_parent_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+    monkeypatch.setattr(repeats, "MEANWHILE_S", 0.01)
+    assert in_new_process(["--version"], meanwhile=lambda: looked.append(None)).code == 0
+    assert looked
+
+
+def test_a_long_run_is_said_to_be_going() -> None:
+    now_s, told = 0.0, list[str]()
+    going = Going(told.append, 10.0, lambda: now_s)
+    for which, seconds in (("Run 1", 23), ("Run 2", 12)):
+        going.begin(which)
+        begun_s = now_s
+        while now_s < begun_s + seconds:
+            now_s += 1.0
+            going.look()
+    assert told == ["Run 1", "Run 1, 10 s so far", "Run 1, 20 s so far", "Run 2", "Run 2, 10 s so far"]
 
 
 def test_a_runs_command_line_asks_for_the_same(tmp_path: Path) -> None:

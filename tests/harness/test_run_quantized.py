@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,39 @@ def test_the_record_says_what_served_each_role_and_its_bytes(made: tuple[Path, s
     assert record.correctness["passed"] is True and record.correctness["noise_dtype"] == "float64"
 
 
+def test_accuracy_stands_beside_speed(made: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Both models predict the text that `bench perplexity` reads, the unquantized one as it does there."""
+    out, said = made
+    for column in ("Weights", "Output tok/s, whole run", "Perplexity change", "KL divergence"):
+        assert column in said
+    assert "KL divergence" in (out / "report.html").read_text()
+    losses = []
+    for name in ("2-int8", "3-int8-w8a8"):
+        record = RunDirectory.open(out / name).read_record()
+        found = record.accuracy
+        assert abs(found["perplexity_change"]["value"]) < 0.01
+        assert found["perplexity_change"]["low"] < found["perplexity_change"]["high"]
+        assert (found["against"], found["corpus"], found["tokens"]) == ("tiny", "pydoc_data.topics", 32 * 63)
+        losses.append(found["kl_divergence"]["value"])
+    assert 0 < losses[0] < losses[1] < 0.01
+    assert run_command(["perplexity", "--length", "64", "--limit", "32", "--json"]) == 0
+    dense = json.loads(capsys.readouterr().out)
+    assert dense["text_sha256"] == found["corpus_sha256"] and dense["num_tokens"] == found["tokens"]
+    # The same products and sums; log-probabilities in fp32 there, in fp64 here.
+    assert found["perplexity_unquantized"]["value"] == pytest.approx(dense["perplexity"], rel=1e-6)
+    assert RunDirectory.open(out / "1-none").read_record().accuracy == {"reason": "nothing is quantized"}
+
+
+def test_verify_holds_accuracy_to_what_is_kept(made: tuple[Path, str], tmp_path: Path) -> None:
+    path = shutil.copytree(made[0] / "2-int8", tmp_path / "run") / "run.json"
+    data = json.loads(path.read_text())
+    data["accuracy"]["kl_divergence"]["value"] /= 2
+    path.write_text(json.dumps(data))
+    assert any(
+        each.startswith("accuracy.kl_divergence.value is ") for each in verify(RunDirectory(path.parent))
+    )
+
+
 def test_a_dense_run_has_no_quantization(made: tuple[Path, str]) -> None:
     record = RunDirectory.open(made[0] / "1-none").read_record()
     assert record.model["quantization"] is None
@@ -84,15 +118,10 @@ def test_rounded_rows_have_no_flop_peak(made: tuple[Path, str]) -> None:
         (("--quantize", "int5"), "--quantize takes none, int8, "),
         (("--quantize-head",), "--quantize-head needs --quantize or --sparsity"),
         (("--sparsity", "4:2"), "--sparsity takes 2:4 or unstructured:SHARE"),
-        (("--quantize", "int8", "-b", "triton"), "linear down as int8: only dense weights are served"),
     ],
 )
-def test_what_cannot_be_is_one_line(
-    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [*SHORT, "--interpret", *options, "-o", str(tmp_path / "x")]
-    if "triton" not in options:
-        arguments.remove("--interpret")
+def test_what_cannot_be_is_one_line(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    arguments = [*SHORT, *options, "-o", str(tmp_path / "x")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "backbench", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

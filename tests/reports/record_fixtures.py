@@ -237,6 +237,7 @@ def make_record(
             "utc": "2025-01-02T03:04:05Z",
             "command": f"bench run --workload sharegpt --backend {backend}",
             "seed": 0,
+            "synthetic": True,
             "status": "complete",
         },
         workload={

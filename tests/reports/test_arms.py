@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,20 @@ import numpy as np
 import pytest
 
 from backbench.errors import ReportError
-from backbench.reports.arms import Arm, Run, against, arms_incomparable, measured
-from backbench.reports.conclusion import conclusion, how_to_tell
+from backbench.reports.arms import (
+    Arm,
+    Run,
+    against,
+    arm_differences,
+    arms_incomparable,
+    arms_of,
+    measured,
+)
+from backbench.reports.conclusion import conclusion, how_to_tell, left_out
 from backbench.reports.limits import broken, parse_limit
 from backbench.reports.quantities import QUANTITIES, quantity
 from backbench.reports.record import RunRecord
+from backbench.reports.tables import scorecard_table
 
 RATE = quantity("metrics", "output_tokens_per_s", "whole_run")
 TPOT = quantity("metrics", "tpot_s", "p50")
@@ -62,6 +73,58 @@ def test_identical_arms_are_called_better_or_worse_at_most_as_often_as_said(bloc
     assert called <= 0.05 + THREE_ERRORS
     named = np.mean(["fastest" in conclusion(pair) for pair in pairs[:300]])
     assert named <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+
+
+def several_in_turns(rng: np.random.Generator, arms: int, blocks: int) -> list[Arm]:
+    """`in_turns` for any number of identical arms."""
+    noise = rng.normal(0, 0.01, (blocks, arms)) + np.linspace(0, 0.03, blocks * arms).reshape(blocks, arms)
+    noise[1::2] = noise[1::2, ::-1]
+    return [arm(f"arm {each}", list(100 * np.exp(noise[:, each]))) for each in range(arms)]
+
+
+@pytest.mark.parametrize("arms", [3, 5])
+def test_no_arm_of_several_identical_ones_is_called_fastest_more_often_than_said(arms: int) -> None:
+    """The best of five is chosen after its values are seen, but has to beat every other one."""
+    rng = np.random.default_rng(arms)
+    named = np.mean(["fastest" in conclusion(several_in_turns(rng, arms, 8)) for _ in range(600)])
+    assert named <= 0.05 + 3 * (0.05 * 0.95 / 600) ** 0.5
+
+
+def test_leaving_runs_out_does_not_make_verdicts() -> None:
+    """Whichever pairs a busy machine takes, the others are still a fair sample."""
+    rng = np.random.default_rng(7)
+    called = 0
+    for _ in range(TRIALS):
+        a, b = in_turns(rng, 8)
+        called += against(doubtful(a, *np.flatnonzero(rng.random(8) < 0.2)), b, RATE).verdict in (
+            "better",
+            "worse",
+        )
+    assert called / TRIALS <= 0.05 + THREE_ERRORS
+
+
+@pytest.mark.parametrize("blocks", [4, 8, 16, 24])
+def test_intervals_of_ratios_hold_the_truth_as_often_as_they_say(blocks: int) -> None:
+    """Of a loss of 5 % without drift; the sign flip's may cover more than nominal, never less."""
+    rng, truth, held = np.random.default_rng(blocks), 0.95, 0
+    for _ in range(TRIALS):
+        noise = rng.normal(0, 0.01, (2, blocks))
+        a, b = arm("a", list(100 * np.exp(noise[0]))), arm("b", list(100 * truth * np.exp(noise[1])))
+        found = against(a, b, RATE)
+        assert found.low is not None and found.high is not None
+        held += found.low <= truth <= found.high
+    assert 0.95 - THREE_ERRORS <= held / TRIALS <= 0.975 + THREE_ERRORS
+
+
+def test_machines_are_called_different_as_often_as_said() -> None:
+    """Welch's verdict on two machines that are alike, one of them noisier, with other numbers of runs."""
+    rng = np.random.default_rng(3)
+    called = 0
+    for _ in range(TRIALS):
+        a = arm("a", list(100 * np.exp(rng.normal(0, 0.01, 5))), Path("x"))
+        b = arm("b", list(100 * np.exp(rng.normal(0, 0.03, 8))), Path("y"), device="b")
+        called += against(a, b, RATE).verdict in ("better", "worse")
+    assert called / TRIALS <= 0.05 + THREE_ERRORS
 
 
 def test_a_real_loss_is_seen() -> None:
@@ -130,9 +193,72 @@ def test_the_winner_is_named_first() -> None:
     assert said.startswith("sdpa is fastest by Output tok/s, whole run: 1.84× (1.83–1.84) torch")
     assert said.endswith("n = 8 pairs.") and how_to_tell(arms) is None
     assert conclusion(arms[::-1]) == said
-    first, *others = arms[0].runs
-    doubtful = Arm("torch", (Run(replace(first.record, validity=["throttled"])), *others), TURNS)
-    assert conclusion([doubtful, arms[1]]) == f"{said} 1 of 16 runs are not valid."
+
+
+def doubtful(arm: Arm, *blocks: int, why: str = "throttled") -> Arm:
+    """The arm with the runs of these blocks not valid."""
+    runs = [
+        replace(run, record=replace(run.record, validity=[why] if run.block in blocks else []))
+        for run in arm.runs
+    ]
+    return replace(arm, runs=tuple(runs))
+
+
+def test_a_run_that_is_not_valid_is_left_out_with_its_pair() -> None:
+    """Its rate, a hundred times the others', is in no ratio, no median and no interval."""
+    rates = [100.0, 102.0, 99.0, 101.0, 100.5, 99.5, 100.2, 99.8]
+    wild = [*rates[:2], 10_000.0, *rates[3:]]
+    fast = arm("b", [1.2 * rate for rate in rates])
+    slow, rest = doubtful(arm("a", wild), 2), arm("a", rates[:2] + rates[3:])
+    assert measured(slow, RATE) == measured(rest, RATE)
+    found = against(slow, fast, RATE)
+    assert found.value == pytest.approx(1.2) and found.n == 7 and found.verdict == "better"
+    assert left_out([slow, fast]) == ["pair 3 left out: a: throttled"]
+    assert conclusion([slow, fast]).endswith("n = 7 pairs. Left out as not valid: 1 of 16 runs.")
+    assert slow.representative.record.metrics["output_tokens_per_s"]["whole_run"] < 200
+
+
+def test_too_few_valid_pairs_are_no_verdict() -> None:
+    rates = [100.0, 101.0, 99.0]
+    a, b = doubtful(arm("a", rates), 0), doubtful(arm("b", [2 * rate for rate in rates]), 1)
+    assert against(a, b, RATE).verdict == "unclear"
+    assert conclusion([a, b]).startswith("No verdict: fewer than two pairs of valid runs are left.")
+    none = doubtful(arm("b", [2 * rate for rate in rates]), 0, 1, 2)
+    assert against(a, none, RATE).verdict == "unclear" and measured(none, RATE).value == 200
+    assert "of the 3 runs of b, 0 are valid" in conclusion([arm("a", rates), none])
+    with pytest.raises(ReportError, match="of the 3 runs of b, 0 are valid"):
+        list(broken([arm("a", rates), none], parse_limit("tpot_p50>1.05")))
+
+
+def test_comparing_more_arms_costs_in_proportion() -> None:
+    """Calls, not seconds; 40 arms and 160 of single runs, as 1,000 stored runs are compared."""
+
+    def calls(number: int) -> int:
+        arms = arms_of([record(100.0 + each, max_seqs=each) for each in range(number)])
+        profile = cProfile.Profile()
+        with profile:
+            arms_of([each.records[0] for each in arms])
+            conclusion(arms), left_out(arms), arm_differences(arms), arms_incomparable(arms)
+            scorecard_table(arms)
+        return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
+
+    assert calls(160) < 6 * calls(40)
+
+
+def test_a_run_that_did_not_finish_counts_for_nothing() -> None:
+    whole = arm("a", [100.0, 101.0])
+    first, other = whole.runs
+    cut = replace(first, record=replace(first.record, run=first.record.run | {"status": "interrupted"}))
+    assert replace(whole, runs=(cut, other)).counted == (other,)
+    assert cut.left_out == "it was interrupted"
+
+
+def test_a_single_run_says_every_reason() -> None:
+    first = arm("a", [1.0], None)
+    found = replace(
+        first, runs=(replace(first.runs[0], record=replace(first.records[0], validity=["x", "y"])),)
+    )
+    assert left_out([found, arm("b", [1.0], None)]) == ["a is not valid: x", "a is not valid: y"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +291,7 @@ def test_a_limit_breaks_only_beyond_the_spread() -> None:
     assert not list(broken([arm("a", rates), slow], parse_limit("metrics.tpot_s.p50 > 1.2")))
     noisy = arm("b", [50.0, 150.0, 60.0, 140.0, 55.0, 145.0, 70.0, 90.0])
     assert not list(broken([arm("a", rates), noisy], parse_limit("tpot_p50>1.05")))
-    with pytest.raises(ReportError, match="one run each: no verdict") as error:
+    with pytest.raises(ReportError, match="no verdict: one run each") as error:
         list(broken([arm("a", [1.0], None), arm("b", [9.0], None)], parse_limit("tpot_p50>1.05")))
     assert error.value.exit_code == 4
 

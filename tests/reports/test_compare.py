@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backbench.errors import ReportError
 from backbench.reports.arms import arms_of, ratio_table, require_comparable
@@ -70,6 +72,18 @@ def test_a_record_does_not_differ_from_itself(records: list[RunRecord]) -> None:
     assert differences([records[0], records[0]]) == []
 
 
+def test_hashes_and_durations_are_no_differences_of_their_own(records: list[RunRecord]) -> None:
+    """Another backend has other sources; sources that differ under one backend do count, and are short."""
+    hashes = {"attention": "a" * 63 + "1", "linear": "c" * 64}
+    torch = changed(records[0], "backend.kernel_source_hash", hashes)
+    triton = changed(records[1], "backend.kernel_source_hash", {"attention": "b" * 64, "linear": "d" * 64})
+    triton = changed(triton, "warmup.seconds", 0.054075936999652185)
+    fields = {each.field: each for each in differences([torch, triton])}
+    assert "backend.kernel_source_hash.linear" in fields
+    assert "backend.kernel_source_hash.attention" not in fields and "warmup.seconds" not in fields
+    assert str(fields["backend.kernel_source_hash.linear"]).endswith(": cccccccccccc vs dddddddddddd")
+
+
 def test_labels_are_distinct_and_short(records: list[RunRecord]) -> None:
     assert labels(records[:1]) == ["torch"]
     assert labels(records[:2]) == ["torch", "triton"]
@@ -81,12 +95,66 @@ def test_auto_is_labelled_with_what_ran(records: list[RunRecord]) -> None:
     assert labels([changed(records[1], "backend.asked", "auto")]) == ["triton"]
 
 
-def test_options_that_differ_are_the_label(records: list[RunRecord]) -> None:
-    asked = ({"max_seqs": 64, "workload": "tiny"}, {"workload": "tiny", "graphs": False})
-    runs = [changed(records[0], "run.asked", each) for each in asked]
-    assert labels(runs) == ["torch · max_seqs 64", "torch · default max_seqs"]
-    runs = [changed(records[0], "run.asked", each) for each in ({}, {"graphs": False})]
-    assert labels(runs) == ["torch · default graphs", "torch · no graphs"]
+def asked(record: RunRecord, **options: object) -> RunRecord:
+    return changed(record, "run.asked", options)
+
+
+def test_options_that_differ_are_the_label_and_nothing_else(records: list[RunRecord]) -> None:
+    torch, triton, _ = records
+    runs = [asked(torch, max_seqs=64, workload="tiny"), asked(torch, workload="tiny", graphs=False)]
+    assert labels(runs) == ["max_seqs 64 · default graphs", "default max_seqs · no graphs"]
+    assert labels([asked(torch), asked(torch, graphs=False)]) == ["default graphs", "no graphs"]
+    runs = [asked(torch, rate=2), asked(triton, rate=4)]
+    assert labels(runs) == ["torch · rate 2", "triton · rate 4"], "the backend does not get the credit"
+    runs = [asked(torch, rate=2), asked(torch, rate=4), asked(triton, rate=2)]
+    assert labels(runs) == ["torch · rate 2", "torch · rate 4", "triton · rate 2"]
+
+
+def test_quantized_weights_are_named_once(records: list[RunRecord]) -> None:
+    plain = asked(records[0])
+    quantized = changed(asked(records[0], quantize="int8"), "model.quantization", "int8")
+    assert labels([plain, quantized]) == ["not quantized", "int8"]
+
+
+def test_runs_of_one_configuration_are_told_apart_by_time_and_label(records: list[RunRecord]) -> None:
+    run = records[0]
+    later = changed(run, "run.utc", "2025-02-03T00:00:00Z")
+    assert labels([run, later]) == ["torch · 2025-01-02T03:04:05Z", "torch · 2025-02-03T00:00:00Z"]
+    before, after = changed(run, "run.label", "before"), changed(later, "run.label", "after")
+    assert labels([before, after]) == ["before", "after"]
+    assert labels([asked(before, rate=2), asked(after, rate=4)]) == ["before", "after"], "their user's names"
+    assert labels([before, later]) == ["before", "torch"]
+    both = [
+        before,
+        changed(records[1], "run.label", "before"),
+        after,
+        changed(records[1], "run.label", "after"),
+    ]
+    assert labels(both) == ["before · torch", "before · triton", "after · torch", "after · triton"]
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.sampled_from("ab"), st.booleans()), min_size=1))
+def test_labels_are_distinct_whatever_was_asked(runs: list[tuple[str, str, bool]]) -> None:
+    asked = [
+        RunRecord(
+            run={"status": "complete", "label": label, "asked": {"graphs": graphs}}, backend={"asked": name}
+        )
+        for label, name, graphs in runs
+    ]
+    found = labels(asked)
+    assert len(set(found)) == len(found) and all(found)
+
+
+def test_a_label_cannot_take_the_number_of_another(records: list[RunRecord]) -> None:
+    run = records[0]
+    assert len(set(labels([run, run, changed(run, "run.label", "torch · run 1")]))) == 3
+
+
+def test_tags_are_among_the_differences(records: list[RunRecord]) -> None:
+    tagged = changed(records[0], "run.tags", {"commit": "a1"})
+    (found,) = differences([records[0], tagged])
+    assert (found.field, found.values) == ("run.tags.commit", (None, "a1"))
+    assert incomparable([records[0], tagged]) == []
 
 
 def test_ratio_table_knows_the_orientation(records: list[RunRecord]) -> None:

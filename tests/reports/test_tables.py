@@ -84,6 +84,8 @@ def test_the_first_run_has_no_ratio(gpu_runs: list[RunDirectory]) -> None:
 def test_markdown_escapes_what_would_break_a_row() -> None:
     text = to_markdown(Table("T", ("a|b", "c"), ((Cell("x\ny"), Cell("p|q")),)))
     assert text == "### T\n\n| a\\|b | c |\n| --- | ---: |\n| x y | p\\|q |\n"
+    text = to_markdown(Table("<b>", ("</script>", "&lt;"), ((Cell("<img src=x>"), Cell("1")),)))
+    assert "<" not in text and "&amp;lt;" in text
 
 
 def test_csv_keeps_every_digit(cpu_run: RunDirectory) -> None:

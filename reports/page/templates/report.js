@@ -1,50 +1,94 @@
 "use strict";
 (() => {
   const root = document.documentElement;
-  const data = JSON.parse(document.getElementById("data").textContent);
 
-  // Figures name their colours as CSS variables; the theme in use decides what those are.
-  const resolve = (value, styles) => {
-    if (typeof value === "string") {
-      return value.startsWith("var(") ? styles.getPropertyValue(value.slice(4, -1)).trim() : value;
+  // A tooltip for what is under the pointer: a point's own words, or the values of the lines at that place.
+  const tip = document.getElementById("tip");
+  const paths = new WeakMap();
+
+  const points = (path) => {
+    if (!paths.has(path)) {
+      const found = [];
+      let [x, y] = [0, 0];
+      for (const [, kind, first, second] of path.getAttribute("d").matchAll(/([MLHV])([\d.]+)(?: ([\d.]+))?/g)) {
+        if (kind === "V") y = Number(first);
+        else x = Number(first);
+        if (second !== undefined) y = Number(second);
+        if (kind !== "H") found.push([x, y]);
+      }
+      paths.set(path, found);
     }
-    if (Array.isArray(value)) {
-      return typeof value[0] === "number" ? value : value.map((each) => resolve(each, styles));
-    }
-    if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, resolve(each, styles)]));
-    }
-    return value;
+    return paths.get(path);
   };
 
-  const draw = (width) => {
-    const styles = getComputedStyle(root);
-    for (const place of document.querySelectorAll("[data-figure]")) {
-      const figure = data.figures[place.dataset.figure];
-      const layout = resolve(figure.layout, styles);
-      if (width) Object.assign(layout, { width, autosize: false });
-      else layout.autosize = true;
-      const options = { responsive: true, displayModeBar: false, displaylogo: false };
-      Plotly.react(place, resolve(figure.data, styles), layout, options);
+  const nearest = (found, x) => {
+    let [low, high] = [0, found.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (found[middle][0] < x) low = middle + 1;
+      else high = middle;
     }
+    return low > 0 && x - found[low - 1][0] < found[low][0] - x ? found[low - 1] : found[low];
   };
 
-  draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
-  // Paper is white and narrower than a screen.
+  const written = (share, [low, high, logarithmic, unit, name]) => {
+    const value = logarithmic ? low * (high / low) ** share : low + share * (high - low);
+    const text = value.toLocaleString("en", { maximumSignificantDigits: 3 });
+    return `${name ? `${name} ` : ""}${text} ${unit}`;
+  };
+
+  const values = (chart, event) => {
+    const box = chart.getBoundingClientRect();
+    const x = (1000 * (event.clientX - box.left)) / box.width;
+    if (!chart.dataset.axes || x < 0 || x > 1000) return "";
+    const [across, upward] = JSON.parse(chart.dataset.axes);
+    let at = null;
+    const rows = [];
+    for (const line of chart.querySelectorAll("[data-name]")) {
+      const drawn = line.firstElementChild;
+      const path = drawn.localName === "use" ? document.querySelector(drawn.getAttribute("href")) : drawn;
+      const found = nearest(points(path), x);
+      if (!found || Math.abs(found[0] - x) > 60) continue;
+      at ??= found[0];
+      rows.push(`${line.dataset.name}: ${written(1 - found[1] / 1000, upward)}`);
+    }
+    return rows.length ? [written(at / 1000, across), ...rows].join("\n") : "";
+  };
+
+  addEventListener("pointermove", (event) => {
+    const point = event.target.closest("[data-tip]");
+    const chart = event.target.closest(".frame")?.querySelector(".chart");
+    const text = point ? point.dataset.tip : chart ? values(chart, event) : "";
+    tip.hidden = !text;
+    if (!text) return;
+    tip.textContent = text;
+    const right = event.clientX + 14 + tip.offsetWidth > innerWidth;
+    tip.style.left = `${Math.max(4, right ? event.clientX - tip.offsetWidth - 14 : event.clientX + 14)}px`;
+    tip.style.top = `${event.clientY + 14}px`;
+  });
+
+  // Paper is white and shows what is folded, but tables that only a screen can scroll.
   addEventListener("beforeprint", () => {
     root.dataset.theme = "light";
-    for (const details of document.querySelectorAll("details")) {
+    for (const details of document.querySelectorAll("details:not(.numbers)")) {
       details.dataset.was = details.open ? "open" : "";
       details.open = true;
     }
-    draw(640);
   });
   addEventListener("afterprint", () => {
     delete root.dataset.theme;
-    for (const details of document.querySelectorAll("details")) details.open = details.dataset.was === "open";
-    draw();
+    for (const details of document.querySelectorAll("details:not(.numbers)")) {
+      details.open = details.dataset.was === "open";
+    }
   });
+
+  const choose = (name) => {
+    for (const each of document.querySelectorAll("[data-variant]")) each.hidden = each.dataset.variant !== name;
+  };
+  for (const choice of document.querySelectorAll("input[name=front]")) {
+    choice.addEventListener("change", () => choose(choice.value));
+    if (choice.checked) choose(choice.value);
+  }
 
   const sortKey = (row, column) => {
     const text = row.cells[column].dataset.sort;
@@ -75,6 +119,7 @@
     });
   }
 
+  const data = () => JSON.parse(document.getElementById("data").textContent);
   const save = (name, type, text) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type }));
@@ -83,9 +128,9 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
   document.getElementById("download-json").addEventListener("click", () => {
-    save("backbench-report.json", "application/json", JSON.stringify(data, null, 1));
+    save("backbench-report.json", "application/json", JSON.stringify(data(), null, 1));
   });
   document.getElementById("download-csv").addEventListener("click", () => {
-    save("backbench-report.csv", "text/csv", data.csv);
+    save("backbench-report.csv", "text/csv", data().csv);
   });
 })();

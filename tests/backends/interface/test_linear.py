@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from backbench.backends import registry
 from backbench.backends.interface import AttentionSpec, Backend, Scheme, Weight, WeightSpec
 from backbench.backends.interface.device import cpu
+from backbench.backends.quantization import SCHEMES
 from backbench.backends.torch.linear import TorchLinear
 from backbench.engine.models.checkpoint import find_model
 from backbench.errors import BackendError
@@ -41,6 +44,42 @@ def test_a_backend_is_asked_for_every_role(headless):
     with pytest.raises(BackendError, match="headless linear: too many outputs"):
         select("headless", WEIGHTS)
     assert select("headless", WEIGHTS[:-1]).weights == WEIGHTS[:-1]
+
+
+class Dense(TorchLinear):
+    name = "dense"
+
+    def refusals(self, spec, device):
+        return [] if spec.scheme.dense else ["only dense weights are served"]
+
+
+def test_a_role_is_refused_with_its_scheme_and_nothing_falls_back(monkeypatch):
+    loaded = registry.load
+    backend = Backend("dense", "Dense weights.", linear=Dense())
+    monkeypatch.setattr(registry, "load", lambda name: backend if name == "dense" else loaded(name))
+    kept = [
+        replace(spec, scheme=SCHEMES["int4-g128"]) if spec.role in ("qkv", "down") else spec
+        for spec in WEIGHTS
+    ]
+    with pytest.raises(BackendError) as raised:
+        select("dense", kept)
+    said = str(raised.value)
+    assert "dense linear qkv as int4-g128, linear down as int4-g128: only dense weights are served" in said
+    assert "these would: torch" in said and "gate_up" not in said
+    assert len(said) < 300
+
+
+def test_auto_takes_the_first_of_its_order_that_serves_the_schemes(monkeypatch):
+    loaded = registry.load
+    backend = Backend("dense", "Dense weights.", linear=Dense())
+    monkeypatch.setattr(registry, "load", lambda name: backend if name == "dense" else loaded(name))
+    monkeypatch.setattr(registry, "names", lambda: ["dense", "torch"])
+    monkeypatch.setattr(registry, "AUTO_ORDER", {"cpu": ("dense", "torch")})
+    assert select("auto", WEIGHTS).linear.name == "dense"
+    kept = [replace(spec, scheme=SCHEMES["int8"]) for spec in WEIGHTS]
+    selection = select("auto", kept)
+    assert selection.linear.name == "torch"
+    assert "as int8: only dense" in selection.passed_over["dense"][0]
 
 
 def test_the_selection_carries_what_was_asked():

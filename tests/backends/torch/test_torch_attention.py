@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from backbench.backends.conformance import Status
+from backbench.backends.conformance.attention_cases import make_case
+from backbench.backends.conformance.attention_check import AttentionChecker
 from backbench.backends.interface import AttentionSpec, Batch
 from backbench.backends.interface.device import cpu
 from backbench.backends.torch import BACKEND
@@ -183,7 +188,41 @@ def test_cache_bytes_per_block():
 
 
 def test_what_it_cannot_serve_is_named():
-    spec = AttentionSpec(5, 2, 32, torch.float64, torch.float8_e4m3fn, 16, 1.0)
+    spec = AttentionSpec(5, 2, 32, torch.float64, torch.int8, 16, 1.0)
     assert len(BACKEND.attention.refusals(spec, cpu())) == 3
     with pytest.raises(BackendError, match="5 query heads do not divide among 2"):
         open_runner(spec)
+
+
+def test_an_fp8_cache_rounds_keys_and_values_and_saturates():
+    spec = replace(make_spec(), kv_dtype=torch.float8_e4m3fn)
+    runner = open_runner(spec)
+    cache = runner.new_cache(1)
+    assert runner.cache_bytes_per_block() == 2 * 16 * 2 * 32
+    k, v = torch.randn(2, 3, 2, 32)
+    k[0, 0, 0] = 1000.0
+    batch = Batch(
+        query_start=torch.tensor([0, 3], dtype=torch.int32),
+        seq_lens=torch.tensor([3], dtype=torch.int32),
+        block_table=torch.zeros(1, 1, dtype=torch.int32),
+        slots=torch.arange(3),
+        num_seqs=1,
+        num_tokens=3,
+        num_decodes=0,
+        max_query=3,
+        max_len=3,
+    )
+    runner.write(cache, k, v, batch)
+    keys, values = (stored[0, :3].float() for stored in runner.read(cache, torch.tensor([0])))
+    assert float(keys[0, 0, 0]) == 448.0
+    torch.testing.assert_close(values, v, rtol=2**-4, atol=2**-10)
+    assert torch.equal(values, v.to(torch.float8_e4m3fn).float())
+
+
+@pytest.mark.parametrize("shape", ["decode", "mixed", "prefix"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_fp8_cache_passes_conformance(shape, dtype):
+    operations = BACKEND.operations
+    checker = AttentionChecker(BACKEND.attention, operations, BACKEND.attention, cpu())
+    row = checker.check(make_case(shape, dtype, kv_dtype=torch.float8_e4m3fn))
+    assert row.status is Status.PASS, row.detail

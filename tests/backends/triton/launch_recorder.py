@@ -25,12 +25,16 @@ from backbench.backends.interface import (
     Rotation,
     SamplingBatch,
 )
+from backbench.backends.quantization import SCHEMES, quantize
 from backbench.backends.triton.attention import TritonRunner
 from backbench.backends.triton.configs import GemmConfig
 from backbench.backends.triton.elementwise import embed_launch, gate_launch, norm_launch, rotate_launch
 from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_write_launch
 from backbench.backends.triton.gemm import product_launch
 from backbench.backends.triton.launch import Launch, Place
+from backbench.backends.triton.quantized import Rows, product_launches, rounding_launch, writing_launch
+from backbench.backends.triton.quantized_configs import Kernel
+from backbench.backends.triton.quantized_weight import pack_weight
 from backbench.backends.triton.sampling import sample_launches
 
 LAUNCHES: list[tuple[Any, ...]] = []
@@ -91,6 +95,25 @@ def make_batch(query: int) -> Batch:
     )
 
 
+def quantized_launches(place: Place, x: torch.Tensor, out: torch.Tensor) -> list[Launch]:
+    """Products by a four-bit and an eight-bit weight, rows rounded, parts added, weights written out."""
+    dense = torch.ones(out.shape[1], x.shape[1], dtype=x.dtype)
+    packed = pack_weight(quantize(dense, SCHEMES["int4-g32"]), DEVICE.torch_device)
+    eight = pack_weight(quantize(dense, SCHEMES["fp8"]), DEVICE.torch_device)
+    codes, scale = torch.zeros(x.shape, dtype=torch.float8_e4m3fn), torch.zeros(len(x))
+    vector, wide = Kernel(0, 4, 4, spans=1), Kernel(16, 64, 4, 2, split=2, swap=True, early=True)
+    one, some = Rows(x[:1]), Rows(x)
+    return [
+        *product_launches(place, one, packed, None, out[:1], vector),
+        *product_launches(place, some, packed, None, out, wide),
+        *product_launches(place, Rows(codes[:1], scale[:1]), eight, None, out[:1], vector),
+        product_launches(place, Rows(codes, scale), eight, None, out, wide)[0],
+        rounding_launch(place, x, "fp8-token", None, codes, scale),
+        writing_launch(place, packed, dense),
+        writing_launch(place, eight, dense),
+    ]
+
+
 def every_launch() -> list[Launch]:
     """One launch of every kernel, each with a tensor first."""
     place = Place.of(DEVICE)
@@ -120,6 +143,7 @@ def every_launch() -> list[Launch]:
         gate_launch(place, x, torch.empty(ROWS, 128, dtype=SPEC.dtype)),
         product_launch(place, x[:1], matrix, None, products[:1], GemmConfig(0, 4, 64, 4, 1)),
         product_launch(place, x, matrix, matrix[0], products, GemmConfig(16, 16, 64, 4, 2)),
+        *quantized_launches(place, x, products),
         *sample_launches(place, logits, sampling, ids),
         sample_launches(place, logits, greedy, ids)[0],
     ]

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from backbench.backends.conformance import oracle
 from backbench.backends.conformance.tolerance import complaint, deviation, limit
-from backbench.backends.interface import Scheme, Weight, WeightSpec
+from backbench.backends.interface import Scheme, WeightSpec
 from backbench.backends.triton import configs
 from backbench.backends.triton.configs import (
     KERNEL_BUCKETS,
@@ -21,7 +21,6 @@ from backbench.backends.triton.configs import (
 from backbench.backends.triton.gemm import multiply
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.tuning.table import Entry
-from backbench.errors import BackendError
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VECTOR = GemmConfig(0, 4, 64, 4, 1)
@@ -64,14 +63,6 @@ def test_run_serves_every_row_count() -> None:
         expected = functional.linear(x, weight, bias)
         # Two roundings to bf16 of outputs up to about 4; the interpreter cuts instead of rounding.
         torch.testing.assert_close(linear.run(x, weight, bias), expected, rtol=0, atol=2**-5)
-
-
-def test_pack_refuses_quantized_weights() -> None:
-    from backbench.backends.interface.device import cpu
-
-    weight = Weight(Scheme("int8"), torch.zeros(8, 8, dtype=torch.int8))
-    with pytest.raises(BackendError, match="only dense weights"):
-        TritonLinear().pack(weight, cpu(interpret=True))
 
 
 def test_without_a_gpu_the_reason_names_alternatives() -> None:

@@ -89,7 +89,7 @@ def test_trend_shows_gates_and_never_fails_a_build(bench: Typed) -> None:
     code, out, _ = bench("trend", "history")
     assert code == 0 and "| regressed |" in out and "| pass |" in out
     code, out, _ = bench("trend", "history", "--json")
-    assert code == 0 and len(json.loads(out)) == 6
+    assert code == 0 and len(json.loads(out)["gates"]) == 6 and json.loads(out)["changes"] == []
     assert bench("trend", "nowhere")[0] == 2
 
 
@@ -107,9 +107,12 @@ def test_the_pages_commands_have_the_options_they_are_given() -> None:
 
 
 def test_the_pages_policy_is_one(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "bench-gate.toml").write_text(text)
-    assert read_policy(tmp_path / "bench-gate.toml").margins == Policy().margins
+    runs, kernels = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "bench-gate.toml").write_text(runs)
+    found = read_policy(tmp_path / "bench-gate.toml")
+    assert found.margins == Policy().margins and found.check == Policy().check and len(found.floors) == 2
+    (tmp_path / "bench-gate.toml").write_text(kernels)
+    assert read_policy(tmp_path / "bench-gate.toml").margins == {"kernel_time": 0.05}
 
 
 def test_the_pages_exit_codes_are_the_commands() -> None:

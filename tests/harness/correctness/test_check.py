@@ -17,6 +17,7 @@ from engine_fixtures import SmallSource, loud_weights, open_small
 from backbench.backends import registry
 from backbench.backends.interface import Backend, Scheme, Weight
 from backbench.backends.interface.device import cpu, detect
+from backbench.backends.torch.attention import TorchAttention, TorchRunner
 from backbench.backends.torch.linear import TorchLinear
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
@@ -135,6 +136,35 @@ def test_a_quantized_weight_mistaken_is_caught(
     assert found["passed"] is False
     assert found["reason"].startswith("a product differs from torch's in layer ")
     assert f"as {scheme}, " in found["reason"]
+
+
+class LoudValues(TorchRunner):
+    """Stores values a sixth too large."""
+
+    def write(self, cache: Any, k: Any, v: Any, batch: Any) -> None:
+        super().write(cache, k, v * 7 / 6, batch)
+
+
+class LoudAttention(TorchAttention):
+    def open(self, spec: Any, device: Any) -> LoudValues:
+        return LoudValues(spec, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_an_fp8_cache_is_checked_against_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(kv_dtype="fp8", max_seqs=4, max_len=256, num_blocks=64)
+
+    def found(backend: str) -> dict[str, Any]:
+        source = find_model("tiny")
+        engine = Engine.open(source, backend=backend, device=cpu(), config=config, dtype=dtype)
+        return correctness.check(engine, source)
+
+    right = found("torch")
+    assert right["passed"] is True, right
+    loaded, backend = registry.load, Backend("loud", "", attention=LoudAttention())
+    monkeypatch.setattr(registry, "load", lambda name: backend if name == "loud" else loaded(name))
+    wrong = found("loud")
+    assert wrong["passed"] is False and "value of head" in wrong["reason"]
 
 
 @pytest.mark.parametrize("part", ["qkv", "attention_output", "gate_up", "down"])

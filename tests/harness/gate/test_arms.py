@@ -12,7 +12,7 @@ import pytest
 
 from backbench.errors import HarnessError
 from backbench.harness.gate import arms
-from backbench.harness.gate.arms import Arm, checked_out, digest, parse_arm, run_in_process
+from backbench.harness.gate.arms import Arm, checked_out, digest, parse_arm, run_in_process, unchecked
 from backbench.harness.gate.policy import Policy
 
 
@@ -158,3 +158,24 @@ def test_options_run_the_code_that_gates(tmp_path: Path, monkeypatch: pytest.Mon
     said = ran(parse_arm("baseline", "--backend nonesuch"), tmp_path)
     assert "nonesuch" in said and "could not run" in said
     assert os.environ.get("PYTHONPATH") is None
+
+
+def test_a_run_is_spared_what_the_gate_need_not_have(repository: Path, tmp_path: Path) -> None:
+    """An arm that knows the options gets them; --no-check only where it was asked for."""
+    arm = parse_arm("candidate", str(repository))
+    assert "--no-report" not in ran(unchecked(arm), tmp_path)  # this one prints no help
+    cli = repository / "backbench" / "harness" / "cli.py"
+    cli.write_text(
+        "import sys\ndef main():\n"
+        "    if '--help' in sys.argv: print('--check / --no-check --no-report')\n"
+        "    else: sys.exit('error: ' + repr(sys.argv[1:]))\n"
+    )
+    arms._help.cache_clear()
+    assert "'--no-report'" in (said := ran(arm, tmp_path)) and "--no-check" not in said
+    assert "'--no-report', '--no-check'" in (said := ran(unchecked(arm), tmp_path))
+    assert "--quiet" not in said
+    arms._help.cache_clear()
+
+
+def test_bench_run_knows_what_a_gate_spares_it() -> None:
+    assert set(arms.SPARED) <= arms._help(sys.executable, arms.HERE)

@@ -65,6 +65,16 @@ def test_junit(gate: Gate, runner: FakeRunner, tags: list[str | None], counts: t
     assert tuple(suite.attrib[name] for name in ("tests", "failures", "errors", "skipped")) == counts
 
 
+def test_a_broken_floor_is_a_failure_of_its_own(gate: Gate) -> None:
+    session = gate(FakeRunner(loss=1.0), policy=Policy(floors={"throughput": 490.0}))
+    outcome = session.run()
+    write(outcome, session.out)
+    suite = ElementTree.fromstring((session.out / "junit.xml").read_text())
+    assert [case.attrib["name"] for case in suite] == ["floor"] and suite[0][0].tag == "failure"
+    assert "worse than its floor" in headline(outcome) and headline(outcome).startswith("REGRESSED")
+    assert json.loads((session.out / "gate.json").read_text())["floors"] == list(outcome.floors)
+
+
 def test_the_summary_is_short_and_says_what_could_be_seen(gate: Gate) -> None:
     def void(record, arm, seed):  # type: ignore[no-untyped-def]
         return replace(record, validity=["the GPU was throttled"]) if seed == 2 else record
@@ -81,6 +91,7 @@ def test_a_summary_of_the_worst_gate_stays_far_below_the_limit_of_a_step_summary
     )
     _, _, summary = answer(gate, long)
     assert len(summary.encode()) < 2**20 / 4
+    assert summary.count("is void: ") == 6 and summary.count("…") == 6
 
 
 def test_what_is_shared_names_nobody(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from backbench.harness.gate.outcome import Pair
 from backbench.harness.gate.pairs import Observation, incomparable, make_pair
 from backbench.harness.gate.policy import Policy
 from backbench.reports.metrics import validity
+from backbench.reports.metrics.validity import NOT_ASKED_FOR
 from backbench.reports.record import RunRecord
 
 ORDER = ("baseline", "candidate")
@@ -80,7 +81,18 @@ def test_wrong_results_of_the_candidate_are_told_apart() -> None:
 
 def test_a_value_that_one_run_lacks_is_no_value_of_the_pair() -> None:
     assert "tpot_p50" not in pair(changed(RECORD, "metrics.tpot_s.p50.value", None)).values
-    assert "throughput" not in pair(changed(RECORD, "metrics.output_tokens_per_s.whole_run", 0)).values
+    assert not pair(changed(RECORD, "metrics.output_tokens_per_s.whole_run", 0)).compares("throughput")
+
+
+def test_a_run_that_was_not_to_be_checked_is_no_void_pair() -> None:
+    unasked = replace(
+        RECORD, correctness={"passed": None, "reason": NOT_ASKED_FOR}, validity=[validity.UNCHECKED]
+    )
+    runs = {"baseline": Observation(RECORD), "candidate": Observation(unasked)}
+    found = make_pair(0, 0, ORDER, runs, Policy(), check=False)
+    assert found.void == () and not found.checked and runs["candidate"].finished
+    assert make_pair(0, 0, ORDER, runs, Policy()).void == (f"candidate: {validity.UNCHECKED}",)
+    assert make_pair(0, 0, ORDER, runs | {"candidate": Observation(RECORD)}, Policy()).checked
 
 
 @pytest.mark.parametrize("path", [each for each in HARD if each != "workload.parameters"])

@@ -27,6 +27,11 @@ def test_a_whole_policy(tmp_path: Path) -> None:
     assert found == Policy("synthetic", ("--num-requests", "12"), {"tpot_p50": 0.02}, 5)
 
 
+def test_a_policy_of_kernels(tmp_path: Path) -> None:
+    found = read_policy(write(tmp_path, 'kernels = ["--shapes", "1q1s1k"]'))
+    assert found.kernels == ("--shapes", "1q1s1k") and found.margin("attention 1q1s1k", 1.0) == 0.05
+
+
 def test_an_empty_policy_is_the_default(tmp_path: Path) -> None:
     assert read_policy(write(tmp_path, "")) == Policy()
 
@@ -51,6 +56,17 @@ def test_an_empty_policy_is_the_default(tmp_path: Path) -> None:
         ("[margins]\nthroughput = true", "between 0 and 1"),
         ("[margins]\nthroughput = '3 %'", "between 0 and 1"),
         ("[margins]\nthroughput = nan", "between 0 and 1"),
+        ("[margins]\nkernel_time = 0.1", "'kernel_time' cannot be gated"),
+        ("[margins]\n" + "\n".join(f"{name} = 0.1" for name in METRICS), "at most 6 metrics, not 7"),
+        ("[floors]\nttft_p99 = 0.1", "'ttft_p99' has no floor"),
+        ("[floors]\nthroughput = 0", "positive number"),
+        ("[floors]\nthroughput = inf", "positive number"),
+        ("[floors]\nthroughput = 'fast'", "positive number"),
+        ("check = 'never'", "every or first"),
+        ("kernels = '--shapes 1q1s1k'", "list of texts"),
+        ("kernels = []\nworkload = 'synthetic'", "kernels run without workload"),
+        ("kernels = []\n[margins]\nthroughput = 0.1", "choose from kernel_time"),
+        ("kernels = []\n[floors]\nthroughput = 1", "has no floor"),
     ],
 )
 def test_a_bad_policy_is_one_line(tmp_path: Path, text: str, words: str) -> None:

@@ -15,9 +15,13 @@ from gate.conftest import FakeRunner, changed
 from backbench.errors import HarnessError
 from backbench.harness.gate import session as session_module
 from backbench.harness.gate.decision import Verdict
+from backbench.harness.gate.outcome import to_markdown
 from backbench.harness.gate.policy import Policy
 from backbench.harness.gate.session import Session
+from backbench.reports.arms import open_arms
+from backbench.reports.metrics.validity import NOT_ASKED_FOR, UNCHECKED
 from backbench.reports.record import RunRecord
+from backbench.reports.record.experiment import read_experiment
 
 Gate = Callable[..., Session]
 
@@ -126,7 +130,28 @@ def test_other_software_is_shown_and_compared(gate: Gate) -> None:
     def newer(record: RunRecord, arm: str, seed: int) -> RunRecord:
         return changed(record, "software.packages", {"torch": arm})
 
-    assert gate(FakeRunner(change=newer)).run().exit_code == 0
+    outcome = gate(FakeRunner(change=newer)).run()
+    assert outcome.exit_code == 0
+    summary = to_markdown(outcome)
+    assert "- software.packages.torch differs: baseline vs candidate" in summary
+    assert "- with " in summary and "software.python " in summary
+
+
+def test_a_gate_is_an_experiment_of_its_valid_pairs(gate: Gate) -> None:
+    """So that show, verify, compare and report take its directory."""
+    runner = FakeRunner(change=lambda r, arm, seed: replace(r, validity=["throttled"]) if seed == 2 else r)
+    session = gate(runner)
+    session.run()
+    found = read_experiment(session.out)
+    assert (found.arms, found.blocks, len(found.runs)) == (
+        ("baseline", "candidate"),
+        8,
+        16,
+    ) and found.finished
+    assert [run.seed for run in found.runs[2:6]] == [1, 1, 3, 3]
+    assert found.directory(found.runs[4]).read_record().workload["content_hash"] == f"{3:064d}"
+    labels = [arm.label for arm in open_arms([session.out])]
+    assert labels == ["baseline", "candidate"]
 
 
 def test_clocks_that_differ_between_the_arms_void_the_pair(gate: Gate) -> None:
@@ -256,3 +281,78 @@ def test_a_machine_known_to_see_too_little_is_refused_after_one_pair(gate: Gate)
     outcome = gate(FakeRunner(), blind=lambda machine: f"cannot see on {machine.digest}").run()
     assert (outcome.exit_code, len(outcome.pairs)) == (4, 1)
     assert outcome.reason.startswith("cannot see on ")
+
+
+def unchecked_as_asked(runs: list[tuple[str, bool]]) -> Callable[..., Any]:
+    """A runner that checks a run's results unless it is told not to; keeps (arm, whether it did)."""
+    fake = FakeRunner()
+
+    def measure(arm: Any, policy: Policy, seed: int, out: Path) -> Any:
+        checks = "--no-check" not in arm.options
+        runs.append((arm.name, checks))
+        reason = {"passed": None, "reason": NOT_ASKED_FOR}
+        fake.change = lambda record, _, __: (
+            record if checks else replace(record, correctness=reason, validity=[UNCHECKED])
+        )
+        return fake(arm, policy, seed, out)
+
+    return measure
+
+
+def test_results_are_checked_in_the_first_run_of_an_arm_where_the_policy_says_so(gate: Gate) -> None:
+    runs: list[tuple[str, bool]] = []
+    outcome = gate(unchecked_as_asked(runs), policy=Policy(check="first")).run()
+    assert outcome.exit_code == 0 and not any(pair.void for pair in outcome.pairs)
+    assert [checks for _, checks in runs] == [True] * 2 + [False] * 14
+    again: list[tuple[str, bool]] = []
+    assert gate(unchecked_as_asked(again), policy=Policy(check="first")).run().pairs == outcome.pairs
+    assert not again  # resumed: runs that were not to be checked are finished ones
+    shutil.rmtree(gate(FakeRunner()).out)
+    gate(unchecked_as_asked(again)).run()
+    assert all(checks for _, checks in again)
+
+
+def test_results_are_checked_until_a_pair_of_runs_passes(gate: Gate) -> None:
+    def cut_short(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        cut = changed(replace(record, correctness={"passed": None}), "run.status", "failed")
+        return cut if seed == 0 and arm == "candidate" else record
+
+    asked: list[tuple[str, ...]] = []
+    fake = FakeRunner(change=cut_short)
+
+    def measure(arm: Any, *rest: Any) -> Any:
+        asked.append(arm.options)
+        return fake(arm, *rest)
+
+    gate(measure, policy=Policy(check="first")).run()
+    assert ["--no-check" in options for options in asked[:6]] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("floors", "words"),
+    [
+        ({"throughput": 490.0}, "throughput is 250 tok/s, worse than its floor of 490 tok/s"),
+        ({"tpot_p50": 0.03}, "tpot_p50 is 40.0 ms, worse than the 30.0 ms that it may be at most"),
+    ],
+)
+def test_a_broken_floor_fails_with_its_figure_before_any_look(
+    gate: Gate, floors: dict[str, float], words: str
+) -> None:
+    """Three pairs cannot tell a loss from noise; a candidate half as fast is below any floor."""
+    outcome = gate(FakeRunner(loss=1.0, noise=0.001), policy=Policy(floors=floors)).run()
+    assert (outcome.verdict, outcome.exit_code, len(outcome.pairs)) == (Verdict.REGRESSED, 1, 3)
+    assert words in outcome.reason and "median of 3 runs; the baseline's" in outcome.reason
+
+
+def test_a_floor_that_holds_changes_nothing(gate: Gate) -> None:
+    floors = {"throughput": 400.0, "tpot_p50": 0.03, "peak_memory": 2.0**60}
+    assert gate(FakeRunner(), policy=Policy(floors=floors)).run().exit_code == 0
+
+
+def test_a_rate_that_fell_to_nothing_fails(gate: Gate) -> None:
+    def none_met(record: RunRecord, arm: str, seed: int) -> RunRecord:
+        return changed(record, "metrics.goodput_requests_per_s", 0.0 if arm == "candidate" else 3.0)
+
+    policy = Policy(margins={"throughput": 0.03, "goodput": 0.03})
+    outcome = gate(FakeRunner(change=none_met), policy=policy).run()
+    assert outcome.exit_code == 1 and "goodput is 0 req/s, at its floor of 0 req/s" in outcome.reason

@@ -22,6 +22,15 @@ def test_p_values_are_scipys(values: np.ndarray) -> None:
     assert between.sign_flip_p(values) == pytest.approx(exact.pvalue)
 
 
+@pytest.mark.parametrize("n", [8, 12])
+def test_p_values_at_a_gates_looks_are_scipys(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    exact = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert between.sign_flip_p(values) == pytest.approx(exact.pvalue)
+
+
 @given(differences)
 def test_the_interval_is_the_test_inverted(values: np.ndarray) -> None:
     interval = between.sign_flip_interval(values, confidence=0.5)
@@ -43,6 +52,23 @@ def test_p_and_interval_at_one_go_are_the_same(values: np.ndarray) -> None:
 def test_hodges_lehmann_by_hand() -> None:
     # Walsh averages of 0, 1, 10: 0, 0.5, 5, 1, 5.5, 10; their median lies between 1 and 5.
     assert between.hodges_lehmann(np.array([0.0, 1.0, 10.0])) == 3.0
+
+
+@given(differences)
+def test_hodges_lehmann_is_the_median_of_all_averages_of_two(values: np.ndarray) -> None:
+    averages = [(a + b) / 2 for place, a in enumerate(values) for b in values[place:]]
+    assert between.hodges_lehmann(values) == np.median(averages)
+
+
+@given(differences, st.integers(-64, 64).map(lambda each: each / 64))
+def test_a_shift_shifts_the_estimate_and_its_interval(values: np.ndarray, shift: float) -> None:
+    """So that what holds of identical arms holds of arms that differ by any ratio."""
+    before, after = between.difference(values), between.difference(values + shift)
+    assert before.low is not None and before.high is not None
+    assert (after.value, after.low, after.high) == pytest.approx(
+        (before.value + shift, before.low + shift, before.high + shift)
+    )
+    assert before.low <= before.value <= before.high
 
 
 def test_holm_by_hand() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backbench.reports.metrics.compute import sections
 from backbench.reports.metrics.engine_steps import host_share, time_shares
 from backbench.reports.metrics.run import RunTables
 from backbench.reports.metrics.steps import step_times_ns
@@ -45,3 +46,20 @@ def test_the_hosts_share_is_at_most_one(make_steps: Any, make_context: Any) -> N
     shares = time_shares(run)
     assert shares is not None
     assert (shares.decode_only, shares.host) == (1, 1)
+
+
+def test_prefill_counts_prompt_tokens_over_the_steps_that_computed_any(
+    make_steps: Any, make_context: Any
+) -> None:
+    """100 and 50 tokens in 10 + 20 ms; neither the decode nor the step that began before the run counts."""
+    steps = make_steps(
+        {"start_ns": -5 * MS, "end_ns": 5 * MS, "num_prefill_tokens": 999},
+        {"start_ns": 5 * MS, "end_ns": 15 * MS, "num_prefill_tokens": 100},
+        {"start_ns": 15 * MS, "end_ns": 18 * MS, "num_prefill_tokens": 0, "num_decodes": 2},
+        {"start_ns": 16 * MS, "end_ns": 38 * MS, "num_prefill_tokens": 50, "num_decodes": 2},
+    )
+    found = sections(of(steps, make_context, end_ns=40 * MS), ["metrics"])["metrics"]["steps"]
+    assert found["prefill_tokens_per_s"] == pytest.approx(150 / 0.030)
+    found = sections(of(steps[2:3], make_context, end_ns=40 * MS), ["metrics"])["metrics"]
+    assert found["steps"]["prefill_tokens_per_s"] is None
+    assert found["absent"]["steps.prefill_tokens_per_s"] == "no step computed a prompt"

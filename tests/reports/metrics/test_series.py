@@ -21,6 +21,7 @@ from backbench.reports.metrics.series import (
     decode_points,
     ecdf,
     panels,
+    thinned_points,
     throughput,
 )
 from backbench.reports.record import RunDirectory
@@ -87,6 +88,32 @@ def test_binning_keeps_the_range(values: list[float]) -> None:
     assert len(series.values) <= 2 * BINS
     assert series.values.min() >= time_s.min() - 1e-9
     assert series.values.max() <= time_s.max() + 1e-9
+
+
+counts, seeds = st.integers(1, 3000), st.integers(0, 2**32 - 1)
+
+
+@given(counts, seeds)
+def test_binning_keeps_the_least_and_the_most(count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    time_s, noise = np.sort(random.exponential(size=count)), random.normal(size=count)
+    series = binned(time_s, noise)
+    if series.least is None or series.most is None:
+        assert len(series.values) == count <= BINS
+        return
+    assert (series.least.min(), series.most.max()) == (noise.min(), noise.max())
+    assert (series.least <= series.values + 1e-12).all()
+    assert (series.values <= series.most + 1e-12).all()
+
+
+@given(counts, seeds)
+def test_thinned_points_keep_the_extremes_of_every_stretch(count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x, y = random.integers(0, 500, count).astype(float), random.normal(size=count)
+    keep = thinned_points(x, y)
+    assert len(keep) <= POINTS
+    assert len(set(keep.tolist())) == len(keep)
+    assert (y[keep].min(), y[keep].max()) == (y.min(), y.max())
 
 
 @given(st.floats(min_value=1e-3, max_value=1e6))

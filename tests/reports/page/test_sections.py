@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from backbench.reports.arms import arm_of
-from backbench.reports.page.answer import chips, sentences, tiles
-from backbench.reports.page.html import load_runs
+from backbench.reports.compare import Difference
+from backbench.reports.page.answer import advice, all_chips, chips, sentences, tiles
+from backbench.reports.page.html import load_page
 from backbench.reports.page.sections import (
     correctness_table,
     fit_table,
@@ -17,10 +18,13 @@ from backbench.reports.page.sections import (
     portability_table,
     provenance,
     schedule_notes,
+    telling,
     time_table,
+    turned,
 )
 from backbench.reports.quantities import format_value
 from backbench.reports.record import RunDirectory, RunRecord
+from backbench.reports.tables import difference_table
 
 GIB = 2**30
 
@@ -67,7 +71,7 @@ def test_no_memory_no_bar() -> None:
 
 
 def test_step_time_shares_add_up(gpu_runs: list[RunDirectory]) -> None:
-    for row in time_table(load_runs(gpu_runs)).rows:
+    for row in time_table(load_page([run.path for run in gpu_runs]).runs).rows:
         shares = [float(str(cell).rstrip("%")) for cell in row[2:5]]
         assert sum(shares) == pytest.approx(100, abs=0.2)  # three shares, each shown to three digits
 
@@ -141,7 +145,11 @@ def test_several_runs_answer_with_ratios_to_the_first(gpu_runs: list[RunDirector
     records = [run.read_record() for run in gpu_runs]
     found = sentences([arm_of(record, name) for record, name in zip(records, "abc", strict=True)])
     assert len(found) == 3
-    assert text(found[:1]).startswith("One run each: no verdict. A verdict takes repeats: bench run ")
+    assert text(found[:1]) == "One run each: no verdict."
+    arms = [arm_of(record, name) for record, name in zip(records, "abc", strict=True)]
+    assert (advice(arms) or "").startswith("bench run ")
+    assert advice(arms[:1]) is None
+    assert len(sentences(arms, most=2)) == 1
     rates = [each.metrics["output_tokens_per_s"]["steady_state"] for each in records]
     assert f"{rates[1] / rates[0]:.2f}"[:3] in text(found[1:2])
 
@@ -158,6 +166,43 @@ def test_doubts_and_interruptions_are_chips(cpu_run: RunDirectory) -> None:
     record = replace(cpu_run.read_record(), validity=["throttled", "client saturated"])
     record = replace(record, run=record.run | {"status": "interrupted"})
     assert {"Doubtful: 2 reasons", "Interrupted"} <= {chip.text for chip in chips(record)}
+
+
+def test_many_runs_are_counted(gpu_runs: list[RunDirectory]) -> None:
+    runs = load_page([run.path for run in gpu_runs]).runs
+    assert [chip.text for chip in all_chips(runs)] == ["All 3 runs valid and correct"]
+    doubtful = replace(runs[0], record=replace(runs[0].record, validity=["throttled"]), arm=None)
+    assert [(chip.kind, chip.text) for chip in all_chips([doubtful, *runs[1:]])] == [
+        ("bad", "1 of 3 runs doubtful")
+    ]
+
+
+def test_differences_that_tell_nothing_stand_apart() -> None:
+    names = [
+        "backend.asked",
+        "software.git_sha",
+        "warmup.seconds",
+        "run.command",
+        "backend.kernel_source_hash.attention",
+    ]
+    names += ["engine.max_seqs", "run.seed"]
+    told, rest = telling([Difference(name, (1, 2)) for name in names])
+    assert [each.field for each in told] == ["backend.asked", "engine.max_seqs", "run.seed"]
+    assert len(rest) == 4
+
+
+def test_many_runs_stand_below_each_other() -> None:
+    table = difference_table([Difference("a", (1, 2)), Difference("b", (3, 4))], ["x", "y"])
+    assert turned(table).columns == ("Run", "a", "b")
+    assert turned(table).texts() == [("x", "1", "3"), ("y", "2", "4")]
+
+
+def test_clipping_is_said(cpu_run: RunDirectory) -> None:
+    record = cpu_run.read_record()
+    clip = {"kind": "clip", "requests": 3, "max_len": 4096, "input_tokens": 10, "output_tokens": 0}
+    parameters = record.workload["parameters"] | {"transformations": [clip]}
+    notes = schedule_notes(replace(record, workload=record.workload | {"parameters": parameters}))
+    assert "3 of 120 requests shortened to 4,096 tokens" in notes[0]
 
 
 def test_a_machine_that_was_shared_is_a_chip_with_the_figure(cpu_run: RunDirectory) -> None:

@@ -1,0 +1,250 @@
+"""Which way a product by a quantized weight takes at a number of rows: measured, else a written rule."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from backbench.backends.interface import Config, Scheme
+from backbench.backends.interface.weight import PACKED
+from backbench.backends.triton import configs
+
+BUCKETS = (1, 16, 32, 64, 128, 256, 1024, 8192)
+"""Row counts a choice is made for; a count belongs to the smallest bucket that holds it, or the largest."""
+TILE = 128
+"""Columns that the matrix units take of eight-bit codes at a time, and of a row that share a scale."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Launch of a kernel of ours. `block_m` 0 = a vector kernel (one row)."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int = 1
+    """Of the matrix kernels' loop."""
+    spans: int = 1
+    """Spans that a vector kernel takes at a time."""
+    split: int = 1
+    """Parts of the depth, each a program's; their fp32 sums are added in order by `finish_kernel`."""
+    swap: bool = False
+    """The weight is the wide operand of the matrix instruction (64 rows of it on sm90)."""
+    ahead: int = 0
+    """Spans of four-bit codes, or lines of eight-bit ones, fetched while the predecessor still runs."""
+    early: bool = False
+    """Four-bit codes are scaled before they are multiplied, not sums of a group after."""
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """The weight written out in the rows' dtype, then the vendor's library."""
+
+    dequantized: bool = True
+
+
+@dataclass(frozen=True)
+class ScaledProduct:
+    """`torch._scaled_mm` of fp8 codes with a scale a row of x and a scale a row of the weight."""
+
+    scaled_product: bool = True
+
+
+Way = Kernel | Dequantized | ScaledProduct
+
+
+def operation(scheme: Scheme) -> str:
+    """The kernels that serve a scheme, as tuning entries name them."""
+    return "packed_gemm" if scheme.weight in PACKED else "byte_gemm"
+
+
+def entry_dtype(scheme: Scheme, dtype: torch.dtype) -> str:
+    """A tuning entry's dtype: the rows', then the scheme."""
+    return f"{configs.product_dtype(dtype)} x {scheme}"
+
+
+def way(config: Config) -> Way:
+    """What a tuning entry holds."""
+    if "dequantized" in config:
+        return Dequantized(**config)
+    return ScaledProduct(**config) if "scaled_product" in config else Kernel(**config)
+
+
+def bucket(rows: int) -> int:
+    """The bucket of `rows`."""
+    return next((size for size in BUCKETS if rows <= size), BUCKETS[-1])
+
+
+@lru_cache(maxsize=4096)
+def choose(arch: str, units: int, rows: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype) -> Way:
+    """How to multiply `rows` rows by an [n, k] weight; fp32 by the library, whose products are true fp32."""
+    if dtype == torch.float32:
+        return Dequantized()
+    size = bucket(rows)
+    found = measured(arch, units, size, n, k, scheme, dtype)
+    return written(arch, units, size, n, k, scheme, dtype) if found is None else found
+
+
+def measured(
+    arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype
+) -> Way | None:
+    """The way that was the fastest for a bucket; None = nobody measured."""
+    name = configs.bucket_name(size, n, k)
+    entry = configs.lookup(arch, units, operation(scheme), name, entry_dtype(scheme, dtype))
+    return None if entry is None or entry.config is None else way(entry.config)
+
+
+def tuning(
+    arch: str, units: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype
+) -> dict[str, str | None] | None:
+    """`Linear.tuning` of a quantized [n, k] weight; the way that each number of rows takes is in its name."""
+    if dtype == torch.float32:
+        return None
+    found = {}
+    for size in BUCKETS:
+        name = configs.bucket_name(size, n, k)
+        served = describe(choose(arch, units, size, n, k, scheme, dtype))
+        found[f"{name} {scheme}: {served}"] = configs.complaint(
+            arch, units, operation(scheme), name, entry_dtype(scheme, dtype)
+        )
+    return found
+
+
+def describe(served: Way) -> str:
+    """A way in a word or two."""
+    if isinstance(served, Dequantized):
+        return "dequantized"
+    if isinstance(served, ScaledProduct):
+        return "torch._scaled_mm"
+    return "vector kernel" if served.block_m == 0 else f"matrix kernel {served.block_m}x{served.block_n}"
+
+
+def library_takes(arch: str, n: int, k: int, scheme: Scheme, dtype: torch.dtype) -> bool:
+    """Whether `torch._scaled_mm` serves such codes with a scale a row."""
+    return (
+        scheme.weight == "fp8"
+        and scheme.activation in ("fp8-token", "fp8-tensor")
+        and scheme.group is None
+        and not scheme.zero_point
+        and arch in ("sm90", "sm100", "sm103")
+        and dtype == torch.bfloat16
+        and n % 16 == k % 16 == 0
+    )
+
+
+def whole(scheme: Scheme) -> bool:
+    """Whether groups hold whole spans of a four-bit weight, so that a span's sum is scaled once."""
+    return scheme.group is None or scheme.group % 128 == 0
+
+
+def native(arch: str, scheme: Scheme) -> bool:
+    """Whether the GPU multiplies the scheme's eight-bit codes as they are, rows rounded to the same kind."""
+    rounded = (scheme.activation or "").partition("-")[0]
+    if rounded != scheme.weight or scheme.zero_point:
+        return False
+    if scheme.weight == "int8":
+        return arch != "cpu"
+    if arch.startswith("sm"):
+        return int(arch[2:]) >= 89
+    return arch in ("gfx950", "gfx1201")
+
+
+def step_of(scheme: Scheme, arch: str) -> int:
+    """Columns that a kernel takes of eight-bit codes at a time: they share every scale.
+
+    On AMD tiles go through registers, of which RDNA has few.
+    """
+    most = 32 if arch.startswith("gfx1") else 64 if arch.startswith("gfx") else TILE
+    return min(most, scheme.group or TILE)
+
+
+def written(arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype) -> Way:
+    """The rule for shapes and architectures nobody measured."""
+    if scheme.weight in PACKED:
+        return _written_packed(arch, units, size, n, k, scheme, dtype)
+    return _written_bytes(arch, units, size, n, k, scheme, dtype)
+
+
+def parts_for(units: int, programs: int, steps: int, least: int) -> int:
+    """Parts of the depth that give every unit about two programs, each of at least `least` steps."""
+    parts = 1
+    while programs * parts < 2 * units and steps // (2 * parts) >= least and parts < 16:
+        parts *= 2
+    return parts
+
+
+def _written_packed(
+    arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype
+) -> Way:
+    spans = -(-k // 128)
+    if size == 1:
+        most = 8 if arch.startswith("gfx1") else 16
+        return Kernel(0, 4, 4, spans=min(most, 1 << (spans - 1).bit_length()))
+    if size > 128:
+        return Dequantized()
+    early = not whole(scheme) and dtype == torch.bfloat16
+    hopper = arch in ("sm90", "sm100", "sm103")
+    stages = 2 if arch.startswith("gfx") else 4
+    rows, wide = max(16, min(size, 64)), 128 if hopper else 64
+    split = parts_for(units, -(-n // wide) * -(-size // rows), spans, 4)
+    return Kernel(rows, wide, 4, stages, 1, split, hopper, 4, early)
+
+
+def _written_bytes(
+    arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype
+) -> Way:
+    if size == 1:
+        return Kernel(0, 4, 4, spans=min(8, 1 << (-(-k // step_of(scheme, arch)) - 1).bit_length()))
+    hopper = arch in ("sm90", "sm100", "sm103")
+    stages = 2 if arch.startswith("gfx") else 4
+    if size <= 64:
+        rows, wide = max(size, 16), 64
+        split = parts_for(units, -(-n // wide), -(-k // step_of(scheme, arch)), 4)
+        return Kernel(rows, wide, 4, stages, 1, split, hopper, 4)
+    if library_takes(arch, n, k, scheme, dtype):
+        return ScaledProduct()
+    if scheme.activation is None or not native(arch, scheme):
+        if size > 128:
+            return Dequantized() if scheme.activation is None else Kernel(64, 64, 4, stages - 1)
+        return Kernel(64, 64, 4, stages - 1)
+    if arch in ("sm80", "sm90", "sm100", "sm103"):
+        return Kernel(128, 128, 8, 3)
+    return Kernel(64, 64, 4, 2)
+
+
+VECTOR_PACKED = "4/32/4 2/32/4 8/16/4 8/32/8 4/16/2 8/8/2 4/16/4 8/8/4 16/8/4 2/16/2"
+VECTOR_BYTES = "4/32/4 2/32/4 4/16/4 8/8/4 2/16/2 4/8/2 4/16/8 8/16/8 2/8/2 1/32/4"
+"""rows / spans / warps"""
+MATRIX_PACKED = "64/4/4s 128/4/4s 128/8/4s 64/4/6s 64/4/4 32/4/4"
+MATRIX_BYTES = "64/4/4s 64/4/6s 128/4/4s 128/8/4s 64/4/4 16/2/5"
+"""rows of the weight / warps / stages; s = the weight is the wide operand"""
+LARGE_BYTES = "128/128/8/3 128/128/4/3 128/256/8/3 64/128/4/4 64/256/8/3"
+"""rows of x / rows of the weight / warps / stages"""
+SPLITS = (1, 2, 4)
+
+
+def launches(arch: str, units: int, size: int, n: int, k: int, scheme: Scheme) -> Iterator[Kernel]:
+    """Launches worth trying for the bucket of `size` rows; the matrix units take one row too."""
+    small = scheme.weight in PACKED
+    if size == 1:
+        for text in (VECTOR_PACKED if small else VECTOR_BYTES).split():
+            block, spans, warps = (int(number) for number in text.split("/"))
+            yield Kernel(0, block, warps, spans=spans)
+    if size <= 256:
+        texts = (MATRIX_PACKED if small else MATRIX_BYTES).split()
+        earlies = (True, False) if small and not whole(scheme) else (False,)
+        for text, split, early in itertools.product(texts, SPLITS, earlies):
+            block, warps, stages = (int(number) for number in text.strip("s").split("/"))
+            rows = max(16, min(size, 64 if small or size <= 64 else 128))
+            programs = -(-n // block) * -(-size // rows)
+            if split == 1 or programs * split <= 8 * units:
+                swap, ahead = text.endswith("s"), 4 if rows <= 64 else 0
+                yield Kernel(rows, block, warps, stages, 1, split, swap, ahead, early)
+    if size > 64 and not small:
+        for text in LARGE_BYTES.split():
+            rows, block, warps, stages = (int(number) for number in text.split("/"))
+            yield Kernel(rows, block, warps, stages)

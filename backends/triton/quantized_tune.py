@@ -1,0 +1,123 @@
+"""Which way a quantized product takes: every launch and the library's ways, checked and timed cold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from backbench.backends import quantization
+from backbench.backends.interface import Config, Device, Problem, Scheme
+from backbench.backends.triton import configs, quantized_configs
+from backbench.backends.triton.quantized_configs import BUCKETS, Dequantized, Kernel, ScaledProduct, Way
+from backbench.backends.triton.quantized_weight import QuantizedWeight, pack_weight
+from backbench.backends.tuning.timing import graph_time_us
+
+COLD_BYTES = 400 * 2**20
+"""Weights of one graph together: several times any cache."""
+READ_BYTES = 2**31
+"""Bytes of weights that one replay reads at least, so that its start and end count for little."""
+MANY = 256
+"""Rows from which on a product takes long enough by itself."""
+MOST_PLACES = 16
+CHECKED = 2048
+"""Outputs at either end that are compared."""
+
+
+@dataclass
+class QuantizedProblem(Problem):
+    """`rows` rows by an [n, k] weight in `scheme`; as a bucket, `rows` is its size."""
+
+    rows: int
+    n: int
+    k: int
+    scheme: Scheme
+    number_type: torch.dtype
+    device: Device
+    cold_bytes: int = COLD_BYTES
+    replays: int = 5
+
+    tolerance = 8e-3
+    """The output rounds to bf16 (1.7e-3), and so does every scaled number of a weight (as much again)."""
+
+    def __post_init__(self) -> None:
+        self.operation = quantized_configs.operation(self.scheme)
+        self.bucket = configs.bucket_name(self.rows, self.n, self.k)
+        self.dtype = quantized_configs.entry_dtype(self.scheme, self.number_type)
+        self.sources = configs.sources(self.operation)
+
+    @cached_property
+    def weights(self) -> Sequence[QuantizedWeight]:
+        """One weight at as many places as fill any cache."""
+        torch.manual_seed(0)
+        at = self.device.torch_device
+        dense = torch.empty(self.n, self.k, dtype=self.number_type, device=at).normal_(0, 0.02)
+        self.canonical = quantization.quantize(dense, self.scheme)
+        packed = pack_weight(self.canonical, at)
+        places = min(MOST_PLACES, max(1, -(-self.cold_bytes // packed.num_bytes)))
+        return [packed, *(replace(packed, codes=packed.codes.clone()) for _ in range(places - 1))]
+
+    @cached_property
+    def x(self) -> Tensor:
+        """Random rows [rows, k]."""
+        generator = torch.Generator(device=self.device.torch_device).manual_seed(1)
+        at = self.device.torch_device
+        return torch.randn(self.rows, self.k, dtype=self.number_type, device=at, generator=generator)
+
+    @cached_property
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Outputs that are compared, and the specification's numbers for up to 64 rows [64, outputs]."""
+        assert self.weights
+        first = torch.arange(min(self.n, CHECKED))
+        some = torch.cat([first, torch.arange(max(0, self.n - CHECKED), self.n)]).to(self.x.device)
+        return some, quantization.product(self.x[-64:], self.canonical)[:, some]
+
+    def baseline(self) -> Config:
+        return asdict(self.way(None))
+
+    def way(self, config: Config | None) -> Way:
+        """What `config` stands for; None = the written rule."""
+        if config is not None:
+            return quantized_configs.way(config)
+        place = (self.device.arch, self.device.units)
+        return quantized_configs.written(*place, self.rows, self.n, self.k, self.scheme, self.number_type)
+
+    def candidates(self) -> Sequence[Config]:
+        place = (self.device.arch, self.device.units)
+        found: list[Way] = [*quantized_configs.launches(*place, self.rows, self.n, self.k, self.scheme)]
+        if self.rows > BUCKETS[1]:
+            found.append(Dequantized())
+        library = quantized_configs.library_takes(place[0], self.n, self.k, self.scheme, self.number_type)
+        if library:
+            found.append(ScaledProduct())
+        return [asdict(each) for each in found]
+
+    def error(self, config: Config) -> float:
+        some, exact = self.expected
+        actual = self._product(config, self.weights[-1])[-64:, some].float()
+        return float((actual - exact).norm() / exact.norm())
+
+    def times_us(self, config: Config | None) -> Sequence[float]:
+        return [self.time_us(config)[0]]
+
+    def time_us(self, config: Config | None) -> tuple[float, float]:
+        """(median, spread) microseconds."""
+        calls = [partial(self._product, config, weight) for weight in self.weights]
+        while self.rows <= MANY and len(calls) * self.weights[0].num_bytes < READ_BYTES:
+            calls = calls * 2
+        return graph_time_us(calls, self.replays)
+
+    def compile(self, config: Config) -> None:
+        # As many columns and as few rows as specialise the kernels alike.
+        few = replace(self, n=256, rows=min(self.rows, 16), cold_bytes=1)
+        if isinstance(self.way(config), Kernel):
+            few._product(config, few.weights[0])
+            torch.cuda.synchronize()
+
+    def _product(self, config: Config | None, weight: QuantizedWeight) -> Tensor:
+        from backbench.backends.triton.quantized import run_quantized
+
+        return run_quantized(self.x, weight, self.way(config))

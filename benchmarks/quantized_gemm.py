@@ -1,0 +1,188 @@
+"""Quantized products beside bf16 ones: `benchmarks/quantized_gemm.py` writes parts/quantized_gemm.json.
+
+Weights rotate so that none is found in the cache, calls stand in a CUDA graph, and each result is checked
+against `quantization.product` first. `--tune` tries every launch and writes the fastest into the backend's
+tuning table; without it the backend's choice is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from backbench.backends.interface import Config, Device
+from backbench.backends.interface.device import gpu
+from backbench.backends.quantization import SCHEMES
+from backbench.backends.triton import configs, quantized_configs
+from backbench.backends.triton.quantized_configs import BUCKETS
+from backbench.backends.triton.quantized_tune import MANY, READ_BYTES, QuantizedProblem
+from backbench.backends.triton.tune import GemmProblem
+from backbench.backends.tuning import search, table
+from backbench.backends.tuning.timing import graph_time_us
+from benchmarks.graph_timing import conditions
+
+SHAPES = {"28672x4096": (28672, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
+ROWS = (1, 16, 32, 64, 128, 256, 8192)
+BF16 = torch.bfloat16
+Job = tuple[int, str, str]
+"""Rows, shape, scheme."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=list(SCHEMES))
+    parser.add_argument("--tune", action="store_true", help="try every launch, and keep the fastest")
+    parser.add_argument("--seconds", type=float, default=480, help="begin no further case after these")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "parts")
+    options = parser.parse_args()
+    jobs = list(itertools.product(options.rows, options.shapes, options.schemes))
+    until = time.monotonic() + options.seconds
+    found: list[dict[str, Any]] = []
+    options.output.mkdir(parents=True, exist_ok=True)
+    for row in measure(jobs, options.tune, until):
+        found.append(row)
+        record = {"conditions": conditions(), "clocks": clocks(), "rows": found}
+        (options.output / "quantized_gemm.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{len(found)} of {len(jobs)} cases")
+
+
+def clocks() -> str:
+    """What the card runs at."""
+    query = ["nvidia-smi", "--query-gpu=name,clocks.sm,clocks.mem,power.draw", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def problem_of(job: Job, device: Device) -> QuantizedProblem:
+    """The product of a job."""
+    rows, shape, scheme = job
+    return QuantizedProblem(rows, *SHAPES[shape], SCHEMES[scheme], BF16, device, replays=15)
+
+
+def measure(jobs: Sequence[Job], tune: bool, until: float) -> Iterator[dict[str, Any]]:
+    """A row a job, until the time is over."""
+    if tune:
+        # Before anything is timed: compilers start what they made.
+        with multiprocessing.get_context("spawn").Pool(14) as workers:
+            for fault in workers.imap_unordered(
+                compile_one, itertools.chain.from_iterable(map(launches, jobs))
+            ):
+                print(fault, end="", file=sys.stderr)
+    dense: dict[tuple[int, str], dict[str, float]] = {}
+    for job in jobs:
+        if time.monotonic() > until:
+            return
+        rows, shape, _ = job
+        if (rows, shape) not in dense:
+            dense[rows, shape] = dense_us(rows, *SHAPES[shape])
+        yield one(job, dense[rows, shape], tune)
+
+
+def launches(job: Job) -> list[tuple[Job, Config]]:
+    """What may serve the job, with the job."""
+    return [(job, config) for config in problem_of(job, gpu(0)).candidates()]
+
+
+def compile_one(work: tuple[Job, Config]) -> str:
+    """Compile into Triton's cache on disk; gives what goes wrong, which the sweep meets again."""
+    job, config = work
+    try:
+        problem_of(job, gpu(0)).compile(config)
+    except Exception as fault:
+        return f"{job} {search.describe(config)}: {str(fault)[:100]}\n"
+    return ""
+
+
+def dense_us(rows: int, n: int, k: int) -> dict[str, float]:
+    """The library's bf16 product, and ours."""
+    device = gpu(0)
+    read = READ_BYTES if rows <= MANY else 1
+    problem = GemmProblem(rows, n, k, BF16, device, cold_bytes=400 * 2**20, read_bytes=read, replays=15)
+    found = {"library": problem.time_us(None)[0]}
+    chosen = configs.choose(device.arch, device.units, rows, n, k, BF16)
+    if isinstance(chosen, configs.GemmConfig):
+        found["skinny"] = problem.time_us(vars(chosen))[0]
+    return found
+
+
+def bare_us(problem: QuantizedProblem) -> dict[str, float]:
+    """The library's product of codes alone, rows already rounded and nothing scaled but by `_scaled_mm`."""
+    from backbench.backends.triton.quantized import rounded
+
+    scheme = problem.scheme
+    if problem.rows <= BUCKETS[1] or scheme.group is not None or scheme.activation is None:
+        return {}
+    rows = rounded(problem.x, problem.weights[0])
+    assert rows.scale is not None
+    name, calls = "torch._int_mm", [partial(torch._int_mm, rows.x, each.codes.T) for each in problem.weights]
+    if scheme.weight == "fp8":
+        name, more = "torch._scaled_mm", {"scale_a": rows.scale[:, None], "out_dtype": BF16}
+        calls = [
+            partial(torch._scaled_mm, rows.x, each.codes.T, scale_b=each.scale.T, use_fast_accum=True, **more)
+            for each in problem.weights
+        ]
+    return {name: graph_time_us(calls, problem.replays)[0]}
+
+
+def one(job: Job, dense: Mapping[str, float], tune: bool) -> dict[str, Any]:
+    """Check, tune if asked, and time one product."""
+    rows, shape, name = job
+    problem = problem_of(job, gpu(0))
+    device = problem.device
+    refused: Sequence[str] = ()
+    if tune:
+        finding = search.sweep(problem)
+        refused = finding.refused
+        file = configs.table_file(device.arch, device.units)
+        known = table.read(file, table.place(device.arch, device.units))
+        table.write(file, known.merged([finding.entry]))
+        way = finding.entry.config
+    else:
+        place = (device.arch, device.units)
+        chosen = quantized_configs.choose(*place, rows, problem.n, problem.k, problem.scheme, BF16)
+        way = vars(chosen)
+    assert way is not None
+    error = problem.error(way)
+    if not error < problem.tolerance:
+        raise SystemExit(f"{job} {way}: relative error {error:.2e}")
+    value, spread = problem.time_us(way)
+    bandwidth = problem.weights[0].num_bytes / value / 1e6
+    operations = 2 * rows * problem.n * problem.k / value / 1e6
+    best = min(dense.values())
+    bare = bare_us(problem)
+    print(
+        f"m{rows:<5}{shape:11}{name:10}{value:8.1f} us {bandwidth:5.2f} TB/s {operations:6.0f} TFLOP/s "
+        f"x{best / value:4.2f} of bf16 {best:.1f}  {search.describe(way)}  error {error:.1e}"
+        + "".join(f"  {name} {time_us:.1f}" for name, time_us in bare.items())
+        + (f"  ({len(refused)} refused: {refused[0]})" if refused else ""),
+        flush=True,
+    )
+    return {
+        "name": f"quantized_gemm/{shape}/m{rows}/{name}",
+        "us": round(value, 2),
+        "spread_us": round(spread, 2),
+        "weight_bytes": problem.weights[0].num_bytes,
+        "bf16_us": {each: round(time_us, 2) for each, time_us in dense.items()},
+        "codes_alone_us": {each: round(time_us, 2) for each, time_us in bare.items()},
+        "error": error,
+        "way": dict(way),
+        "refused": list(refused),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One file per format that other tools read; `reports.export.format` finds them."""
