@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backbench.harness.commands.flags import subject_flag
+from backbench.harness.commands.perplexity import MOST_SEQUENCES, MOST_TOKENS
 
 if TYPE_CHECKING:
-    from backbench.backends.interface import Device, Scheme
-    from backbench.engine.models.checkpoint import DirectorySource
-
-MOST_TOKENS = 2**20
-MOST_SEQUENCES = 2**16
+    from backbench.backends.interface import Scheme
+    from backbench.harness.samples import Sample
 
 
 @click.command()
@@ -42,9 +39,9 @@ MOST_SEQUENCES = 2**16
 @subject_flag("quantize_head", help="The output head, too; a tied one gets a copy of its own.")
 @click.option(
     "--calibrate",
-    metavar="self|FILE",
-    help="Text that GPTQ, AWQ and Wanda measure inputs on: `self` (sequences drawn from the model itself) "
-    "or a UTF-8 file. [self]",
+    metavar="self|topics|FILE",
+    help="Text that GPTQ, AWQ and Wanda measure inputs on: `self` (sequences drawn from the model "
+    "itself), `topics` (English prose in every CPython) or a UTF-8 file. [self]",
 )
 @click.option(
     "--sequences",
@@ -83,7 +80,9 @@ def quantize(
     from backbench.errors import EngineError
     from backbench.harness.commands.output import echo, print_table
     from backbench.harness.provenance import redacted
+    from backbench.harness.samples import sample_of
 
+    scheme = None if scheme == "none" else scheme
     recipe = Recipe(_scheme(scheme, sparsity), method, prune, bool(quantize_head))
     if calibrate is not None and not recipe.calibrated:
         raise EngineError("--calibrate has nothing to serve; give --method gptq or awq, or --prune wanda.")
@@ -93,27 +92,27 @@ def quantize(
     require_new(out)
     check(source, recipe)
     device = detect(prefer=prefer)
-    text: list[list[int]] = []
-    origin: dict[str, Any] | None = None
+    sample = None
     if recipe.calibrated:
         length = min(length, source.config.max_len)
-        text, origin = _calibration(source, device, calibrate or "self", sequences, length, seed)
+        text = "sampled" if calibrate in (None, "self") else calibrate
+        sample = sample_of(source, None, device, text, length=length, limit=sequences, seed=seed)
     made = {
-        "model": source.describe()["name"],
+        "model": source.name,
         "revision": source.revision,
         "scheme": scheme,
         "method": method if scheme else None,
         "sparsity": sparsity,
         "prune": prune if sparsity else None,
         "head": recipe.head,
-        "calibration": origin,
+        "calibration": sample and _described(sample, length),
     }
     num_bytes = write_quantized(
         source,
         out,
         recipe,
         device,
-        sequences=text,
+        sequences=sample.sequences if sample else (),
         made=redacted(made),
         progress=lambda line: echo(line, err=True),
     )
@@ -122,7 +121,7 @@ def quantize(
         ("Model", source.name),
         ("Weights", f"{kept}, {sparsity} by {prune}" if sparsity else kept),
         ("Rounded", method if scheme else "not at all"),
-        ("Calibrated on", origin["source"] if origin else "nothing"),
+        ("Calibrated on", sample.source if sample else "nothing"),
         ("Bytes", f"{num_bytes:,}"),
     ]
     print_table(f"Written to {out}", ("Field", "Value"), rows)
@@ -132,22 +131,14 @@ def _scheme(name: str | None, sparsity: str | None) -> Scheme:
     from backbench.backends.interface import Scheme
     from backbench.backends.quantization import named
 
-    return replace(named(name) if name not in (None, "none") else Scheme(), sparsity=sparsity)
+    return replace(Scheme() if name is None else named(name), sparsity=sparsity)
 
 
-def _calibration(
-    source: DirectorySource, device: Device, calibrate: str, sequences: int, length: int, seed: int
-) -> tuple[list[list[int]], dict[str, Any]]:
-    """Token sequences to calibrate on, and where they come from."""
-    from backbench.engine.perplexity import file_corpus, split_corpus
-    from backbench.harness.commands.perplexity import sampled_sequences
-
-    if calibrate == "self":
-        text = sampled_sequences(source, device, None, length, sequences, seed)
-        origin = f"sampled from {source.describe()['name']}, seed {seed}"
-        digest = hashlib.sha256(repr(text).encode()).hexdigest()
-    else:
-        corpus = file_corpus(Path(calibrate))
-        text = split_corpus(corpus, source.tokenizer(), length=length, limit=sequences)
-        origin, digest = corpus.source, corpus.sha256
-    return text, {"source": origin, "sha256": digest, "sequences": len(text), "length": length}
+def _described(sample: Sample, length: int) -> dict[str, Any]:
+    """What was calibrated on, as quantize.json says it."""
+    return {
+        "source": sample.source,
+        "sha256": sample.sha256,
+        "sequences": len(sample.sequences),
+        "length": length,
+    }

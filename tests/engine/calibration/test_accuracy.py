@@ -21,7 +21,7 @@ from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
 from backbench.engine.models.checkpoint import DirectorySource, ModelSource, find_model
 from backbench.engine.models.decoder import whole_sequences
-from backbench.harness.commands.perplexity import sampled_sequences
+from backbench.harness.samples import sampled_sequences
 
 LENGTH = 96
 Sequences = list[list[int]]
