@@ -40,6 +40,11 @@ def test_a_user_s_text_and_zeros_alone(tmp_path: Path, capsys: pytest.CaptureFix
     made = json.loads((tmp_path / "out" / "quantize.json").read_text())
     assert made["calibration"]["source"].endswith("text.txt") and made["scheme"] is None
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    capsys.readouterr()
+    of_text = ("--text", str(text), "--tokens", "62", "--length", "32", "--json")
+    assert run_command(["accuracy", "-m", str(tmp_path / "out"), "--against", "tiny-draft", *of_text]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["schemes"]
+    assert row["scheme"] == "dense" and row["kl_divergence"]["value"] > 0.05, row
 
 
 @pytest.mark.parametrize(
