@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new or empty directory."
 )
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def quantize(
     model: str,
     scheme: str | None,
@@ -71,6 +72,7 @@ def quantize(
     seed: int,
     prefer: str | None,
     out: Path,
+    as_json: bool,
 ) -> None:
     """Write MODEL with quantized or sparse weights as a compressed-tensors checkpoint."""
     from backbench.backends.interface.device import detect
@@ -78,7 +80,7 @@ def quantize(
     from backbench.engine.calibration.writing import check, require_new, write_quantized
     from backbench.engine.models.checkpoint import DirectorySource, find_model
     from backbench.errors import EngineError
-    from backbench.harness.commands.output import echo, print_table
+    from backbench.harness.commands.output import echo, print_json, print_table
     from backbench.harness.provenance import redacted
     from backbench.harness.samples import sample_of
 
@@ -116,10 +118,13 @@ def quantize(
         made=redacted(made),
         progress=lambda line: echo(line, err=True),
     )
-    kept = DirectorySource(str(out), out).config.quantization or "dense"
+    kept = DirectorySource(str(out), out).config.quantization
+    if as_json:
+        print_json(redacted({**made, "quantization": kept, "num_bytes": num_bytes, "directory": str(out)}))
+        return
     rows = [
         ("Model", source.name),
-        ("Weights", f"{kept}, {sparsity} by {prune}" if sparsity else kept),
+        ("Weights", f"{kept or 'dense'}, {sparsity} by {prune}" if sparsity else kept),
         ("Rounded", method if scheme else "not at all"),
         ("Calibrated on", sample.source if sample else "nothing"),
         ("Bytes", f"{num_bytes:,}"),

@@ -36,7 +36,9 @@ def test_a_user_s_text_and_zeros_alone(tmp_path: Path, capsys: pytest.CaptureFix
     text = tmp_path / "text.txt"
     text.write_text("It was a bright cold day, and the clocks were striking. " * 20)
     sparse = ("--sparsity", "2:4", "--prune", "wanda", "--length", "32")
-    assert quantized(*sparse, "--calibrate", str(text), "--out", str(tmp_path / "out")) == 0
+    assert quantized(*sparse, "--calibrate", str(text), "--json", "--out", str(tmp_path / "out")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["quantization"] is None and printed["num_bytes"] > 10**6
     made = json.loads((tmp_path / "out" / "quantize.json").read_text())
     assert made["calibration"]["source"].endswith("text.txt") and made["scheme"] is None
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
