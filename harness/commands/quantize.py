@@ -80,7 +80,7 @@ def quantize(
     from backbench.engine.calibration.writing import check, require_new, write_quantized
     from backbench.engine.models.checkpoint import DirectorySource, find_model
     from backbench.errors import EngineError
-    from backbench.harness.commands.output import echo, print_json, print_table
+    from backbench.harness.commands.output import echo, print_json
     from backbench.harness.provenance import redacted
     from backbench.harness.samples import sample_of
 
@@ -119,17 +119,25 @@ def quantize(
         progress=lambda line: echo(line, err=True),
     )
     kept = DirectorySource(str(out), out).config.quantization
+    written = redacted({**made, "quantization": kept, "num_bytes": num_bytes, "directory": str(out)})
     if as_json:
-        print_json(redacted({**made, "quantization": kept, "num_bytes": num_bytes, "directory": str(out)}))
-        return
+        print_json(written)
+    else:
+        _print(written)
+
+
+def _print(written: dict[str, Any]) -> None:
+    from backbench.harness.commands.output import print_table
+
+    kept = written["quantization"] or "dense"
     rows = [
-        ("Model", source.name),
-        ("Weights", f"{kept or 'dense'}, {sparsity} by {prune}" if sparsity else kept),
-        ("Rounded", method if scheme else "not at all"),
-        ("Calibrated on", sample.source if sample else "nothing"),
-        ("Bytes", f"{num_bytes:,}"),
+        ("Model", written["model"]),
+        ("Weights", f"{kept}, {written['sparsity']} by {written['prune']}" if written["sparsity"] else kept),
+        ("Rounded", written["method"] or "not at all"),
+        ("Calibrated on", written["calibration"]["source"] if written["calibration"] else "nothing"),
+        ("Bytes", f"{written['num_bytes']:,}"),
     ]
-    print_table(f"Written to {out}", ("Field", "Value"), rows)
+    print_table(f"Written to {written['directory']}", ("Field", "Value"), rows)
 
 
 def _scheme(name: str | None, sparsity: str | None) -> Scheme:
