@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backbench.engine.config import SCHEMES
 from backbench.harness.commands.flags import subject_flag
 from backbench.harness.commands.perplexity import MOST_SEQUENCES, MOST_TOKENS
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--scheme", metavar="SCHEME", help="How weights are kept, as `--quantize` of bench run. [as they are]"
-)
+@click.option("--scheme", metavar="SCHEME", help=f"How weights are kept: {', '.join(SCHEMES)}. [as they are]")
 @click.option(
     "--method",
     default="rtn",
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     metavar="rtn|gptq|awq",
     help="How they are rounded: to nearest, by GPTQ or by AWQ.",
 )
-@subject_flag("sparsity")
+@subject_flag("sparsity", help="Zeros among the weights: two of each four, or a share of every row.")
 @click.option(
     "--prune",
     default="magnitude",
