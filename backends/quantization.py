@@ -123,8 +123,9 @@ def require_divisible(k: int, scheme: Scheme) -> None:
         raise BackendError(f"{k} input features do not divide into fours, as 2:4 needs.")
 
 
-def quantize(dense: Tensor, scheme: Scheme) -> Weight:
-    """[N, K] rounded to nearest in `scheme`; scales that are floats are kept in the dense dtype.
+def quantize(dense: Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = None) -> Weight:
+    """[N, K] rounded to nearest in `scheme`; scales that are floats are kept in `scale_dtype` (None = the
+    dense dtype).
 
     Rows are rounded some at a time, so that little but the result is held beside `dense`.
     Raises BackendError where K does not divide into groups, or the scheme is not one this can write.
@@ -138,9 +139,9 @@ def quantize(dense: Tensor, scheme: Scheme) -> Weight:
     top = torch.stack(dense.aminmax()).abs().max().float() if scheme.scale == "e4m3" else None
     rows = rows_at_once(k, scheme, dense.device)
     return (
-        join([_quantize(part, scheme, top) for part in dense.split(rows)])
+        join([_quantize(part, scheme, top, scale_dtype) for part in dense.split(rows)])
         if n
-        else _quantize(dense, scheme, top)
+        else _quantize(dense, scheme, top, scale_dtype)
     )
 
 
@@ -150,20 +151,45 @@ def rows_at_once(k: int, scheme: Scheme, device: torch.device) -> int:
     return max(1, rows // scheme.group_n) * scheme.group_n
 
 
-def _quantize(dense: Tensor, scheme: Scheme, top: Tensor | None) -> Weight:
+def step_sizes(weight: Weight) -> Tensor:
+    """f32 [R, G], or [N, G] where rows are scaled as well: what a quantized weight's numbers are multiples
+    of, never 0."""
+    steps = scale_values(weight)
+    if weight.row_scale is not None:
+        steps = steps * weight.row_scale[:, None]
+    return steps.clamp(min=SMALLEST_SCALE)
+
+
+def nearest(x: Tensor, kind: str) -> Tensor:
+    """f32: the number of this kind (`Scheme.weight`) nearest to each of x, which is in steps [N, any]."""
+    codes = _codes(x, kind, pack=False)
+    if kind == "fp4":
+        return fp4_values(codes)
+    return codes.float() - 8 if kind == "int4" else codes.float()
+
+
+def on_scales_of(weight: Weight, dense: Tensor) -> Weight:
+    """`dense` [N, K] rounded to nearest with the scales of `weight`, whose codes are let go of."""
+    steps = _spread(step_sizes(weight), weight)
+    return replace(weight, q=_codes(dense.float() / steps, weight.scheme.weight))
+
+
+def _quantize(
+    dense: Tensor, scheme: Scheme, top: Tensor | None, scale_dtype: torch.dtype | None = None
+) -> Weight:
     """As `quantize`, of some rows; top: the largest magnitude of all rows, where the scales need it."""
     n, k = dense.shape
     group = scheme.group or k
     x = dense.float()
+    scale_dtype = scale_dtype or dense.dtype
     if scheme.zero_point:
-        return _asymmetric(dense, scheme, group)
+        return _asymmetric(dense, scheme, group, scale_dtype)
     largest = _largest(x, scheme.group_n, group)
     scale, row_scale = _scale(largest, scheme, top)
     if scheme.scale == "float":
-        scale = scale.to(dense.dtype)
+        scale = scale.to(scale_dtype)
     weight = Weight(scheme, dense, scale, row_scale=None if row_scale is None else row_scale.repeat(n))
-    step = scale_values(weight) if row_scale is None else scale_values(weight) * row_scale
-    weight.q = _codes(x / _spread(step.clamp(min=SMALLEST_SCALE), weight, n, k), scheme.weight)
+    weight.q = _codes(x / _spread(step_sizes(weight), weight, n, k), scheme.weight)
     return weight
 
 
@@ -271,14 +297,14 @@ def _codes(x: Tensor, kind: str, pack: bool = True) -> Tensor:
     return packed(codes) if pack else codes
 
 
-def _asymmetric(dense: Tensor, scheme: Scheme, group: int) -> Weight:
+def _asymmetric(dense: Tensor, scheme: Scheme, group: int, scale_dtype: torch.dtype) -> Weight:
     """As `quantize`, with the zero point of every group: 0 is always exact."""
     if scheme.weight not in ("int4", "int8") or scheme.group_n != 1:
         raise BackendError(f"Zero points are for integers with a scale a row, not for {scheme}.")
     levels, offset = (15, 0) if scheme.weight == "int4" else (255, 128)
     groups = dense.float().unflatten(1, (-1, group))
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-    scale = ((high - low) / levels).clamp(min=SMALLEST_SCALE).to(dense.dtype)
+    scale = ((high - low) / levels).clamp(min=SMALLEST_SCALE).to(scale_dtype)
     zero = (-low / scale.float()).round().clamp(0, levels)
     codes = (groups / scale.float()[..., None] + zero[..., None]).round().clamp(0, levels).flatten(1) - offset
     q = packed(codes) if scheme.weight == "int4" else codes.to(torch.int8)

@@ -33,19 +33,26 @@ class Sample:
 
 
 def sample_of(
-    source: ModelSource, weights: Weights, device: Device, text: str, *, length: int, limit: int
+    source: ModelSource,
+    weights: Weights | None,
+    device: Device,
+    text: str,
+    *,
+    length: int,
+    limit: int,
+    seed: int = SEED,
 ) -> Sample:
     """At most `limit` sequences of `length` tokens of `text`: "topics", "sampled" or a UTF-8 file.
 
-    `weights`: the model's, from which "sampled" draws. Raises EngineError where there is no tokenizer, or the
-    text is shorter than one sequence.
+    weights: the model's, from which "sampled" draws with `seed`; None = they are loaded for it. Raises
+    EngineError where there is no tokenizer, or the text is shorter than one sequence.
     """
     from backbench.engine.perplexity import file_corpus, split_corpus, topics_corpus
 
     if text == "sampled":
-        sequences = sampled_sequences(source, device, weights, length, limit)
+        sequences = sampled_sequences(source, device, weights, length, limit, seed)
         digest = hashlib.sha256(repr(sequences).encode()).hexdigest()
-        return Sample(sequences, f"sampled from {source.name}, seed {SEED}", digest)
+        return Sample(sequences, f"sampled from {source.name}, seed {seed}", digest)
     corpus = topics_corpus() if text == "topics" else file_corpus(Path(text))
     sequences = split_corpus(corpus, source.tokenizer(), length=length, limit=limit)
     return Sample(sequences, corpus.source, corpus.sha256)

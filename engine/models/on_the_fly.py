@@ -75,20 +75,22 @@ def _rounded(dense: Tensor, scheme: Scheme) -> Weight:
     return quantize(dense, scheme)
 
 
-def pruned(dense: Tensor, sparsity: str) -> Tensor:
-    """A copy of [N, K] whose smallest magnitudes are 0: the two smaller of each four neighbours along K
-    ("2:4"), or a share of every row ("unstructured:0.7"), rounded down to whole numbers.
+def pruned(dense: Tensor, sparsity: str, norms: Tensor | None = None) -> Tensor:
+    """A copy of [N, K] whose least important weights are 0: two of each four neighbours along K ("2:4"), or
+    a share of every row ("unstructured:0.7"), rounded down to whole numbers.
 
-    The baseline of Sun et al. 2023 (Wanda), section 3: magnitudes alone, without activations.
+    norms: the Euclidean norm of each input feature [K] over calibration rows, which magnitudes are multiplied
+    by; None = magnitudes alone. Both by output row: Sun et al. 2024 (Wanda), section 3.
     """
     result = dense.clone()
     share = None if sparsity == "2:4" else float(sparsity.partition(":")[2])
     for rows in result.split(rows_at_once(dense.shape[1], Scheme(), dense.device)):
-        groups = rows if share is not None else rows.view(-1, 4)
-        count = 2 if share is None else int(share * rows.shape[1] + 1e-9)
-        # The smallest of what is sorted stably: of equal magnitudes the first ones, and exactly so many.
-        smallest = groups.abs().sort(dim=1, stable=True).indices[:, :count]
-        groups.scatter_(1, smallest, 0.0)
+        importance = rows.abs() if norms is None else rows.abs().float() * norms.float()
+        width = rows.shape[1] if share is not None else 4
+        count = 2 if share is None else int(share * width + 1e-9)
+        # The smallest of what is sorted stably: of equal importance the first ones, and exactly so many.
+        smallest = importance.view(-1, width).sort(dim=1, stable=True).indices[:, :count]
+        rows.view(-1, width).scatter_(1, smallest, 0.0)
     return result
 
 

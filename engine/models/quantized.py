@@ -145,7 +145,7 @@ class QuantizedFormat(WeightFormat):
             def product(wanted: Product) -> Weight:
                 parts = [part(_linear(name), rows, wanted.k) for name, rows in wanted.sources]
                 if wanted.scheme.group_n == 1:
-                    parts = [_with_own_rows(each) for each in parts]
+                    parts = [with_own_rows(each) for each in parts]
                 try:
                     whole = join(parts)
                 except BackendError as error:
@@ -229,7 +229,7 @@ def _linear(source: str) -> str:
     return source.removesuffix(".weight")
 
 
-def _with_own_rows(weight: Weight) -> Weight:
+def with_own_rows(weight: Weight) -> Weight:
     """The same numbers, a scale a row."""
     size, scale = weight.scheme.group_n, weight.scale
     if size == 1 or scale is None:

@@ -108,6 +108,15 @@ Fill = Callable[[TensorSpec, str, Tensor], None]
 """Fills the part of a tensor that the checkpoint calls by this name, its whole rows."""
 
 
+def filled(wanted: TensorSpec, device: torch.device, dtype: torch.dtype, fill: Fill) -> Tensor:
+    """The tensor, allocated on the device and filled from each of its sources in turn."""
+    whole = torch.empty(wanted.shape, device=device, dtype=dtype)
+    rows = [size for _, size in wanted.sources]
+    for (name, _), part in zip(wanted.sources, whole.split(rows), strict=True):
+        fill(wanted, name, part)
+    return whole
+
+
 def build(
     spec: ModelSpec,
     device: torch.device,
@@ -122,11 +131,7 @@ def build(
     """
 
     def tensor(wanted: TensorSpec) -> Tensor:
-        whole = torch.empty(wanted.shape, device=device, dtype=dtype)
-        rows = [size for _, size in wanted.sources]
-        for (name, _), part in zip(wanted.sources, whole.split(rows), strict=True):
-            fill(wanted, name, part)
-        return whole
+        return filled(wanted, device, dtype, fill)
 
     def source(wanted: Product, name: str, rows: int) -> Tensor:
         part = torch.empty((rows, wanted.k), device=device, dtype=dtype)

@@ -85,7 +85,7 @@ def accuracy(
     original = source if against is None else find_model(against)
     measure.require_alike(source, original)
     wanted = [own | {"quantize": scheme} for scheme in schemes] or [own]
-    if stored is None:
+    if stored is None and against is None:
         plain = (None, False, "none")
         wanted = [each for each in wanted if any(value not in plain for value in each.values())]
     if not wanted:
@@ -136,7 +136,7 @@ def _row(engine: Engine, unquantized: Unquantized) -> dict[str, Any]:
     found = section(unquantized, engine.decoder)
     same = ("corpus", "corpus_sha256", "against", "tokens")
     return {
-        "scheme": ", ".join(each for each in kept if each),
+        "scheme": ", ".join(each for each in kept if each) or "dense",
         "weights_bytes": engine.weights.num_bytes,
         **{name: each for name, each in found.items() if name not in same},
     }

@@ -1,4 +1,4 @@
-"""compressed-tensors, as llm-compressor writes it: integers, fp8, NVFP4, MXFP4 and MXFP8.
+"""compressed-tensors, read and written as llm-compressor does: integers, fp8, NVFP4, MXFP4 and MXFP8.
 
 Source: the library's `quantization/quant_args.py` and `compressors/` (version 0.19).
 """
@@ -55,6 +55,7 @@ KNOWN: Mapping[str, tuple[Any, ...]] = {
 }
 """What the library itself takes."""
 LINEAR_CLASS = "Linear"
+HEAD = "lm_head"
 PACKING = {
     ("int4", "float"): ("pack-quantized",),
     ("int8", "float"): ("pack-quantized", "int-quantized", "naive-quantized"),
@@ -77,6 +78,10 @@ ROUNDINGS = {
 """(type, bits, strategy, dynamic, group) of `input_activations` -> `Scheme.activation`."""
 POWERS_OF_TWO = "torch.uint8"
 """`scale_dtype` of e8m0 scales."""
+SCALE_DTYPES = {"float": None, "e8m0": POWERS_OF_TWO, "e4m3": "torch.float8_e4m3fn"}
+"""`Scheme.scale` -> `scale_dtype`."""
+VERSION = "0.19.0"
+"""Of the library whose layouts are written."""
 
 
 class CompressedTensors(QuantizedFormat):
@@ -278,3 +283,82 @@ def _pattern(target: str) -> str:
     if target == LINEAR_CLASS:
         return ".*"
     return target.removeprefix("re:") if target.startswith("re:") else f"{re.escape(target)}$"
+
+
+def settings_for(scheme: Scheme, *, head: bool) -> dict[str, Any]:
+    """The `quantization_config` of a model whose linears are kept in `scheme`; head: the output head, too.
+
+    For the schemes of `--quantize`: no zero points, no static activations. The head is named, since its
+    class in vLLM is no linear's (vllm-project/vllm#37291).
+    """
+    layout = _layout(scheme)
+    blocks = scheme.group_n > 1
+    grouped = "tensor_group" if scheme.scale == "e4m3" else "group"
+    weights = {
+        "num_bits": int(scheme.weight[-1]),
+        "type": "float" if scheme.weight.startswith("fp") else "int",
+        "symmetric": True,
+        "dynamic": False,
+        "strategy": "block" if blocks else grouped if scheme.group else "channel",
+        "group_size": None if blocks else scheme.group,
+        "block_structure": [scheme.group_n, scheme.group] if blocks else None,
+        "scale_dtype": SCALE_DTYPES[scheme.scale],
+    }
+    group = {
+        "targets": [LINEAR_CLASS, f"re:.*{HEAD}$"] if head else [LINEAR_CLASS],
+        "format": layout,
+        "weights": weights,
+        "input_activations": None if scheme.activation is None else _rounding(scheme.activation),
+        "output_activations": None,
+    }
+    return {
+        "quant_method": CompressedTensors.method,
+        "quantization_status": "compressed",
+        "format": layout,
+        "config_groups": {"group_0": group},
+        "ignore": [] if head else [HEAD],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "version": VERSION,
+    }
+
+
+def stored(weight: Weight) -> dict[str, Tensor]:
+    """What a linear's weight is kept as, suffix of its name -> tensor: what `CompressedTensors.read` reads.
+
+    For the schemes of `--quantize`. NVFP4's `weight_global_scale` is one number: all rows share theirs.
+    """
+    scheme = weight.scheme
+    assert weight.scale is not None
+    found = {"weight_scale": weight.scale}
+    if scheme.weight == "fp4":
+        found["weight_packed"] = weight.q
+        if weight.row_scale is not None:
+            found["weight_global_scale"] = 1 / weight.row_scale[:1]
+    elif _layout(scheme) == "pack-quantized":
+        octets = weight.q if scheme.weight == "int4" else weight.q.view(torch.uint8) ^ 128
+        short = -octets.shape[1] % 4
+        found["weight_packed"] = torch.nn.functional.pad(octets, (0, short)).contiguous().view(torch.int32)
+        found["weight_shape"] = torch.tensor([weight.n, weight.k])
+    else:
+        found["weight"] = weight.q
+    return found
+
+
+def _layout(scheme: Scheme) -> str:
+    """Of those `PACKING` reads the first, as the library's presets: plain int8 only where rows are, too."""
+    plain = scheme.weight == "int8" and scheme.activation is not None
+    return "int-quantized" if plain else PACKING[scheme.weight, scheme.scale][0]
+
+
+def _rounding(activation: str) -> dict[str, Any]:
+    """The `input_activations` that `ROUNDINGS` reads so."""
+    kind, bits, strategy, dynamic, group = next(key for key, name in ROUNDINGS.items() if name == activation)
+    return {
+        "type": kind,
+        "num_bits": bits,
+        "strategy": strategy,
+        "dynamic": dynamic,
+        "group_size": group,
+        "symmetric": True,
+    }
