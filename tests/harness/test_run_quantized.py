@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backbench.harness.cli import run_command
+from backbench.reports.quantities import format_value
 from backbench.reports.record import RunDirectory
 from backbench.reports.verify import verify
 
@@ -87,6 +89,22 @@ def test_accuracy_stands_beside_speed(made: tuple[Path, str], capsys: pytest.Cap
     # The same products and sums; log-probabilities in fp32 there, in fp64 here.
     assert found["perplexity_unquantized"]["value"] == pytest.approx(dense["perplexity"], rel=1e-6)
     assert RunDirectory.open(out / "1-none").read_record().accuracy == {"reason": "nothing is quantized"}
+
+
+@pytest.mark.browser
+def test_the_page_shows_accuracy_in_a_browser(made: tuple[Path, str], browser: Any) -> None:
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((made[0] / "report.html").as_uri())
+    section = page.locator("#accuracy-section")
+    assert section.is_visible()
+    text = section.inner_text()
+    for name in ("2-int8", "3-int8-w8a8"):
+        found = RunDirectory.open(made[0] / name).read_record().accuracy
+        assert format_value(found["kl_divergence"]["value"], "nat") in text
+    assert not said
+    page.close()
 
 
 def test_verify_holds_accuracy_to_what_is_kept(made: tuple[Path, str], tmp_path: Path) -> None:

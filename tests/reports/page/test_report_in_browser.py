@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,33 +19,6 @@ from backbench.reports.record import RunDirectory, sign
 
 pytestmark = pytest.mark.browser
 PAGES = ("one", "three", "by_setting", "by_machine", "hostile")
-
-
-def load_tool() -> Any:
-    """tools/screenshot.py knows where Chromium is and how to start it."""
-    path = Path(__file__).parents[3] / "tools" / "screenshot.py"
-    spec = importlib.util.spec_from_file_location("screenshot", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    tool = load_tool()
-    chromium = tool.find_chromium()
-    if chromium is None:
-        reason = "No Chromium found (apt-get install chromium, or set CHROMIUM to its path)."
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=list(tool.ARGUMENTS))
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
