@@ -220,7 +220,7 @@ QUANTIZED = (
     ("energy", "joules_per_output_token"),
     ("accuracy", "perplexity_change"),
     ("accuracy", "kl_divergence"),
-    ("accuracy", "top1_agreement"),
+    ("accuracy", "top1_unchanged"),
 )
 """What shows whether quantized weights are smaller and faster, and how much worse."""
 

@@ -153,7 +153,7 @@ def _print(found: dict[str, Any]) -> None:
 
     units = {metric.path[-1]: metric.unit for metric in METRICS}
     labels = {metric.path[-1]: metric.label for metric in METRICS}
-    shown = ("perplexity", "perplexity_change", "kl_divergence", "top1_agreement")
+    shown = ("perplexity", "perplexity_change", "kl_divergence", "top1_unchanged")
     first = found["schemes"][0]
     bytes_ = format_value(found["weights_bytes_unquantized"], "bytes")
     rows = [[found["dtype"], bytes_, text(first, "perplexity_unquantized"), DASH, DASH, DASH]]

@@ -42,7 +42,7 @@ def _kl_divergence(total: Totals) -> Any:
     return total["kl_divergence"] / total["tokens"]
 
 
-def _top1_agreement(total: Totals) -> Any:
+def _top1_unchanged(total: Totals) -> Any:
     return total["top1_agreements"] / total["tokens"]
 
 
@@ -99,7 +99,7 @@ _STATISTICS: dict[str, Callable[[Totals], Any]] = {
     "perplexity_unquantized": _perplexity_unquantized,
     "perplexity_change": _perplexity_change,
     "kl_divergence": _kl_divergence,
-    "top1_agreement": _top1_agreement,
+    "top1_unchanged": _top1_unchanged,
 }
 
 
@@ -146,7 +146,7 @@ METRICS: tuple[Metric, ...] = (
         "Mean over tokens of KL(unquantized || quantized), over the whole vocabulary.",
     ),
     _accuracy(
-        "top1_agreement",
+        "top1_unchanged",
         "Top-1 unchanged",
         "ratio",
         True,

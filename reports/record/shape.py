@@ -105,7 +105,7 @@ KINDS: dict[str, Kind] = {
     "accuracy.perplexity_unquantized": OBJECT,
     "accuracy.perplexity_change": OBJECT,
     "accuracy.kl_divergence": OBJECT,
-    "accuracy.top1_agreement": OBJECT,
+    "accuracy.top1_unchanged": OBJECT,
     "validity": TEXTS,
 }
 """Dotted path -> the types it may have where it is present; * stands for any key."""

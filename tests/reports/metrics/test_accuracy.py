@@ -37,7 +37,7 @@ def test_numbers_are_means_over_tokens_not_over_sequences() -> None:
             "perplexity_unquantized": math.exp(76 / 40),
             "perplexity_change": math.exp(4 / 40) - 1,
             "kl_divergence": 0.8 / 40,
-            "top1_agreement": 30 / 40,
+            "top1_unchanged": 30 / 40,
         }
     )
     assert found["tokens"] == 40
