@@ -16,8 +16,8 @@ from backbench.backends.interface import Scheme, Weight, join
 from backbench.backends.interface.weight import PACKED
 from backbench.backends.quantization import FP8, packed, unpacked
 from backbench.engine.models.fields import shown
-from backbench.engine.models.formats import WeightFormat, has_weight_files, method_of, settings_of
-from backbench.engine.models.formats.dense import DTYPES, SafetensorsFiles
+from backbench.engine.models.formats import settings_of
+from backbench.engine.models.formats.dense import DTYPES, SafetensorsFiles, SafetensorsFormat
 from backbench.engine.models.layers import ModelSpec, Product
 from backbench.engine.models.weights import Weights, build
 from backbench.errors import BackendError, EngineError
@@ -95,7 +95,7 @@ class StoredLinear:
             self.unread.discard(suffix)
 
 
-class QuantizedFormat(WeightFormat):
+class QuantizedFormat(SafetensorsFormat):
     """A way to keep quantized linears; whatever else a checkpoint holds is kept as in dense ones."""
 
     @abstractmethod
@@ -105,17 +105,6 @@ class QuantizedFormat(WeightFormat):
         Raises:
             EngineError: a tensor is missing, of another shape or dtype, or contradicts the config.
         """
-
-    def recognises(self, folder: Path) -> bool:
-        return has_weight_files(folder) and method_of(folder) == self.method
-
-    def names(self, folder: Path) -> frozenset[str]:
-        with SafetensorsFiles(folder) as files:
-            return frozenset(files.file_of)
-
-    def differ(self, folder: Path, one: str, other: str) -> bool:
-        with SafetensorsFiles(folder) as files:
-            return not torch.equal(files.read(one), files.read(other))
 
     def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
         settings = settings_of(folder)

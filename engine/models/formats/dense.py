@@ -21,11 +21,11 @@ from backbench.errors import EngineError
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class DenseFormat(WeightFormat):
-    """Tensors in fp32, bf16 or fp16 under their names in transformers."""
+class SafetensorsFormat(WeightFormat):
+    """What every format in safetensors has in common; config.json's `quant_method` tells them apart."""
 
     def recognises(self, folder: Path) -> bool:
-        return has_weight_files(folder) and method_of(folder) is None
+        return has_weight_files(folder) and method_of(folder) == self.method
 
     def names(self, folder: Path) -> frozenset[str]:
         with SafetensorsFiles(folder) as files:
@@ -34,6 +34,10 @@ class DenseFormat(WeightFormat):
     def differ(self, folder: Path, one: str, other: str) -> bool:
         with SafetensorsFiles(folder) as files:
             return not torch.equal(files.read(one), files.read(other))
+
+
+class DenseFormat(SafetensorsFormat):
+    """Tensors in fp32, bf16 or fp16 under their names in transformers."""
 
     def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
         with SafetensorsFiles(folder) as files:
