@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,8 @@ def _prepare(
     observer.stage("Preparing the workload")
     subject = subject_of(options)
     workload = make_workload(options, subject.limits())
+    if workload.schedule_s is not None and workload.schedule_s >= 1:
+        observer.stage(f"The last request is due after {timedelta(seconds=round(workload.schedule_s))}")
     subject.prepare(workload, observer.stage)
     return _Prepared(subject, workload)
 

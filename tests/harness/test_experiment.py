@@ -54,6 +54,24 @@ def test_a_whole_experiment_on_a_script(tmp_path: Path) -> None:
     assert names == {"run.json", "requests.parquet", "steps.parquet", "telemetry.parquet"}
 
 
+def test_how_long_the_schedule_is_is_said_before_the_replay(tmp_path: Path) -> None:
+    class Heard(Observer):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def stage(self, text: str) -> None:
+            self.said.append(text)
+
+    timed = {"rate": 2.0, "arrival": "constant", "num_requests": 5}
+    load = {name: value for name, value in SCRIPTED.load.items() if name != "concurrency"} | timed
+    due = "The last request is due after "
+    for name, own, told in (("open", load, [f"{due}0:00:02"]), ("closed", SCRIPTED.load, [])):
+        heard = Heard()
+        experiment.run(replace(SCRIPTED, load=own, out=tmp_path / name, warmup=0), heard, scripted)
+        assert [text for text in heard.said if text.startswith(due)] == told
+        assert heard.said.index("Replaying synthetic") == len(told) + 1
+
+
 def test_a_run_that_is_not_to_be_checked_says_so_and_fails_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
