@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backbench.reports.arms import Arm, against, arms_incomparable, measured
+from backbench.reports.arms import Arm, arms_incomparable, measured
 from backbench.reports.compare import Ratio
 from backbench.reports.conclusion import conclusion, how_to_tell
 from backbench.reports.metrics.metric import Quantity
@@ -19,6 +19,7 @@ from backbench.reports.quantities import (
     quantity,
     read,
 )
+from backbench.reports.ratios import ratios
 from backbench.reports.record import RunRecord
 from backbench.reports.tables import stretch
 
@@ -94,7 +95,8 @@ def pair_sentence(reference: Arm, candidate: Arm) -> list[Words]:
     """ "triton serves 1.12× (1.08–1.16) the output tok/s of torch in steady state; ..." """
     names = (reference.label, candidate.label)
     wanted, window = output_throughput([*reference.records, *candidate.records])
-    rate = against(reference, candidate, wanted)
+    judged = ratios(reference, candidate, [wanted, TTFT, TPOT, JOULES])
+    rate = judged[wanted]
     if rate.value is None:
         return [Words(f"{names[1]} and {names[0]} have no output rate to compare.")]
     words = [
@@ -108,7 +110,7 @@ def pair_sentence(reference: Arm, candidate: Arm) -> list[Words]:
         (", its median TPOT ", TPOT),
         (", its energy per output token ", JOULES),
     ):
-        found = against(reference, candidate, what)
+        found = judged[what]
         if found.value is not None:
             words += [Words(joint), *_ratio(found)]
     return [*words, Words(".")]
