@@ -104,8 +104,8 @@ def joint_sign_flip_p(pairs: Floats) -> Floats:
 
     Without a difference the arms of a pair might have changed places in all quantities at once: so all flip
     together, and each quantity is held against the largest of all under every flip (Westfall & Young 1993,
-    maxT): what quantities have in common is allowed for without being known. A quantity's statistic is its sum
-    over the root of its sum of squares, which no flip changes.
+    maxT): what quantities have in common is allowed for without being known. A quantity's statistic is its
+    sum over the root of its sum of squares, which no flip changes.
     """
     n = len(pairs)
     scale = np.sqrt((pairs**2).sum(axis=0))
