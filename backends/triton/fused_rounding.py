@@ -177,8 +177,9 @@ def rounded_add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, activation: str
 ) -> RoundedRows:
     """Norm of x + residual [T, H] in codes; `residual` keeps the sum."""
-    found = _room(*x.shape, x.dtype, activation, x.device)
-    if x.shape[0]:
+    rows, width = x.shape
+    found = _room(rows, width, x.dtype, activation, x.device)
+    if rows:
         x, place = x if x.stride(1) == 1 else x.contiguous(), place_of(x.device)
         rounded_norm_launch(place, x, residual, weight, eps, activation, found.codes, found.scale).start()
     return found
