@@ -171,7 +171,7 @@ def plan(options: RunOptions, prepared: _Prepared) -> Plan:
         run=sections.run_section(options),
         workload=redacted(sections.workload_section(workload, context["ideal_prefix_hit_ratio"])),
         model=redacted(facts.model),
-        engine=subject.settings(),
+        engine=redacted(subject.settings()),
         backend=redacted(facts.backend),
         system=redacted(facts.system),
         software=provenance.software(),
@@ -254,7 +254,7 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
             on_trace=log.note,
         )
     observer.idle()
-    known = replace(planned.known, engine=subject.settings())
+    known = replace(planned.known, engine=redacted(subject.settings()))
     if log.failure is not None:
         known = replace(known, run=known.run | {"log": log.failure})
     readings = subject.memory(reachable=done.failure is None)
