@@ -15,6 +15,11 @@ from backbench.reports.metrics.statistics import Floats
 
 NOTHING_SENT = Missing("no request was sent")
 NOTHING_COMPLETED = Missing("no request completed")
+MOST_DILUTED = 0.01
+"""Warm-up prompts computed within the run, over its own: beyond it the hits are not those of the workload."""
+DILUTED = Missing(
+    "warm-up prompts were computed within the run, and no step tells them apart; give --warmup 0"
+)
 UNCOUNTED = Missing("the token count of a chunk is unknown")
 
 
@@ -68,7 +73,15 @@ def _prefix_hits(run: RunTables) -> float | Missing:
     realised, ideal = realised_hit_ratio(run), ideal_hit_ratio(run)
     if isinstance(ideal, Missing):
         return ideal
+    if _late_warmup_tokens(run) > MOST_DILUTED * run.rows.prompt_tokens.sum():
+        return DILUTED
     return realised if isinstance(realised, Missing) else realised - ideal
+
+
+def _late_warmup_tokens(run: RunTables) -> float:
+    """Prompt tokens of the warm-up requests whose first token came after the run's start."""
+    late, own = (float(each.prompt_tokens[each.first_ns > 0].sum()) for each in (run.everyone, run.rows))
+    return late - own
 
 
 def _fidelity(
@@ -120,7 +133,7 @@ METRICS: tuple[Metric, ...] = (
         "prefix_hits",
         "Prefix hits, realised less ideal",
         "ratio",
-        "Realised prefix hit ratio less the ideal one.",
+        "Realised prefix hit ratio less the ideal one; none where a warm-up's prompts weigh in the former.",
         _prefix_hits,
     ),
 )

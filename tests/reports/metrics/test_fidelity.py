@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from scripted import metrics_section
 
 from backbench.harness.frames import request_frame
-from backbench.harness.replay import replay
+from backbench.harness.replay import replay, salted_warmup
 from backbench.reports.metrics.fidelity import ks_distance
-from backbench.reports.metrics.requests import read_requests
+from backbench.reports.metrics.requests import read_requests, read_with_warmup
 
 
 def fidelity(done: Any, steps: Any, context: Any) -> Any:
@@ -53,6 +54,24 @@ def test_prefix_hits_are_held_against_the_ideal(
     assert found["fidelity"]["prefix_hits"] == pytest.approx(-0.1)
     assert found["fidelity"]["arrival_distance"] is None
     assert "no schedule" in found["absent"]["fidelity.arrival_distance"]
+
+
+def test_hits_that_a_warm_up_dilutes_are_not_held_against_the_ideal(
+    make_target: Any, make_workload: Any, clock: Any, make_context: Any, make_steps: Any
+) -> None:
+    """A warm-up's 4 prompt tokens in a run of 8: whose the hits are is unknown, and known once it is over."""
+    workload = make_workload([1, 1], concurrency=2)
+    warmup = salted_warmup(workload, 1, 100, 0)
+    steps = make_steps({"end_ns": 10, "num_prefill_tokens": 70, "prefix_hit_tokens": 30})
+    for first_ms, diluted in ((9, True), (2, False)):
+        target = make_target({-1: [(first_ms, 1), (10, 0)], 0: [(3, 1)], 1: [(5, 1)]})
+        done = replay(target, workload, warmup=warmup, clock=clock)
+        done = replace(done, start_ns=done.start_ns + 3 * 10**6)
+        context = make_context(mode="closed", ideal_prefix_hit_ratio=0.4)
+        frame = request_frame(done)
+        rows, everyone = read_requests(frame, context), read_with_warmup(frame)
+        found = metrics_section(rows, steps, context, everyone)["fidelity"]["prefix_hits"]
+        assert found is None if diluted else found == pytest.approx(-0.1)
 
 
 SAMPLES = st.lists(st.floats(0, 100), min_size=1, max_size=20)
