@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LATEST_NS = 2**62
 """Arrivals lie below it, 146 years after the start: the content hash and the record keep them as int64."""
@@ -82,3 +82,16 @@ def follow_recorded(before: TraceRow, row: TraceRow, think_ns: int | None) -> Fo
     else:
         kept_tokens = min(common * size, before.input_tokens)
     return Follow(before.key, think_ns, before.key, kept_tokens)
+
+
+def named_apart(row: TraceRow, part: str) -> TraceRow:
+    """The row as one of a mix's `part`: its session, and the names that turns follow, are that part's own."""
+    follow = row.follow
+    if follow is not None:
+        follow = replace(follow, row=f"{part}/{follow.row}", context=f"{part}/{follow.context}")
+    return replace(
+        row,
+        session=None if row.session is None else f"{part}/{row.session}",
+        key=None if row.key is None else f"{part}/{row.key}",
+        follow=follow,
+    )

@@ -15,7 +15,7 @@ from backbench.workloads.draft import Draft
 from backbench.workloads.options import WorkloadOptions, choose_offer
 from backbench.workloads.realise import realise
 from backbench.workloads.statistics import answered_tokens, ideal_prefix_hit_ratio
-from backbench.workloads.trace import Follow, TraceRow, follow_recorded
+from backbench.workloads.trace import Follow, TraceRow, follow_recorded, named_apart
 
 MS = 1_000_000
 FIXED = {"input_lengths": "fixed:40", "output_lengths": "fixed:24"}
@@ -227,3 +227,14 @@ def test_two_processes_make_the_same_sessions():
         )
         hashes.add(done.stdout.strip())
     assert len(hashes) == 1 and len(hashes.pop()) == 64
+
+
+def test_parts_of_a_mix_keep_their_sessions_apart():
+    """Both traces call their turns alike; merged turn by turn, each still follows its own."""
+    parts = [
+        [named_apart(row, part) for row in session((10, 4, 0), (20, 3, 14), (30, 3, 23))] for part in "ab"
+    ]
+    made = realised(list(itertools.chain.from_iterable(zip(*parts, strict=True))))
+    assert [each.follows for each in made.requests] == [None, None, 0, 1, 2, 3]
+    assert [each.session for each in made.requests] == ["a/s", "b/s"] * 3
+    assert made.requests[2].prompt[:10] == made.requests[0].prompt != made.requests[1].prompt
