@@ -30,6 +30,8 @@ from typing import Any
 from backbench.harness import experiment
 from backbench.harness.experiment import Observer
 from backbench.harness.options import RunOptions
+from backbench.harness.sensors.cpu import HostSensor
+from backbench.harness.sensors.telemetry import Sensor
 from backbench.harness.subjects.engine import EngineSubject
 from backbench.harness.subjects.scripted import ScriptedSubject
 from backbench.harness.subjects.target import TokenEvent
@@ -87,6 +89,10 @@ class TimedSubject(ScriptedSubject):
     vocab_size: int = 32_000
     clock: Callable[[], int] = field(default=time.perf_counter_ns)  # type: ignore[assignment]
 
+    def sensors(self) -> tuple[list[Sensor], list[str]]:
+        """What others took of the machine."""
+        return [HostSensor()], []
+
     def start(self) -> TimedTarget:  # type: ignore[override]
         return TimedTarget()
 
@@ -112,6 +118,7 @@ def run(options: dict[str, Any], subject: Any) -> dict[str, Any]:
         "prefix_cache": record.metrics["prefix_cache"],
         "clip": [each for each in record.workload["parameters"]["transformations"] if each["kind"] == "clip"],
         "duration_s": record.metrics["whole_run"]["duration_s"],
+        "disturbance": record.metrics["disturbance"],
         "validity": record.validity,
     }
 
