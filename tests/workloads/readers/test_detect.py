@@ -97,11 +97,17 @@ def test_the_format_that_knows_more_of_the_names_wins_and_a_tie_is_an_error(add_
 def test_the_formats_are_those_of_the_readers():
     names = [each.name for each in formats()]
     assert names == [
+        "aibrix",
+        "aiperf",
         "azure",
         "burstgpt",
+        "llmservingsim",
+        "lmbenchmark",
         "mooncake",
         "openai",
         "qwen-bailian",
+        "ragpulse",
+        "servegen",
         "sharegpt",
         "tracelab",
         "vidur",
