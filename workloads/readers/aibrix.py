@@ -53,14 +53,13 @@ def _row(place: Place, request: Any, options: WorkloadOptions, index: int) -> Tr
         prompt, _ = chat_ids(place, "prompt", read_messages(place, "prompt", said), options)
     elif options.tokenize is not None or recorded["prompt_length"] is None:
         prompt = text_ids(place, "prompt", said, options)
-    session = request.get("session_id")
     return TraceRow(
         input_tokens=place.whole("prompt_length", recorded["prompt_length"], 1) if prompt is None else len(prompt),
         output_tokens=output_or_drawn(
             place, "output_length", recorded["output_length"], options, index, "not recorded"
         ),
         prompt=prompt,
-        session=None if session is None else str(session),
+        session=place.session(request.get("session_id")),
     )
 
 

@@ -43,11 +43,11 @@ class _Reader:
         turns = entry.get("turns", [entry])
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
             place.fail("turns", "is no list of turns.")
-        name = entry.get("session_id")
+        name = place.session(entry.get("session_id"))
         if name is None and "turns" in entry:
             name = f"line {place.line}"
-        fresh = Session(None if name is None else str(name))
-        session = fresh if name is None else self.sessions.setdefault(str(name), fresh)
+        fresh = Session(name)
+        session = fresh if name is None else self.sessions.setdefault(name, fresh)
         made = []
         for turn in turns:
             if turn.get("role") == "system" and not session.turns:

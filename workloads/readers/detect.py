@@ -34,13 +34,14 @@ def detect(path: Path) -> Format | None:
     if not is_file(path):
         return _of_folder(path)
     head = read_head(path)
-    scores = [each.recognise(head) for each in formats()]
+    known = formats()
+    scores = [each.recognise(head) for each in known]
     best = max(scores)
-    found = [each for each, score in zip(formats(), scores, strict=True) if score == best > 0]
+    found = [each for each, score in zip(known, scores, strict=True) if score == best > 0]
     if not found:
         raise WorkloadError(
             f"{shown(str(path), 150)} is no trace known here (its first line: {shown(head.text)}); formats: "
-            f"{', '.join(each.name for each in formats())}."
+            f"{', '.join(each.name for each in known)}."
         )
     if len(found) > 1:
         raise WorkloadError(

@@ -12,7 +12,7 @@ from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.readers.format import Format, Head, read_head
 from backbench.workloads.readers.text import BadRows, Place, read_csv, read_jsonl, whole_list
 from backbench.workloads.readers.turns import WAIT_NOTE, Session
-from backbench.workloads.trace import TraceRow
+from backbench.workloads.trace import LATEST_NS, TraceRow
 
 COLUMNS = ("input_toks", "output_toks", "arrival_time_ns")
 FIELDS = frozenset({*COLUMNS, "input_tok_ids", "output_tok_ids", "session_id", "sub_requests", "tool_duration_ns"})
@@ -35,7 +35,7 @@ def _rows(path: Path, bad: BadRows) -> Iterator[TraceRow]:
         lines = read_jsonl(path, ("arrival_time_ns",), bad)
     for place, row in lines:
         with bad.row():
-            start_ns = place.seconds_ns("arrival_time_ns", row["arrival_time_ns"], 1)
+            start_ns = place.whole("arrival_time_ns", row["arrival_time_ns"], 0, LATEST_NS - 1)
             if "sub_requests" not in row:
                 yield replace(_call(place, row), arrival_ns=start_ns)
             else:
@@ -46,12 +46,12 @@ def _session(place: Place, row: Mapping[str, Any], start_ns: int) -> list[TraceR
     calls = row["sub_requests"]
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         place.fail("sub_requests", "is no list of calls.")
-    session = Session(str(row.get("session_id", f"line {place.line}")))
+    session = Session(place.session(row.get("session_id", f"line {place.line}")))
     rows, wait_ns = [], 0
     for call in calls:
         first = start_ns if not rows else None
         rows.append(session.turn(_call(place, call), first, wait_ns))
-        wait_ns = place.seconds_ns("tool_duration_ns", call.get("tool_duration_ns", 0), 1)
+        wait_ns = place.whole("tool_duration_ns", call.get("tool_duration_ns", 0), 0, LATEST_NS - 1)
     return rows
 
 

@@ -41,13 +41,12 @@ def read_ragpulse(
     for place, row in read_jsonl(path, FIELDS, bad):
         with bad.row():
             input_tokens = place.whole("input_length", row["input_length"], 1)
-            session = row.get("session_id")
             yield TraceRow(
                 input_tokens=input_tokens,
                 output_tokens=place.whole("output_length", row["output_length"], 1),
                 arrival_ns=clock.check(place, place.seconds_ns("timestamp", row["timestamp"])),
                 segments=_segments(_ids(place, row["hash_ids"]), lengths, input_tokens),
-                session=None if session is None else str(session),
+                session=place.session(row.get("session_id")),
             )
 
 

@@ -72,6 +72,14 @@ class Place:
             self.fail(field, f"{half} is half of a surrogate pair and no character; mend the text.")
 
 
+    def session(self, value: object, field: str = "session_id") -> str | None:
+        """A session's name as text; None where the row has none."""
+        if value is None:
+            return None
+        self.require_encodable(field, str(value))
+        return str(value)
+
+
 MOST_BAD_ROWS = 100
 """So many rows may be skipped in any file; beyond them, a tenth of those read."""
 
