@@ -2,9 +2,9 @@
 
     python benchmarks/readers.py [--rows 5000000] [--keep FILE.csv] [--least 150000] [--most-mb 400]
 
-Generates a file of the Azure form (a Poisson stream over a week, 7-digit fractions, log-normal lengths), reads
-all of it in a process of its own, and prints rows, seconds, rows a second and the process's peak resident
-memory as JSON. Exit code 1 where it is slower than --least rows/s or larger than --most-mb.
+Generates a file of the Azure form (a Poisson stream over a week, 7-digit fractions, log-normal lengths),
+reads all of it in a process of its own, and prints rows, seconds, rows a second and the process's peak
+resident memory as JSON. Exit code 1 where it is slower than --least rows/s or larger than --most-mb.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def measure(path: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--keep", type=Path, help="write the file here, and read it again where it is there")
     parser.add_argument("--least", type=float, default=150_000, help="rows a second")

@@ -138,8 +138,7 @@ def _prepare(
 
 def make_workload(options: RunOptions, limits: Limits) -> Workload:
     """The realised workload, sized for the subject where nothing was said."""
-    from backbench.workloads.catalogue import make
-    from backbench.workloads.catalogue import entry_of
+    from backbench.workloads.catalogue import entry_of, make
     from backbench.workloads.options import WorkloadOptions
 
     load = dict(options.load)

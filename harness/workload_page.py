@@ -48,7 +48,10 @@ def _lengths(workload: Workload) -> Figure:
         np.sort([len(request.prompt) for request in workload.requests]).astype(float),
         np.sort([request.output_tokens for request in workload.requests]).astype(float),
     )
-    x, y = fitting("Length (tokens)", np.concatenate(lengths)), linear("Requests at most so long (%)", [0, 100])
+    x, y = (
+        fitting("Length (tokens)", np.concatenate(lengths)),
+        linear("Requests at most so long (%)", [0, 100]),
+    )
     lines = tuple(
         Line(values, 100 * np.arange(1, len(values) + 1) / len(values), style, steps=True)
         for values, style in zip(lengths, styles, strict=True)
@@ -96,7 +99,11 @@ def _facts(found: dict[str, Any]) -> str:
         f"{found['prefix']['block_tokens']}",
     ]
     if arrivals:
-        names = {"requests_per_s": "requests/s", "gap_cv": "gaps' CV", "index_of_dispersion": "index of dispersion"}
+        names = {
+            "requests_per_s": "requests/s",
+            "gap_cv": "gaps' CV",
+            "index_of_dispersion": "index of dispersion",
+        }
         facts += [f"{name} {arrivals[key]:.3g}" for key, name in names.items() if arrivals[key] is not None]
         facts.append(f"the last request is due after {found['schedule_s']:,.0f} s")
     else:

@@ -1,4 +1,4 @@
-"""The sixteen known ways to measure this wrongly (docs/metrics.md), and the tests that fail when one is made."""
+"""The sixteen known ways to measure this wrongly (docs/metrics.md), and which tests fail when one is made."""
 
 from __future__ import annotations
 

@@ -116,7 +116,9 @@ def make(name_or_file: str, options: WorkloadOptions | None = None) -> Workload:
 
 def _draft(name_or_file: str, options: WorkloadOptions) -> Draft:
     found = _found(name_or_file)
-    options.require_accepted(Path(name_or_file).name if isinstance(found, Format) else name_or_file, found.options)
+    options.require_accepted(
+        Path(name_or_file).name if isinstance(found, Format) else name_or_file, found.options
+    )
     if isinstance(found, Format):
         return found.draft(Path(name_or_file), options)
     return found.make(name_or_file, options)

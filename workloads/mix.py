@@ -88,7 +88,10 @@ def draft_mix(name: str, options: WorkloadOptions, accepts: Accepts, draft: Draf
             "part_of": "".join(DIGITS[place] for place in turns),
         },
         notes=tuple(
-            f"{part}: {note}" for part, made in zip(weights, drafts, strict=True) if made for note in made.notes
+            f"{part}: {note}"
+            for part, made in zip(weights, drafts, strict=True)
+            if made
+            for note in made.notes
         ),
         clip=any(made is not None and made.clip for made in drafts),
     )

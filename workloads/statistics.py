@@ -94,7 +94,7 @@ def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[int, int, int]]:
-    """Lengths as (least, most, how many), both ends included; wider and wider where they span a factor of 20."""
+    """Lengths as (least, most, how many), ends included; ever wider bins where they span a factor of 20."""
     if not lengths:
         raise WorkloadError("there is no request to summarise.")
     least, most = min(lengths), max(lengths)

@@ -59,8 +59,8 @@ def workloads(
 ) -> None:
     """List the workloads; or draw one, or a data set's file, before anything is run.
 
-    Lengths, arrivals over time and their bursts, ideal prefix hits, sessions, and what a model's context would
-    cut off.
+    Lengths, arrivals over time and their bursts, ideal prefix hits, sessions, and what a model's context
+    would cut off.
     """
     from backbench.errors import HarnessError
 

@@ -17,7 +17,9 @@ WIDEST = 36
 def print_profile(found: dict[str, Any]) -> None:
     """Lengths, arrivals over time, bursts, prefix hits, sessions and what was cut off."""
     echo(f"{found['name']}: {found['requests']:,} requests, {_offered(found)}")
-    print_table("", ("Tokens", "Mean", "p50", "p90", "p99", "Most", "All"), _lengths(found), right=range(1, 7))
+    print_table(
+        "", ("Tokens", "Mean", "p50", "p90", "p99", "Most", "All"), _lengths(found), right=range(1, 7)
+    )
     for name, title in (("prompt_tokens", "Prompt tokens"), ("output_tokens", "Output tokens")):
         print_table("", (title, "Requests", ""), histogram_rows(found[name]["histogram"]), right=(0, 1))
     _print_arrivals(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_histograms_hold_every_length_once() -> None:
         found = histogram(lengths)
         assert sum(count for _, _, count in found) == len(lengths)
         assert found[0][0] == min(lengths) and found[-1][1] == max(lengths)
-        assert all(high + 1 == low for (_, high, _), (low, _, _) in zip(found, found[1:], strict=False))
+        assert all(high + 1 == low for (_, high, _), (low, _, _) in pairwise(found))
     assert arrival_counts([0, 1, 10], 10) == (1e-9, [1, 1, 0, 0, 0, 0, 0, 0, 0, 1])
     assert arrival_counts([5, 5]) == (0.0, [2])
 

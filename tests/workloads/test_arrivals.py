@@ -199,7 +199,7 @@ def test_any_rate_gives_times_in_order_or_one_line(kind, rate, cv):
 
 
 # Bounds of the tests below are four standard errors: a right process fails one in 16,000 seeds, and the
-# seeds are fixed. They come from the delta method on a renewal process's gaps (Cox and Lewis 1966, chapter 4).
+# seeds are fixed. They come from the delta method on a renewal process's gaps (Cox and Lewis 1966).
 
 
 def moments(kind: str, cv: float) -> tuple[float, float]:
@@ -247,7 +247,7 @@ INTEGRALS = {
 
 @pytest.mark.parametrize("spec", list(INTEGRALS))
 def test_processes_of_changing_rate_are_poisson_in_the_time_of_their_rate(spec):
-    """The time-rescaling theorem: arrivals mapped through the integrated rate are a Poisson process of rate 1."""
+    """Time rescaling: arrivals mapped through the integrated rate are a Poisson process of rate 1."""
     count = 20_000
     arrivals = times(Arrivals(spec), count + 1)
     rescaled = np.rint(INTEGRALS[spec](np.array(arrivals) / 1e9) * 1e9).astype(np.int64)
@@ -265,7 +265,7 @@ def test_bursts_and_days_show_in_the_index_of_dispersion():
         means = np.diff(INTEGRALS[spec](ends))
         expected = 1 + means.var() / means.mean()
         assert expected > 5
-        # Counts N of means m about their common mean: Var((N - mean)^2) = m + 2 m^2 + 4 a^2 m + 4 a m with
+        # Counts N of means m about their mean: Var((N - mean)^2) = m + 2 m^2 + 4 a^2 m + 4 a m with
         # a = m - mean. The mean's own spread adds at most its share of the index.
         apart = means - means.mean()
         squares = np.sum(means + 2 * means**2 + 4 * apart**2 * means + 4 * apart * means)
@@ -309,8 +309,11 @@ def test_streams_are_the_same_with_1_and_8_workers_and_in_another_process():
         assert tuple(sorted(shares, key=lambda request: request.id)) == expected.requests
 
 
-def test_workers_with_seeds_of_their_own_are_another_process():
-    """What others have done: eight bursty streams together are nearly Poisson."""
-    apart = sorted(t for each in range(8) for t in Arrivals("gamma", 1.0, 2.0).times_ns(stream(each, "a"), 5000))
-    one = Arrivals("gamma", 8.0, 2.0).times_ns(stream(0, "a"), 40_000)
-    assert gap_cv(apart) < 1.3 < 1.8 < gap_cv(one)
+def test_workers_seeded_alike_are_seen_in_the_index_of_dispersion():
+    """What others have done: as many requests at once as there are workers, and the index says so."""
+    alike = sorted(8 * Arrivals("poisson", 25.0).times_ns(stream(0, "arrivals"), 5_000))
+    one = Arrivals("poisson", 200.0).times_ns(stream(0, "arrivals"), 40_000)
+    # About 200 windows of 1 s: (m - 1) times the index over its value is chi-squared.
+    for arrivals, expected in ((alike, 8), (one, 1)):
+        found = index_of_dispersion(arrivals, 1_000_000_000)
+        assert abs(found - expected) < 4 * expected * math.sqrt(2 / 190)

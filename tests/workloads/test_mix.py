@@ -31,7 +31,10 @@ def of_part(made, digit: str) -> list:
 def test_parts_keep_their_lengths_and_their_share():
     made = mixed(num_requests=400, rate=20.0, max_len=4096)
     source = made.parameters["source"]
-    assert [(part["name"], part["weight"]) for part in source["parts"]] == [("sharegpt", 0.7), ("azure-code", 0.3)]
+    assert [(part["name"], part["weight"]) for part in source["parts"]] == [
+        ("sharegpt", 0.7),
+        ("azure-code", 0.3),
+    ]
     for digit, part in zip("01", source["parts"], strict=True):
         own = of_part(made, digit)
         assert part["requests"] == len(own)
@@ -50,12 +53,17 @@ def test_more_requests_leave_the_first_as_they_were_and_seeds_differ():
     few, many = mixed(num_requests=20), mixed(num_requests=50)
     assert many.requests[:20] == few.requests
     assert few.concurrency == 16
-    assert mixed(num_requests=20, seed=1).parameters["source"]["part_of"] != few.parameters["source"]["part_of"]
+    assert (
+        mixed(num_requests=20, seed=1).parameters["source"]["part_of"] != few.parameters["source"]["part_of"]
+    )
 
 
 def test_the_same_ids_in_two_parts_are_different_blocks(tmp_path):
     """Otherwise two traces share prefixes that neither of their users shared."""
-    rows = [{"timestamp": each, "input_length": 1024, "output_length": 2, "hash_ids": [1, 2]} for each in range(30)]
+    rows = [
+        {"timestamp": each, "input_length": 1024, "output_length": 2, "hash_ids": [1, 2]}
+        for each in range(30)
+    ]
     paths = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
     for path in paths:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -54,7 +54,9 @@ def _row(place: Place, request: Any, options: WorkloadOptions, index: int) -> Tr
     elif options.tokenize is not None or recorded["prompt_length"] is None:
         prompt = text_ids(place, "prompt", said, options)
     return TraceRow(
-        input_tokens=place.whole("prompt_length", recorded["prompt_length"], 1) if prompt is None else len(prompt),
+        input_tokens=place.whole("prompt_length", recorded["prompt_length"], 1)
+        if prompt is None
+        else len(prompt),
         output_tokens=output_or_drawn(
             place, "output_length", recorded["output_length"], options, index, "not recorded"
         ),

@@ -20,10 +20,16 @@ from backbench.workloads.readers.text import BadRows, Place, read_jsonl, whole_l
 from backbench.workloads.readers.turns import WAIT_NOTE, Session, block_segments, block_size
 from backbench.workloads.trace import Segment, TraceRow
 
-MARKS = frozenset({"group_id", "is_restart", "message_mode", "payload", "text", "text_input", "texts", "turns"})
+MARKS = frozenset(
+    {"group_id", "is_restart", "message_mode", "payload", "text", "text_input", "texts", "turns"}
+)
 """Fields that no other format's lines have."""
-FIELDS = frozenset({"delay", "hash_ids", "input_length", "messages", "output_length", "session_id", "timestamp"})
-TEXT_NOTE = "a turn's prompt holds what its session asked before; the answers, which nobody recorded, are missing."
+FIELDS = frozenset(
+    {"delay", "hash_ids", "input_length", "messages", "output_length", "session_id", "timestamp"}
+)
+TEXT_NOTE = (
+    "a turn's prompt holds what its session asked before; the answers, which nobody recorded, are missing."
+)
 _MS = 1_000_000
 
 
@@ -111,7 +117,9 @@ class _Reader:
     def _text(self, place: Place, turn: dict[str, Any]) -> str:
         texts = turn.get("texts", [turn.get("text_input", turn.get("text"))])
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            place.fail("text", "give text, an `input_length`, `messages` or a `payload`; only text is replayed.")
+            place.fail(
+                "text", "give text, an `input_length`, `messages` or a `payload`; only text is replayed."
+            )
         return "".join(texts)
 
     def _output_tokens(self, place: Place, turn: dict[str, Any]) -> int:
@@ -127,7 +135,9 @@ def draft_aiperf(path: Path, options: WorkloadOptions) -> Draft:
     bad = BadRows(skip=options.bad_rows == "skip")
     lines = list(read_jsonl(path, (), bad))
     sizes = ((row.get("input_length"), row.get("hash_ids")) for _, row in lines)
-    size = block_size(path, ((n, len(ids)) for n, ids in sizes if isinstance(n, int) and isinstance(ids, list)))
+    size = block_size(
+        path, ((n, len(ids)) for n, ids in sizes if isinstance(n, int) and isinstance(ids, list))
+    )
     reader = _Reader(options, size)
     for place, entry in lines:
         with bad.row():

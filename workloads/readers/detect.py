@@ -26,7 +26,7 @@ def formats() -> tuple[Format, ...]:
 
 
 def detect(path: Path) -> Format | None:
-    """The format that knows most of the first line's names, or a folder's; None: neither file nor such a folder.
+    """The format that knows most of the first line's names, or a folder's; None: no file, and no such folder.
 
     Raises:
         WorkloadError: no format knows the file, or two know it alike.

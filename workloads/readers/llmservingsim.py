@@ -1,4 +1,4 @@
-"""LLMServingSim: JSONL of requests or of sessions, or the first versions' tab-separated table; times in ns."""
+"""LLMServingSim: JSONL of requests or of sessions, or its first versions' tab-separated table; in ns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from backbench.workloads.readers.turns import WAIT_NOTE, Session
 from backbench.workloads.trace import LATEST_NS, TraceRow
 
 COLUMNS = ("input_toks", "output_toks", "arrival_time_ns")
-FIELDS = frozenset({*COLUMNS, "input_tok_ids", "output_tok_ids", "session_id", "sub_requests", "tool_duration_ns"})
+FIELDS = frozenset(
+    {*COLUMNS, "input_tok_ids", "output_tok_ids", "session_id", "sub_requests", "tool_duration_ns"}
+)
 FOREIGN = "token ids are those of another model, and taken modulo the vocabulary: what they share is kept."
 
 

@@ -1,4 +1,4 @@
-"""LMBenchmark files: an array of text inputs with output lengths, or users' rounds of calls to agents, one a line.
+"""LMBenchmark: an array of text inputs with output lengths, or users' rounds of calls to agents, one a line.
 
     [{"input": "...", "output_length": 275}, ...]
     {"round1": {"0_input": "...", "0_max_tokens": 20, "1_input": ..., "1_max_tokens": ...}, "round2": ...}
@@ -24,12 +24,12 @@ from backbench.workloads.trace import TraceRow
 
 ROUND = re.compile(r"round([0-9]{1,9})")
 CALL = re.compile(r"([0-9]{1,9})_(?:input|max_tokens)")
-ROUNDS_NOTE = "a call's prompt is its own input; the answers of agents before it, which are not recorded, are missing."
+ROUNDS_NOTE = (
+    "a call's prompt is its own input; the answers of agents before it, which are not recorded, are missing."
+)
 
 
-def read_lmbenchmark(
-    path: Path, options: WorkloadOptions, bad: BadRows | None = None
-) -> Iterator[TraceRow]:
+def read_lmbenchmark(path: Path, options: WorkloadOptions, bad: BadRows | None = None) -> Iterator[TraceRow]:
     """Rows in file order; a user is a session, whose calls stand round by round, agent by agent."""
     bad = bad or BadRows()
     for user, (place, entry) in enumerate(read_objects(path, bad)):
@@ -46,7 +46,9 @@ def _calls(place: Place, name: str, agents: Any, options: WorkloadOptions) -> It
     if not isinstance(agents, dict):
         place.fail(name, "is no round of calls.")
     for agent in sorted({int(found[1]) for key in agents if (found := CALL.fullmatch(key))}):
-        yield _row(place, f"{name}.", agents.get(f"{agent}_input"), agents.get(f"{agent}_max_tokens"), options)
+        yield _row(
+            place, f"{name}.", agents.get(f"{agent}_input"), agents.get(f"{agent}_max_tokens"), options
+        )
 
 
 def _row(place: Place, within: str, text: Any, output_tokens: Any, options: WorkloadOptions) -> TraceRow:

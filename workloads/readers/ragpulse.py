@@ -1,4 +1,4 @@
-"""RAGPulse: JSONL in seconds, whose prompts are made of system prompt, passages, history, web search and input.
+"""RAGPulse: JSONL in seconds; prompts are made of system prompt, passages, history, web search and input.
 
 `hash_ids` names the parts of a prompt; how long a part is stands in the files beside the trace
 (1_sys_prompt.jsonl to 5_web_search.jsonl). Without them prompts have their lengths, and share nothing.
@@ -29,9 +29,7 @@ FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 ALONE = "the files with the parts' lengths are not beside the trace: prompts share nothing."
 
 
-def read_ragpulse(
-    path: Path, lengths: Mapping[int, int], bad: BadRows | None = None
-) -> Iterator[TraceRow]:
+def read_ragpulse(path: Path, lengths: Mapping[int, int], bad: BadRows | None = None) -> Iterator[TraceRow]:
     """Rows in file order. `lengths`: tokens of each id; of an id without, the tokens are the request's own.
 
     Raises WorkloadError naming file, line and field.

@@ -43,7 +43,13 @@ from backbench.workloads.trace import TraceRow
 
 CHUNKS = "chunk-*-trace.csv"
 COLUMNS = ("start", "rate", "cv", "pattern", "first number", "second number")
-PATTERNS = {"gamma": "gamma", "weibull": "weibull", "exponential": "poisson", "expon": "poisson", "poisson": "poisson"}
+PATTERNS = {
+    "gamma": "gamma",
+    "weibull": "weibull",
+    "exponential": "poisson",
+    "expon": "poisson",
+    "poisson": "poisson",
+}
 WINDOW_S = 600
 """A window's length; it ends earlier where the next one starts."""
 NOTE = "drawn from a client's arrival processes and lengths: the file holds no requests."
@@ -163,7 +169,10 @@ class _Lengths:
         _, key = self.starts[max(0, bisect_right(self.starts, (second, "\U0010ffff")) - 1)]
         if key not in self._known:
             held = self.windows[key]
-            self._known[key] = (self._drawn(key, held, "input_tokens"), self._drawn(key, held, "output_tokens"))
+            self._known[key] = (
+                self._drawn(key, held, "input_tokens"),
+                self._drawn(key, held, "output_tokens"),
+            )
         return self._known[key]
 
     def _drawn(self, key: str, held: dict[str, Any], name: str) -> Drawn:
@@ -171,12 +180,14 @@ class _Lengths:
             parts = [part.partition(":") for part in held[name].strip().strip("{}").split(",")]
             pairs = sorted((int(length), float(weight)) for length, _, weight in parts)
             lengths, weights = (np.array(values) for values in zip(*pairs, strict=True))
-            fits = 1 <= lengths[0] and lengths[-1] <= MAXIMUM_TOKENS and (weights >= 0).all()
+            fits = lengths[0] >= 1 and lengths[-1] <= MAXIMUM_TOKENS and (weights >= 0).all()
             total = weights.sum()
         except (ValueError, OverflowError):
             fits = False
         if not fits or not (math.isfinite(total) and total > 0):
-            raise WorkloadError(f"{self.path}, field {shown(key)}.{name}: is no distribution like {{374: 0.5, 375: 0.5}}.")
+            raise WorkloadError(
+                f"{self.path}, field {shown(key)}.{name}: is no distribution like {{374: 0.5, 375: 0.5}}."
+            )
         return Drawn(lengths.astype(np.int64), np.cumsum(weights) / total)
 
 

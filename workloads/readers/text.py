@@ -71,7 +71,6 @@ class Place:
             half = shown(text[error.start])
             self.fail(field, f"{half} is half of a surrogate pair and no character; mend the text.")
 
-
     def session(self, value: object, field: str = "session_id") -> str | None:
         """A session's name as text; None where the row has none."""
         if value is None:
@@ -173,7 +172,9 @@ class Table:
         for name in columns:
             if name not in self.header:
                 header = shown(", ".join(self.header), 120)
-                Place(path, max(self._rows.line_num, 1)).fail(name, f"no such column; the header has {header}.")
+                Place(path, max(self._rows.line_num, 1)).fail(
+                    name, f"no such column; the header has {header}."
+                )
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Number of a row's last line, and its values, as many as the header has; empty lines are none."""

@@ -9,7 +9,7 @@ import pytest
 
 from backbench.harness.cli import run_command
 
-VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,10,20\n1.25,3000,40\n"
+VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,10,20\n1.25,20000,40\n"
 
 
 def bench(*arguments: object) -> int:

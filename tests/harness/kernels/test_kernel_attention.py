@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from backbench.backends.conformance.scenario import Row
@@ -20,10 +22,12 @@ def test_mistake_15_blocks_are_permuted_values_random_and_lengths_unequal() -> N
     for row, table in zip(rows, batch.block_table.tolist(), strict=True):
         blocks = table[: -(-row.length // 16)]
         assert len(set(blocks)) == len(blocks)
-        steps = [after - before for before, after in zip(blocks, blocks[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(blocks)]
         # Of a random permutation of n blocks two neighbours follow each other with probability 1 / n.
         assert steps.count(1) < len(steps) / 4
-    assert stage.copies == 1 or set(stage.batch(1).block_table[0].tolist()) != set(batch.block_table[0].tolist())
+    assert stage.copies == 1 or set(stage.batch(1).block_table[0].tolist()) != set(
+        batch.block_table[0].tolist()
+    )
     for values in (stage.keys, stage.values):
         assert (values == 0).float().mean() < 0.01
         assert 0.9 < values.std() < 1.1

@@ -31,10 +31,12 @@ SAMPLES = {
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
     "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,396,109\n",
     "burstgpt": "Timestamp,Session ID,Request tokens,Response tokens\n5,s1,472,18\n6.5,,9,0\n7,s1,9,1\n",
-    "llmservingsim": '{"input_toks": 3, "output_toks": 7, "arrival_time_ns": 46926808, "input_tok_ids": [1, 2, 3]}\n'
+    "llmservingsim": '{"input_toks": 3, "output_toks": 7, "arrival_time_ns": 46926808, '
+    '"input_tok_ids": [1, 2, 3]}\n'
     '{"session_id": "t", "arrival_time_ns": 50000000, "sub_requests": [{"input_toks": 14, "output_toks": 13, '
     '"tool_duration_ns": 127348767}, {"input_toks": 15, "output_toks": 12, "tool_duration_ns": 0}]}\n',
-    "lmbenchmark": '[{"input": "why is it so?", "output_length": 5},\n{"input": "because.", "output_length": 3}]',
+    "lmbenchmark": '[{"input": "why is it so?", "output_length": 5},\n'
+    '{"input": "because.", "output_length": 3}]',
     "mooncake": '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 7]}\n'
     '{"timestamp": 3000, "input_length": 20, "output_length": 5, "hash_ids": [0]}\n',
     "openai": '{"prompt": [1, 2], "max_tokens": 3, "temperature": 0.7, "timestamp": 4}\n'
@@ -43,8 +45,9 @@ SAMPLES = {
     '"output_length": 2, "hash_ids": [5, 6]}\n'
     '{"chat_id": 2, "parent_chat_id": 1, "timestamp": 61.1, "input_length": 40, "output_length": 3, '
     '"hash_ids": [5, 6, 7]}\n',
-    "ragpulse": '{"timestamp": "82", "input_length": 40, "output_length": 9, "hash_ids": {"sys_prompt": [8302], '
-    '"passages_ids": [73, 70], "history": [], "web_search": [], "user_input": [9]}, "session_id": "a"}\n'
+    "ragpulse": '{"timestamp": "82", "input_length": 40, "output_length": 9, "hash_ids": '
+    '{"sys_prompt": [8302], "passages_ids": [73, 70], "history": [], "web_search": [], "user_input": [9]}, '
+    '"session_id": "a"}\n'
     '{"timestamp": "93", "input_length": 41, "output_length": 8, "hash_ids": {"sys_prompt": [8302], '
     '"passages_ids": [74], "history": [5], "web_search": [], "user_input": [8]}, "session_id": "b"}\n',
     "servegen": "0,0.05,0.98,Gamma,1.03,0.8\n600,0.02,1.1,Weibull,0.9,0.9\n",

@@ -75,7 +75,7 @@ def test_a_new_format_is_one_file(add_format, tmp_path):
     with pytest.raises(WorkloadError, match="line 2, field said: 'none' is no whole number"):
         make(str(path))
     path.write_text("a,b\n")
-    with pytest.raises(WorkloadError, match=r"formats: azure, .*made-up"):
+    with pytest.raises(WorkloadError, match=r"formats: aibrix, .*made-up"):
         detect(path)
 
 

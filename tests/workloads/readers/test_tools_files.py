@@ -1,4 +1,4 @@
-"""The files of other benchmarks and simulators: AIPerf, AIBrix, LMBenchmark, LLMServingSim, RAGPulse, ServeGen."""
+"""Files of other tools: AIPerf, AIBrix, LMBenchmark, LLMServingSim, RAGPulse, ServeGen."""
 
 import json
 
@@ -35,9 +35,11 @@ def path(tmp_path):
 
 
 AGENTIC = (
-    {"session_id": "a", "input_length": 1536, "output_length": 320, "hash_ids": [0, 1, 2], "timestamp": 0.0, "group_id": 4},
+    {"session_id": "a", "input_length": 1536, "output_length": 320, "hash_ids": [0, 1, 2], "timestamp": 0.0,
+     "group_id": 4},
     {"session_id": "a", "input_length": 768, "output_length": 180, "hash_ids": [1000, 1001], "delay": 2450.5},
-    {"session_id": "b", "input_length": 1024, "output_length": 256, "hash_ids": [0, 1], "timestamp": 10.0, "group_id": 4},
+    {"session_id": "b", "input_length": 1024, "output_length": 256, "hash_ids": [0, 1], "timestamp": 10.0,
+     "group_id": 4},
 )  # fmt: skip
 
 
@@ -55,14 +57,18 @@ def test_a_turn_of_aiperfs_day_adds_to_its_session(path):
 
 
 def test_aiperfs_texts(path):
-    single = opened(path, lines({"text": "one two three", "output_length": 4}, {"text": "four", "output_length": 2}))
+    single = opened(
+        path, lines({"text": "one two three", "output_length": 4}, {"text": "four", "output_length": 2})
+    )
     assert single.parameters["source"]["kind"] == "aiperf"
     assert lengths(single) == [(0, 4, 4), (0, 2, 2)]  # and "user:"
     assert single.concurrency is not None and single.notes == ()
-    turns = [{"role": "system", "text": "be brief"}, {"text": "what is it"}, {"text": "and why", "delay": 500}]
-    chat = opened(
-        path, lines({"session_id": "c", "turns": turns}), output_lengths="fixed:7", num_requests=2
-    )
+    turns = [
+        {"role": "system", "text": "be brief"},
+        {"text": "what is it"},
+        {"text": "and why", "delay": 500},
+    ]
+    chat = opened(path, lines({"session_id": "c", "turns": turns}), output_lengths="fixed:7", num_requests=2)
     # "system: be brief", then "user: what is it" and "user: and why" at last.
     assert [len(request.prompt) for request in chat.requests] == [7, 10]
     assert {request.output_tokens for request in chat.requests} == {7}
@@ -88,16 +94,23 @@ def test_the_size_of_blocks_is_told_from_the_rows(path):
     assert block_size(path, []) == 512
     with pytest.raises(WorkloadError, match="blocks of 1024 or 2048 tokens fit"):
         block_size(path, [(1000, 1)])
-    with pytest.raises(WorkloadError, match="line 2, field hash_ids: 1 ids, but 768 tokens are 2 blocks of 512"):
+    with pytest.raises(
+        WorkloadError, match="line 2, field hash_ids: 1 ids, but 768 tokens are 2 blocks of 512"
+    ):
         opened(path, lines(AGENTIC[0], {**AGENTIC[1], "hash_ids": [9]}))
 
 
 def test_aibrix_moments(path):
     moments = lines(
-        {"timestamp": 19, "requests": [{"prompt": "a b c", "prompt_length": 50, "output_length": 4, "session_id": 0}]},
+        {
+            "timestamp": 19,
+            "requests": [{"prompt": "a b c", "prompt_length": 50, "output_length": 4, "session_id": 0}],
+        },
         {"timestamp": 1019, "requests": [{"prompt": "d e", "prompt_length": 20, "output_length": None}] * 2},
     )
-    with pytest.raises(WorkloadError, match="line 2, field output_length: not recorded; give --output-lengths"):
+    with pytest.raises(
+        WorkloadError, match="line 2, field output_length: not recorded; give --output-lengths"
+    ):
         opened(path, moments)
     made = opened(path, moments, output_lengths="fixed:6")
     assert lengths(made) == [(0, 3, 4), (1000, 2, 6), (1000, 2, 6)]
@@ -110,7 +123,9 @@ def test_aibrix_moments(path):
 
 
 def test_lmbenchmarks_inputs_and_rounds(path):
-    inputs = json.dumps([{"input": "why is it so", "output_length": 275}, {"input": "x", "output_length": 3}], indent=2)
+    inputs = json.dumps(
+        [{"input": "why is it so", "output_length": 275}, {"input": "x", "output_length": 3}], indent=2
+    )
     made = opened(path, inputs)
     assert made.parameters["source"]["kind"] == "lmbenchmark"
     assert lengths(made) == [(0, 4, 275), (0, 1, 3)] and made.concurrency is not None
@@ -147,14 +162,18 @@ def test_llmservingsims_requests_sessions_and_tables(path):
     table = opened(path, "input_toks\toutput_toks\tarrival_time_ns\n10\t70\t46926808\n22\t104\t347938952\n")
     assert lengths(table) == [(0, 10, 70), (301.012144, 22, 104)]
     with pytest.raises(WorkloadError, match="2 ids, but input_toks says 3"):
-        opened(path, lines({"input_toks": 3, "output_toks": 1, "arrival_time_ns": 0, "input_tok_ids": [1, 2]}))
+        opened(
+            path, lines({"input_toks": 3, "output_toks": 1, "arrival_time_ns": 0, "input_tok_ids": [1, 2]})
+        )
 
 
 RAG = (
     {"timestamp": "82", "input_length": 700, "output_length": 192, "session_id": "s",
-     "hash_ids": {"sys_prompt": [8302], "passages_ids": [73, 70], "history": [], "web_search": [], "user_input": [9]}},
+     "hash_ids": {"sys_prompt": [8302], "passages_ids": [73, 70], "history": [], "web_search": [],
+                  "user_input": [9]}},
     {"timestamp": "93", "input_length": 720, "output_length": 86, "session_id": "t",
-     "hash_ids": {"sys_prompt": [8302], "passages_ids": [73, 71], "history": [5], "web_search": [], "user_input": [8]}},
+     "hash_ids": {"sys_prompt": [8302], "passages_ids": [73, 71], "history": [5], "web_search": [],
+                  "user_input": [8]}},
 )  # fmt: skip
 
 
@@ -230,7 +249,11 @@ def test_a_folder_of_chunks_is_all_of_its_clients(tmp_path):
         ("0,2.0,1.5,Gamma\n" + WINDOWS, LENGTHS, "is no trace known here"),
         (WINDOWS + "900,2,1,Gamma,1,1\n", LENGTHS, "line 4, field start: goes back in time"),
         (WINDOWS.replace("Gamma", "Pareto"), LENGTHS, "line 1, field pattern: 'Pareto' is none of"),
-        (WINDOWS.replace("1.5", "50"), LENGTHS, "line 1, field rate: '2.0' with cv '50': arrival 'gamma' needs"),
+        (
+            WINDOWS.replace("1.5", "50"),
+            LENGTHS,
+            "line 1, field rate: '2.0' with cv '50': arrival 'gamma' needs",
+        ),
         (WINDOWS.replace("2.0", "2e9"), LENGTHS, "line 1, field rate: '2e9' with cv"),
         (WINDOWS, "{", "malformed JSON"),
         (WINDOWS, "[]", "is no JSON object"),
