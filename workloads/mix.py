@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from backbench.workloads.trace import TraceRow
 FORM = "mix:NAME=WEIGHT,..."
 OPTIONS = frozenset(each.field for each in options_of(WorkloadOptions) if each.group) - TIME_OPTIONS
 """What a mix takes, where one of its parts takes it."""
+EVERYWHERE = frozenset({"temperature", "clip", "yes"})
+"""Options that every workload takes."""
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 """In `part_of`, a character a request; so many parts there may be."""
 
@@ -71,10 +73,7 @@ def draft_mix(name: str, options: WorkloadOptions, accepts: Accepts, draft: Draf
                 f"{shown(part)} has {len(made.rows)} requests, and its share is {turns.count(place)}; lower "
                 "--num-requests or its weight."
             )
-    queues = [
-        _rows(part, place, made) if made is not None else iter(())
-        for place, (part, made) in enumerate(zip(weights, drafts, strict=True))
-    ]
+    queues = [_rows(place, made) if made is not None else iter(()) for place, made in enumerate(drafts)]
     return Draft(
         name,
         [next(queues[place]) for place in turns],
@@ -99,16 +98,15 @@ def draft_mix(name: str, options: WorkloadOptions, accepts: Accepts, draft: Draf
 
 def _part_options(options: WorkloadOptions, taken: frozenset[str], count: int) -> WorkloadOptions:
     """What holds for one part: of the options that only some parts take, those that it does."""
-    always = {"seed", "vocab_size", "max_len", "tokenize", "tokenize_chat", "temperature", "clip", "yes"}
-    dropped = {
-        each.name: each.default
-        for each in fields(options)
-        if each.name in OFFER_OPTIONS or each.name not in taken | always
+    dropped: dict[str, Any] = {
+        each.field: each.default
+        for each in options_of(WorkloadOptions)
+        if each.group and (each.field in OFFER_OPTIONS or each.field not in taken | EVERYWHERE)
     }
     return replace(options, **dropped | {"num_requests": count if "num_requests" in taken else None})
 
 
-def _rows(part: str, place: int, draft: Draft) -> Iterator[TraceRow]:
+def _rows(place: int, draft: Draft) -> Iterator[TraceRow]:
     """The part's rows: what they share within the part is shared with no other."""
     apart = place << 64  # ids of blocks and streams are below 2**64
     for row in draft.rows:
@@ -116,7 +114,7 @@ def _rows(part: str, place: int, draft: Draft) -> Iterator[TraceRow]:
             row,
             block_ids=tuple(each + apart for each in row.block_ids),
             segments=tuple(replace(each, index=each.index + apart) for each in row.segments),
-            session=None if row.session is None else f"{part}/{row.session}",
+            session=None if row.session is None else f"{place}/{row.session}",
             temperature=draft.temperature if row.temperature is None else row.temperature,
         )
 

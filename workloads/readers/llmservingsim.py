@@ -49,7 +49,8 @@ def _session(place: Place, row: Mapping[str, Any], start_ns: int) -> list[TraceR
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         place.fail("sub_requests", "is no list of calls.")
     session = Session(place.session(row.get("session_id", f"line {place.line}")))
-    rows, wait_ns = [], 0
+    rows: list[TraceRow] = []
+    wait_ns = 0
     for call in calls:
         first = start_ns if not rows else None
         rows.append(session.turn(_call(place, call), first, wait_ns))
