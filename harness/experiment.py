@@ -131,7 +131,10 @@ def _prepare(
     subject = subject_of(options)
     workload = make_workload(options, subject.limits())
     if workload.schedule_s is not None and workload.schedule_s >= 1:
-        observer.stage(f"The last request is due after {timedelta(seconds=round(workload.schedule_s))}")
+        # What answers take comes on top of a session's own times.
+        least = "at least " if "sessions" in workload.parameters else ""
+        due = timedelta(seconds=round(workload.schedule_s))
+        observer.stage(f"The last request is due after {least}{due}")
     subject.prepare(workload, observer.stage)
     return _Prepared(subject, workload)
 
@@ -147,7 +150,7 @@ def make_workload(options: RunOptions, limits: Limits) -> Workload:
         drawn = "num_requests" in defaults.options and "num_requests" in defaults.defaults
         if drawn and "dataset" not in load:
             load.setdefault("num_requests", limits.num_requests)
-        offered = {"rate", "arrival", "concurrency", "time_scale", "all_at_once"} & load.keys()
+        offered = {"rate", "arrival", "concurrency", "time_scale", "rate_scale", "all_at_once"} & load.keys()
         if not offered and "concurrency" in defaults.defaults:
             load["concurrency"] = limits.concurrency
     if limits.tokenize is not None:
@@ -194,11 +197,12 @@ def default_warmup(workload: Workload) -> int:
 
 def make_context(options: RunOptions, facts: Facts, workload: Workload) -> dict[str, Any]:
     """What the metrics need besides the tables, but for how the replay ends."""
-    from backbench.workloads.statistics import ideal_prefix_hit_ratio
+    from backbench.workloads.statistics import answered_tokens, ideal_prefix_hit_ratio
 
     ideal = None
     if facts.block_size is not None:
-        ideal = ideal_prefix_hit_ratio((request.prompt for request in workload.requests), facts.block_size)
+        prompts = (request.prompt for request in workload.requests)
+        ideal = ideal_prefix_hit_ratio(prompts, facts.block_size, answered_tokens(workload.requests))
     return {
         "mode": mode_of(workload),
         "batch_limit": facts.batch_limit,

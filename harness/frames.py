@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backbench.harness.replay import Replay, Trace
+from backbench.harness.replay import Replay
+from backbench.harness.sessions import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,21 +17,35 @@ if TYPE_CHECKING:
 def request_frame(replay: Replay) -> pd.DataFrame:
     """One row a request, with `reports.record.REQUEST_COLUMNS`; the warm-up's that were sent stand last.
 
-    A closed-loop request that the run never came to is intended at the run's end: it was not due before.
+    A closed-loop request or later turn that the run never came to is intended at the run's end: it was not
+    due before. A turn that was given up is intended when that was decided.
     """
     import pandas as pd
 
-    rows = [_request_row(trace, replay) for trace in replay.traces]
-    rows += [_request_row(trace, replay) for trace in replay.warmup if trace.sent_ns is not None]
+    turns = _turns(replay.traces)
+    rows = [_request_row(trace, replay, turns) for trace in replay.traces]
+    rows += [_request_row(trace, replay, turns) for trace in replay.warmup if trace.sent_ns is not None]
     frame = pd.DataFrame(rows)
-    for column in ("sent_ns", "first_ns", "last_ns"):
+    for column in ("sent_ns", "first_ns", "last_ns", "turn", "follows", "think_ns"):
         frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
     for column in ("session", "error"):
         frame[column] = frame[column].astype(object)
     return frame
 
 
-def _request_row(trace: Trace, replay: Replay) -> dict[str, Any]:
+def _turns(traces: Iterable[Trace]) -> dict[int, int]:
+    """Of each request that belongs to a session, its turn, from 1."""
+    turns: dict[int, int] = {}
+    for trace in traces:
+        request = trace.request
+        if request.follows is not None:
+            turns[request.id] = turns.get(request.follows, 1) + 1
+        elif request.session is not None:
+            turns[request.id] = 1
+    return turns
+
+
+def _request_row(trace: Trace, replay: Replay, turns: Mapping[int, int]) -> dict[str, Any]:
     start_ns = replay.start_ns
     intended_ns = replay.end_ns if trace.intended_ns is None else trace.intended_ns
     chunks = [time_ns - start_ns for time_ns in trace.chunk_ns]
@@ -49,6 +64,9 @@ def _request_row(trace: Trace, replay: Replay) -> dict[str, Any]:
         "finished": trace.finished,
         "error": trace.error,
         "warmup": trace.request.id < 0,
+        "turn": turns.get(trace.request.id),
+        "follows": trace.request.follows,
+        "think_ns": None if trace.request.follows is None else trace.request.think_ns,
     }
 
 

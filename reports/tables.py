@@ -191,13 +191,16 @@ def repeats_table(arms: Sequence[Arm]) -> Table:
     return Table("Runs of each arm", columns, tuple(rows))
 
 
+EFFICIENCY = ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule", "Fidelity", "Machine")
+
+
 def quantity_tables(record: RunRecord) -> list[Table]:
     """One run's quantities but those with a table of their own (latencies, decode fit, correctness)."""
     tables = []
     for title, groups in (
         ("Throughput", ("Throughput",)),
         ("Memory", ("Memory",)),
-        ("Efficiency and load", ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule", "Machine")),
+        ("Efficiency and load", EFFICIENCY),
     ):
         rows = []
         for each in compared([record]):

@@ -19,7 +19,7 @@ from typing import Any
 
 from backbench.errors import WorkloadError, shown
 from backbench.workloads import mix, sources
-from backbench.workloads.draft import OFFER_OPTIONS, TRACE_OPTIONS, Draft
+from backbench.workloads.draft import OFFER_OPTIONS, SESSION_OPTIONS, TRACE_OPTIONS, Draft
 from backbench.workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
 from backbench.workloads.readers.detect import detect
 from backbench.workloads.readers.format import Format
@@ -49,7 +49,7 @@ def names() -> list[CatalogueEntry]:
             "sharegpt",
             "ShareGPT chats: real lengths with synthetic tokens, or real text from --dataset FILE",
             closed,
-            OFFER_OPTIONS | {"dataset", "bad_rows"},
+            OFFER_OPTIONS | SESSION_OPTIONS | {"dataset", "bad_rows"},
             sources.sharegpt,
         ),
         CatalogueEntry(
@@ -77,7 +77,7 @@ def names() -> list[CatalogueEntry]:
             "synthetic",
             "drawn lengths, with optional shared prefixes and multi-turn sessions",
             closed | lengths,
-            OFFER_OPTIONS | {"input_lengths", "output_lengths", "shared_prefix", "turns"},
+            OFFER_OPTIONS | SESSION_OPTIONS | {"input_lengths", "output_lengths", "shared_prefix"},
             lambda _, options: sources.synthetic(options),
         ),
         CatalogueEntry(

@@ -21,7 +21,8 @@ def _counts(run: RunTables) -> dict[str, int]:
         "completed": int(rows.completed.sum()),
         "failed": int(rows.failed.sum()),
         "unfinished": int((sent & ~rows.completed & ~rows.failed).sum()),
-        "never_sent": int((~sent).sum()),
+        # A turn that was given up counts as failed: it was never due.
+        "never_sent": int((~sent & ~rows.failed).sum()),
         "wrong_length": int((rows.completed & (rows.output_tokens != rows.requested_tokens)).sum()),
     }
 

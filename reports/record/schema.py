@@ -44,10 +44,17 @@ REQUEST_COLUMNS: dict[str, str] = {
     "finished": "bool",
     "error": "string?",
     "warmup": "bool",
+    "turn": "int64?",
+    "follows": "int64?",
+    "think_ns": "int64?",
 }
 """One row a request. Times are relative to the run's start; `token_ns` has the time of every chunk and
 `token_counts` how many tokens it held (null inside the list when unknown). A warm-up request is no measured
-one, but the tokens it got after the run's start took measured time."""
+one, but the tokens it got after the run's start took measured time. A later turn of a
+session names the request it `follows`, and is sent `think_ns` after the answer to that one ended."""
+
+LATER_COLUMNS: dict[str, Any] = dict.fromkeys(("turn", "follows", "think_ns"))
+"""Columns that older tables of the same schema lack -> what they say by it."""
 
 ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromkeys(
     (

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,17 +27,38 @@ from backbench.reports.record import (
     finite,
 )
 from backbench.reports.record.digests import record_digest
+from backbench.reports.record.schema import LATER_COLUMNS
 
 
 def minimal_record() -> RunRecord:
     return RunRecord(run={"uuid": "u", "utc": "t", "command": "bench run", "seed": 1, "status": "complete"})
 
 
+ALONE = (None, None, None)
+"""Turn, followed request and think time of one that belongs to no session."""
+
+
 def request_frame() -> pd.DataFrame:
     rows = [
-        (0, None, 0, 10, 2**55 + 1, 2**55 + 3, 7, 3, 3, [2**55 + 1, 2**55 + 3], [1, 2], True, None, False),
-        (1, "a", 5, None, None, None, 7, 3, 0, [], [], False, "never sent", False),
-        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None, False),
+        (
+            0,
+            None,
+            0,
+            10,
+            2**55 + 1,
+            2**55 + 3,
+            7,
+            3,
+            3,
+            [2**55 + 1, 2**55 + 3],
+            [1, 2],
+            True,
+            None,
+            False,
+            *ALONE,
+        ),
+        (1, "a", 5, None, None, None, 7, 3, 0, [], [], False, "never sent", False, *ALONE),
+        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None, False, *ALONE),
     ]
     return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS), dtype=object)
 
@@ -94,6 +116,19 @@ def test_tables_round_trip_without_rounding(directory: RunDirectory) -> None:
     assert np.isnan(frame["token_counts"][2][1])
     assert frame["error"][1] == "never sent"
     assert frame["finished"].tolist() == [True, False, True]
+
+
+def test_a_table_of_before_there_were_sessions_reads_as_one_without(directory: RunDirectory) -> None:
+    directory.write_requests(request_frame())
+    file = directory.path / "requests.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.drop_columns(list(LATER_COLUMNS)), file)
+    frame = directory.read_requests()
+    assert list(frame.columns) == list(REQUEST_COLUMNS)
+    assert frame[list(LATER_COLUMNS)].isna().all().all()
+    pyarrow.parquet.write_table(table.drop_columns(["turn", "error"]), file)
+    with pytest.raises(ReportError, match="other columns than its schema: error"):
+        directory.read_requests()
 
 
 def test_empty_tables_round_trip(directory: RunDirectory) -> None:

@@ -176,16 +176,17 @@ def test_shared_prefixes_and_turns():
     assert len({request.prompt[:192] for request in shared.requests}) == 4
     expected = (200 - 4) * 192 / (200 * 256)
     assert ideal_prefix_hit_ratio([r.prompt for r in shared.requests], 16) == pytest.approx(expected)
-    turns = workload("synthetic", turns=3, num_requests=48)
+    turns = workload("synthetic", turns=3, num_requests=48, shared_prefix="4x192")
     sessions: dict[str, list] = {}
     for request in turns.requests:
         sessions.setdefault(request.session, []).append(request)
     assert len(sessions) == 16
+    assert len({session[0].prompt[:192] for session in sessions.values()}) == 4
     for session in sessions.values():
         for before, after in itertools.pairwise(session):
             assert after.prompt[: len(before.prompt)] == before.prompt
             assert len(after.prompt) > len(before.prompt) + before.output_tokens
-            assert after.id >= before.id + 8
+            assert after.follows == before.id
 
 
 def sharegpt_file(tmp_path, answer_words: int = 9):

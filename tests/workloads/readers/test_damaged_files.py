@@ -55,6 +55,10 @@ SAMPLES = {
     '{"from": "gpt", "value": "because."}]},\n{"conversations": []}]',
     "tracelab": "session_id,arrival_time,round_idx,prefix_len,input_len,output_len,tool_wait_after_ms\n"
     "b,250,0,0,40,5,0\na,0,0,0,30,10,500\na,0,1,40,8,4,100\n",
+    "weka": '[{"id": "w", "block_size": 64, "hash_id_scope": "local", "tool_tokens": 5, "system_tokens": 3, '
+    '"requests": [{"t": 0.0, "type": "n", "in": 70, "out": 3, "hash_ids": [1, 2], "api_time": 1.5},\n'
+    '{"t": 2, "type": "subagent", "requests": [{"t": 2, "in": 9, "out": 3, "hash_ids": [4]}]},\n'
+    '{"t": 4, "type": "s", "in": 90, "out": 3, "hash_ids": [1, 3], "api_time": 1.5, "think_time": 0.5}]}]',
     "vidur": "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,10,20\n1.25,30,40\n",
 }
 HOSTILE = [

@@ -111,6 +111,7 @@ def test_the_formats_are_those_of_the_readers():
         "sharegpt",
         "tracelab",
         "vidur",
+        "weka",
     ]
     modules = {name.replace("-", "_") for name in names}
     assert all(hasattr(importlib.import_module(f"{readers.__name__}.{name}"), "FORMAT") for name in modules)

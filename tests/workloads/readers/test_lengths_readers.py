@@ -15,7 +15,6 @@ from backbench.workloads.readers.qwen_bailian import read_qwen_bailian
 from backbench.workloads.readers.text import BadRows, Place
 from backbench.workloads.readers.tracelab import read_tracelab
 from backbench.workloads.readers.vidur import read_vidur
-from backbench.workloads.tokens import TokenSource
 from backbench.workloads.trace import TraceRow
 
 AZURE = (
@@ -119,17 +118,13 @@ TRACELAB = (
 )
 
 
-def test_tracelab_rounds_wait_for_tools_and_repeat_their_prefix(tmp_path):
+def test_tracelab_rounds_stand_in_the_order_they_would_come_in(tmp_path):
     path = tmp_path / "sessions.csv"
     path.write_text(TRACELAB)
     rows = list(read_tracelab(path))
     found = [(row.session, row.arrival_ns // 1_000_000, row.input_tokens, row.output_tokens) for row in rows]
     assert found == [("a", 0, 30, 10), ("b", 250, 40, 5), ("a", 500, 48, 4), ("a", 600, 28, 4)]
-    prompts = [TokenSource(0, 1000).prompt(index, row) for index, row in enumerate(rows)]
-    assert prompts[2][:30] == prompts[0]
-    assert prompts[3][:20] == prompts[0][:20]
-    assert prompts[3][20:] != prompts[2][20:28]
-    assert [len(prompt) for prompt in prompts] == [30, 40, 48, 28]
+    assert [row.follow.row for row in rows if row.follow is not None] == ["a/0", "a/1"]
 
 
 def mooncake(**changes) -> str:
