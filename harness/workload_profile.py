@@ -13,6 +13,7 @@ from backbench.reports.metrics.schedule import dispersion
 from backbench.workloads.mix import DIGITS
 from backbench.workloads.request import Request, Workload
 from backbench.workloads.statistics import (
+    answered_tokens,
     arrival_counts,
     gap_cv,
     histogram,
@@ -32,6 +33,7 @@ def profile(workload: Workload, block_tokens: int = BLOCK_TOKENS) -> dict[str, A
     `arrivals`, `sessions`, `clipped` and `parts` are None where there are none; `untimed` then says why.
     """
     requests, parameters = workload.requests, workload.parameters
+    arrivals = _arrivals(workload)
     return {
         "name": workload.name,
         "requests": len(requests),
@@ -41,11 +43,13 @@ def profile(workload: Workload, block_tokens: int = BLOCK_TOKENS) -> dict[str, A
         "schedule_s": workload.schedule_s,
         "prompt_tokens": _lengths([len(request.prompt) for request in requests]),
         "output_tokens": _lengths([request.output_tokens for request in requests]),
-        "arrivals": _arrivals(workload),
-        "untimed": None if workload.schedule_s else TOGETHER if workload.concurrency is None else PACED,
+        "arrivals": arrivals,
+        "untimed": None if arrivals else TOGETHER if workload.concurrency is None else PACED,
         "prefix": {
             "block_tokens": block_tokens,
-            "ideal_hit_ratio": ideal_prefix_hit_ratio((request.prompt for request in requests), block_tokens),
+            "ideal_hit_ratio": ideal_prefix_hit_ratio(
+                (request.prompt for request in requests), block_tokens, answered_tokens(requests)
+            ),
         },
         "sessions": _sessions(requests),
         "clipped": _clipped(parameters.get("transformations", [])),
@@ -58,10 +62,13 @@ def _lengths(lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def _arrivals(workload: Workload) -> dict[str, Any] | None:
-    """Rate, bursts and counts over time; None where no times are prescribed."""
-    if not workload.schedule_s:
+    """Rate, bursts and counts over time; None where no times are prescribed.
+
+    Turns that are sent a think time after an answer are left out: the answers time them.
+    """
+    times_ns = [each.arrival_ns for each in workload.requests if each.follows is None or each.arrival_ns]
+    if max(times_ns, default=0) == min(times_ns, default=0):
         return None
-    times_ns = [request.arrival_ns for request in workload.requests]
     ordered = np.sort(np.asarray(times_ns, dtype=np.float64))
     span_s = (ordered[-1] - ordered[0]) / 1e9
     bin_s, counts = arrival_counts(times_ns)

@@ -19,7 +19,7 @@ from backbench.workloads.draft import OFFER_OPTIONS, TIME_OPTIONS, Draft
 from backbench.workloads.options import WorkloadOptions, choose_offer
 from backbench.workloads.readers.sharegpt import DEFAULT_REQUESTS
 from backbench.workloads.streams import stream
-from backbench.workloads.trace import TraceRow
+from backbench.workloads.trace import Follow, TraceRow
 
 FORM = "mix:NAME=WEIGHT,..."
 OPTIONS = frozenset(each.field for each in options_of(WorkloadOptions) if each.group) - TIME_OPTIONS
@@ -115,8 +115,14 @@ def _rows(place: int, draft: Draft) -> Iterator[TraceRow]:
             block_ids=tuple(each + apart for each in row.block_ids),
             segments=tuple(replace(each, index=each.index + apart) for each in row.segments),
             session=None if row.session is None else f"{place}/{row.session}",
+            key=None if row.key is None else f"{place}/{row.key}",
+            follow=None if row.follow is None else _renamed(row.follow, place),
             temperature=draft.temperature if row.temperature is None else row.temperature,
         )
+
+
+def _renamed(follow: Follow, place: int) -> Follow:
+    return replace(follow, row=f"{place}/{follow.row}", context=f"{place}/{follow.context}")
 
 
 def _part(part: str, weight: float, requests: int, draft: Draft | None) -> dict[str, Any]:

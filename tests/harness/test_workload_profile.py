@@ -59,6 +59,22 @@ def test_sessions_clipping_and_parts() -> None:
     assert parts[1]["prompt_tokens"]["mean"] > parts[0]["prompt_tokens"]["mean"]
 
 
+def test_turns_that_answers_time_are_no_arrivals(tmp_path: Any) -> None:
+    first = {"input_length": 64, "output_length": 8, "hash_ids": [0], "group_id": 1}
+    rows: list[dict[str, Any]] = [
+        first | {"session_id": name, "timestamp": at} for name, at in (("a", 0), ("b", 500))
+    ]
+    rows.append({"session_id": "a", "input_length": 9, "output_length": 8, "hash_ids": [1], "delay": 3000})
+    path = tmp_path / "day.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = profile(make(str(path), WorkloadOptions()))
+    assert found["arrivals"]["requests_per_s"] == 2.0 and sum(found["arrivals"]["counts"]) == 2
+    # Of 64 + 64 + 81 tokens: four blocks of b's prompt but the last, four of a's answered context.
+    assert found["prefix"]["ideal_hit_ratio"] == pytest.approx((48 + 64) / 209)
+    path.write_text("".join(json.dumps(row) + "\n" for row in (rows[0], rows[2])))
+    assert profile(make(str(path), WorkloadOptions()))["untimed"] == TOGETHER
+
+
 def test_histograms_hold_every_length_once() -> None:
     for lengths in ([1], [5, 5], [1, 2, 3], list(range(1, 5000, 7)), [1, 100_000]):
         found = histogram(lengths)

@@ -77,6 +77,23 @@ def test_the_same_ids_in_two_parts_are_different_blocks(tmp_path):
     assert {r.session for r in of_part(sessions, "1")} == {None}
 
 
+def test_turns_follow_those_of_their_own_part(tmp_path):
+    paths = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    rows = []
+    for session in range(8):
+        same = {"session_id": str(session), "output_length": 4}
+        rows.append(same | {"timestamp": 10 * session, "input_length": 512, "hash_ids": [session]})
+        rows.append(same | {"delay": 5, "input_length": 700, "hash_ids": [session, 100 + session]})
+    for path in paths:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = mixed(f"mix:{paths[0]}=1,{paths[1]}=1", num_requests=12)
+    for digit in "01":
+        first, second, third, fourth = of_part(made, digit)[:4]
+        assert (first.follows, second.follows) == (None, first.id)
+        assert (third.follows, fourth.follows) == (None, third.id)
+        assert second.think_ns == 5_000_000
+
+
 def test_options_of_one_part_reach_it_alone():
     made = mixed("mix:synthetic=1,nano256=1", num_requests=30, input_lengths="fixed:33")
     assert {len(request.prompt) for request in of_part(made, "0")} == {33}

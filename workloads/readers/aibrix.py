@@ -13,6 +13,7 @@ from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.json_array import read_objects
 from backbench.workloads.readers.prompts import chat_ids, output_or_drawn, read_messages, text_ids
 from backbench.workloads.readers.text import BadRows, Clock, Place
+from backbench.workloads.readers.turns import Session
 from backbench.workloads.trace import TraceRow
 
 FIELDS = frozenset({"timestamp", "requests", "prompt", "prompt_length", "output_length", "session_id"})
@@ -25,9 +26,11 @@ def read_aibrix(path: Path, options: WorkloadOptions, bad: BadRows | None = None
     """Rows in file order. Raises WorkloadError naming file, line and field.
 
     A prompt is its text where there is a tokenizer; otherwise it has the length that the file states, and
-    tokens of its own. A moment of which one request is wrong is wrong as a whole.
+    tokens of its own. A moment of which one request is wrong is wrong as a whole. A request of a session
+    comes at its time, but not before the answer to the one before it.
     """
     bad = bad or BadRows()
+    sessions: dict[str, Session] = {}
     clock = Clock("timestamp")
     count = 0
     for place, moment in read_objects(path, bad):
@@ -40,7 +43,11 @@ def read_aibrix(path: Path, options: WorkloadOptions, bad: BadRows | None = None
             arrival_ns = clock.check(place, place.seconds_ns("timestamp", moment["timestamp"], _MS))
             rows = [_row(place, each, options, count + i) for i, each in enumerate(moment["requests"])]
             count += len(rows)
-            yield from (replace(row, arrival_ns=arrival_ns) for row in rows)
+            for row in rows:
+                session = Session(row.session)
+                if row.session is not None:
+                    session = sessions.setdefault(row.session, session)
+                yield session.turn(row, arrival_ns, kept_tokens=0)
 
 
 def _row(place: Place, request: Any, options: WorkloadOptions, index: int) -> TraceRow:

@@ -15,9 +15,9 @@ from backbench.workloads.draft import SYNTHETIC_NOTE, TRACE_OPTIONS, Draft, draf
 from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.readers import openai
 from backbench.workloads.readers.format import Format, Head
-from backbench.workloads.readers.prompts import chat_ids, output_or_drawn, read_messages, text_ids
+from backbench.workloads.readers.prompts import Messages, chat_ids, output_or_drawn, read_messages, text_ids
 from backbench.workloads.readers.text import BadRows, Place, read_jsonl, whole_list
-from backbench.workloads.readers.turns import WAIT_NOTE, Session, block_segments, block_size
+from backbench.workloads.readers.turns import Session, block_segments, block_size
 from backbench.workloads.trace import Segment, TraceRow
 
 MARKS = frozenset(
@@ -26,9 +26,6 @@ MARKS = frozenset(
 """Fields that no other format's lines have."""
 FIELDS = frozenset(
     {"delay", "hash_ids", "input_length", "messages", "output_length", "session_id", "timestamp"}
-)
-TEXT_NOTE = (
-    "a turn's prompt holds what its session asked before; the answers, which nobody recorded, are missing."
 )
 _MS = 1_000_000
 
@@ -43,7 +40,7 @@ class _Reader:
         self.sessions: dict[str, Session] = {}
         self.starts = [0, 0]
         """Sessions that say when they start, and sessions in all; a request alone is one."""
-        self.lengths = self.texts = self.templated = self.waits = False
+        self.lengths = self.templated = False
 
     def add(self, place: Place, entry: dict[str, Any]) -> None:
         turns = entry.get("turns", [entry])
@@ -54,28 +51,31 @@ class _Reader:
             name = f"line {place.line}"
         fresh = Session(name)
         session = fresh if name is None else self.sessions.setdefault(name, fresh)
-        made = []
+        made: list[TraceRow] = []
+        before: Messages = []
         for turn in turns:
             if turn.get("role") == "system" and not session.turns:
-                session.messages.append(("system", self._text(place, turn)))
+                before.append(("system", self._text(place, turn)))
             else:
-                made.append(self._turn(place, turn, session, grows="turns" in entry))
+                made.append(self._turn(place, turn, session, [] if made else before, "turns" in entry))
         self.rows += made
 
-    def _turn(self, place: Place, turn: dict[str, Any], session: Session, grows: bool) -> TraceRow:
+    def _turn(
+        self, place: Place, turn: dict[str, Any], session: Session, before: Messages, grows: bool
+    ) -> TraceRow:
         when, wait = turn.get("timestamp"), turn.get("delay")
         start_ns = None if when is None else place.seconds_ns("timestamp", when, _MS)
         wait_ns = 0 if wait is None else place.seconds_ns("delay", wait, _MS)
         output_tokens = self._output_tokens(place, turn)
         if "input_length" in turn:
-            row = self._of_length(place, turn, session, output_tokens)
+            row, kept = self._of_length(place, turn, session, output_tokens), session.context_tokens
         else:
-            prompt = self._prompt(place, turn, session, grows)
-            row = TraceRow(len(prompt), output_tokens, prompt=prompt)
+            prompt, grows = self._prompt(place, turn, session, before, grows)
+            kept = session.context_tokens if grows else 0
+            row = TraceRow(kept + len(prompt), output_tokens, prompt=prompt)
         if session.turns == 0:
             self.starts = [self.starts[0] + (start_ns is not None), self.starts[1] + 1]
-        self.waits |= session.turns > 0 and start_ns is None
-        return session.turn(row, start_ns, wait_ns)
+        return session.turn(row, start_ns, wait_ns, kept)
 
     def _of_length(
         self, place: Place, turn: dict[str, Any], session: Session, output_tokens: int
@@ -94,25 +94,29 @@ class _Reader:
         prompt = session.grown(new, output_tokens)
         return TraceRow(sum(part.tokens for part in prompt), output_tokens, segments=prompt)
 
-    def _prompt(self, place: Place, turn: dict[str, Any], session: Session, grows: bool) -> tuple[int, ...]:
+    def _prompt(
+        self, place: Place, turn: dict[str, Any], session: Session, before: Messages, grows: bool
+    ) -> tuple[tuple[int, ...], bool]:
+        """Token ids, and whether they only add to what was said in the session."""
         body = turn.get("payload", turn)
         if not isinstance(body, dict):
             place.fail("payload", "is no request body.")
         if "prompt" in body and "messages" not in body:
-            return text_ids(place, "prompt", body["prompt"], self.options)
+            return text_ids(place, "prompt", body["prompt"], self.options), False
         if "messages" in body:
             messages = read_messages(place, "messages", body["messages"])
             grows = turn.get("message_mode") == "delta"
         else:
             messages = [(str(turn.get("role") or "user"), self._text(place, turn))]
             grows |= "text_input" in turn
-        if grows and session.name is not None:
-            self.texts |= session.turns > 0
-            session.messages += messages
-            messages = session.messages
-        ids, templated = chat_ids(place, "messages" if "messages" in body else "text", messages, self.options)
+        field = "messages" if "messages" in body else "text"
+        if grows and session.turns:
+            # The template would begin another conversation.
+            added = "\n".join(content for _, content in messages)
+            return text_ids(place, field, added, self.options), True
+        ids, templated = chat_ids(place, field, before + messages, self.options)
         self.templated |= templated
-        return ids
+        return ids, False
 
     def _text(self, place: Place, turn: dict[str, Any]) -> str:
         texts = turn.get("texts", [turn.get("text_input", turn.get("text"))])
@@ -148,8 +152,6 @@ def draft_aiperf(path: Path, options: WorkloadOptions) -> Draft:
             f"{shown(str(path), 150)} has a timestamp on some first turns only; give all or none of them one."
         )
     source = {"kind": "aiperf", "data": path.name, "block_tokens": size, "chat_template": reader.templated}
-    notes = (SYNTHETIC_NOTE,) * reader.lengths + (WAIT_NOTE,) * (timed > 0 and reader.waits)
-    notes += (TEXT_NOTE,) * reader.texts
     rows = sorted(reader.rows, key=lambda row: row.arrival_ns)
     draft = draft_trace(
         path.name,
@@ -160,7 +162,7 @@ def draft_aiperf(path: Path, options: WorkloadOptions) -> Draft:
         timed=timed > 0,
         bad=bad,
     )
-    return replace(draft, notes=notes, clip=reader.lengths)
+    return replace(draft, notes=(SYNTHETIC_NOTE,) * reader.lengths, clip=reader.lengths)
 
 
 def _recognise(head: Head) -> int:

@@ -11,7 +11,7 @@ from backbench.workloads.draft import SYNTHETIC_NOTE, TRACE_OPTIONS, Draft, draf
 from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.readers.format import Format, Head, read_head
 from backbench.workloads.readers.text import BadRows, Place, read_csv, read_jsonl, whole_list
-from backbench.workloads.readers.turns import WAIT_NOTE, Session
+from backbench.workloads.readers.turns import Session
 from backbench.workloads.trace import LATEST_NS, TraceRow
 
 COLUMNS = ("input_toks", "output_toks", "arrival_time_ns")
@@ -53,7 +53,8 @@ def _session(place: Place, row: Mapping[str, Any], start_ns: int) -> list[TraceR
     wait_ns = 0
     for call in calls:
         first = start_ns if not rows else None
-        rows.append(session.turn(_call(place, call), first, wait_ns))
+        made = _call(place, call)
+        rows.append(session.turn(made, first, wait_ns, None if made.prompt is None else 0))
         wait_ns = place.whole("tool_duration_ns", call.get("tool_duration_ns", 0), 0, LATEST_NS - 1)
     return rows
 
@@ -78,7 +79,6 @@ def draft_llmservingsim(path: Path, options: WorkloadOptions) -> Draft:
     known = [_within(row, options.vocab_size) for row in draft.rows]
     foreign = any(row is not held for row, held in zip(known, draft.rows, strict=True))
     notes = (SYNTHETIC_NOTE,) * any(row.prompt is None for row in known) + (FOREIGN,) * foreign
-    notes += (WAIT_NOTE,) * any(row.session is not None for row in known)
     return replace(draft, rows=known, notes=notes)
 
 

@@ -20,6 +20,7 @@ from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.json_array import read_objects
 from backbench.workloads.readers.prompts import text_ids
 from backbench.workloads.readers.text import BadRows, Place
+from backbench.workloads.readers.turns import Session
 from backbench.workloads.trace import TraceRow
 
 ROUND = re.compile(r"round([0-9]{1,9})")
@@ -39,7 +40,8 @@ def read_lmbenchmark(path: Path, options: WorkloadOptions, bad: BadRows | None =
                 yield _row(place, "", entry.get("input"), entry.get("output_length"), options)
                 continue
             calls = [call for _, name in rounds for call in _calls(place, name, entry[name], options)]
-            yield from (replace(call, session=str(user)) for call in calls)
+            session = Session(str(user))
+            yield from (session.turn(call, None, kept_tokens=0) for call in calls)
 
 
 def _calls(place: Place, name: str, agents: Any, options: WorkloadOptions) -> Iterator[TraceRow]:

@@ -15,6 +15,7 @@ from backbench.workloads.draft import TRACE_OPTIONS, Draft, draft_trace
 from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.text import BadRows, Clock, Place, is_file, read_jsonl, whole_list
+from backbench.workloads.readers.turns import Session
 from backbench.workloads.trace import Segment, TraceRow
 
 PARTS = {
@@ -30,22 +31,27 @@ ALONE = "the files with the parts' lengths are not beside the trace: prompts sha
 
 
 def read_ragpulse(path: Path, lengths: Mapping[int, int], bad: BadRows | None = None) -> Iterator[TraceRow]:
-    """Rows in file order. `lengths`: tokens of each id; of an id without, the tokens are the request's own.
+    """Rows in file order; a turn comes at its time, but not before the answer to the turn before it.
+
+    `lengths`: tokens of each id; of an id without, the tokens are the request's own.
 
     Raises WorkloadError naming file, line and field.
     """
     bad = bad or BadRows()
+    sessions: dict[str, Session] = {}
     clock = Clock("timestamp")
     for place, row in read_jsonl(path, FIELDS, bad):
         with bad.row():
             input_tokens = place.whole("input_length", row["input_length"], 1)
-            yield TraceRow(
+            asked = TraceRow(
                 input_tokens=input_tokens,
                 output_tokens=place.whole("output_length", row["output_length"], 1),
-                arrival_ns=clock.check(place, place.seconds_ns("timestamp", row["timestamp"])),
                 segments=_segments(_ids(place, row["hash_ids"]), lengths, input_tokens),
-                session=place.session(row.get("session_id")),
             )
+            name = place.session(row.get("session_id"))
+            arrival_ns = clock.check(place, place.seconds_ns("timestamp", row["timestamp"]))
+            session = Session(None) if name is None else sessions.setdefault(name, Session(name))
+            yield session.turn(asked, arrival_ns, kept_tokens=0)
 
 
 def _ids(place: Place, parts: Any) -> list[int]:

@@ -1,15 +1,14 @@
-"""Sessions in files: turns that name a wait after the answer before them, and blocks they are made of."""
+"""Sessions in files: turns that wait for the answer before them, and the blocks that prompts are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backbench.errors import WorkloadError, shown
-from backbench.workloads.trace import Segment, TraceRow
+from backbench.workloads.trace import Segment, TraceRow, follow_recorded
 
-WAIT_NOTE = "a turn is offered its wait after the turn before it was; answers take no time there."
 BLOCK_SIZES = (512, 16, 32, 64, 128, 256, 1024, 2048)
 """Tokens a block may hold; 512 where it fits."""
 
@@ -20,21 +19,38 @@ class Session:
 
     name: str | None
     """None: its requests share nothing, and none waits for another."""
-    context: tuple[Segment, ...] = ()
-    """The prompt and the answer of the turn before."""
-    messages: list[tuple[str, str]] = field(default_factory=list)
-    """Role and content of what was said; the answers are not known."""
     turns: int = 0
-    arrival_ns: int | None = None
-    """When the latest turn is offered; None: no turn says when it starts."""
+    before: TraceRow | None = None
+    """The latest turn."""
+    context: tuple[Segment, ...] = ()
+    """What that turn's prompt and answer are made of, where turns name only what they add."""
 
-    def turn(self, row: TraceRow, start_ns: int | None, wait_ns: int) -> TraceRow:
-        """The next turn: at `start_ns`, or `wait_ns` after the turn before was offered."""
-        if start_ns is None and self.arrival_ns is not None:
-            start_ns = self.arrival_ns + wait_ns
-        self.arrival_ns = start_ns
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the latest turn's prompt and answer."""
+        return 0 if self.before is None else self.before.input_tokens + self.before.output_tokens
+
+    def turn(
+        self, row: TraceRow, start_ns: int | None, wait_ns: int = 0, kept_tokens: int | None = None
+    ) -> TraceRow:
+        """The next turn: at `start_ns`, or `wait_ns` after the answer before it.
+
+        Its prompt begins with `kept_tokens` of the context before it; None: with what ids and lengths tell.
+        """
+        if self.name is None:
+            return replace(row, arrival_ns=start_ns or 0)
+        before, think_ns = self.before, None if start_ns is not None else wait_ns
+        if before is not None and start_ns is None:
+            start_ns = before.arrival_ns + wait_ns
+        key = f"{self.name}/{self.turns}"
+        row = replace(row, arrival_ns=start_ns or 0, session=self.name, key=key)
+        if before is not None:
+            follow = follow_recorded(before, row, think_ns)
+            kept = follow.kept_tokens if kept_tokens is None else kept_tokens
+            row = replace(row, follow=replace(follow, kept_tokens=kept))
         self.turns += 1
-        return replace(row, arrival_ns=start_ns or 0, session=self.name)
+        self.before = row
+        return row
 
     def grown(self, added: Sequence[Segment], output_tokens: int) -> tuple[Segment, ...]:
         """The prompt of a turn that adds only what is new; its answer is part of the next one's."""

@@ -47,10 +47,12 @@ def test_a_turn_of_aiperfs_day_adds_to_its_session(path):
     """Its input_length is what the turn adds: replayed as a whole prompt, a session would hardly grow."""
     made = opened(path, lines(*AGENTIC))
     assert made.parameters["source"]["kind"] == "aiperf"
-    assert lengths(made) == [(0, 1536, 320), (10, 1024, 256), (2450.5, 1536 + 320 + 768, 180)]
+    assert lengths(made) == [(0, 1536, 320), (10, 1024, 256), (0, 1536 + 320 + 768, 180)]
     first, other, second = (request.prompt for request in made.requests)
     assert second[:1536] == first
     assert other == first[:1024]
+    turn = made.requests[2]
+    assert (turn.follows, turn.think_ns, turn.extends, turn.kept_tokens) == (0, 2_450_500_000, 0, 1536 + 320)
     assert [request.session for request in made.requests] == ["a", "b", "a"]
     without = opened(path, lines(*({**row, "hash_ids": []} for row in AGENTIC)))
     assert without.requests[2].prompt[:1536] == without.requests[0].prompt != first
@@ -69,10 +71,10 @@ def test_aiperfs_texts(path):
         {"text": "and why", "delay": 500},
     ]
     chat = opened(path, lines({"session_id": "c", "turns": turns}), output_lengths="fixed:7", num_requests=2)
-    # "system: be brief", then "user: what is it" and "user: and why" at last.
-    assert [len(request.prompt) for request in chat.requests] == [7, 10]
+    # "system: be brief" and "user: what is it"; then that, the answer of 7 tokens, and "and why".
+    assert [len(request.prompt) for request in chat.requests] == [7, 7 + 7 + 2]
+    assert (chat.requests[1].follows, chat.requests[1].think_ns) == (0, 500_000_000)
     assert {request.output_tokens for request in chat.requests} == {7}
-    assert "answers, which nobody recorded, are missing" in chat.notes[-1]
     trace = lines(
         {"text_input": "a b c", "output_length": 3, "timestamp": 1000},
         {"messages": [{"role": "user", "content": "hi there"}], "output_length": 5, "timestamp": 1500},
@@ -136,6 +138,7 @@ def test_lmbenchmarks_inputs_and_rounds(path):
     made = opened(path, lines(user, user))
     assert lengths(made) == [(0, 1, 10), (0, 2, 20), (0, 1, 4)] * 2
     assert [request.session for request in made.requests] == ["0"] * 3 + ["1"] * 3
+    assert [request.follows for request in made.requests] == [None, 0, 1, None, 3, 4]
     with pytest.raises(WorkloadError, match=r"line 1, field round1\.max_tokens: None is no whole number"):
         opened(path, lines({"round1": {"0_input": "a"}}))
 
@@ -153,7 +156,8 @@ def test_llmservingsims_requests_sessions_and_tables(path):
         },
     )
     made = opened(path, rows, vocab_size=1000)
-    assert lengths(made) == [(0, 3, 70), (1, 1472, 133), (128, 1582, 125)]
+    assert lengths(made) == [(0, 3, 70), (1, 1472, 133), (0, 1582, 125)]
+    assert (made.requests[2].follows, made.requests[2].think_ns) == (1, 127_000_000)
     assert made.requests[0].prompt == (1, 2, 300)
     assert made.requests[2].session == "task-0"
     small = opened(path, rows, vocab_size=256)
