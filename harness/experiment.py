@@ -141,12 +141,11 @@ def _prepare(
 
 def make_workload(options: RunOptions, limits: Limits) -> Workload:
     """The realised workload, sized for the subject where nothing was said."""
-    from backbench.workloads.catalogue import make
-    from backbench.workloads.catalogue import names as catalogue
+    from backbench.workloads.catalogue import entry_of, make
     from backbench.workloads.options import WorkloadOptions
 
     load = dict(options.load)
-    defaults = {entry.name: entry for entry in catalogue()}.get(options.workload)
+    defaults = entry_of(options.workload)
     if defaults is not None:
         drawn = "num_requests" in defaults.options and "num_requests" in defaults.defaults
         if drawn and "dataset" not in load:

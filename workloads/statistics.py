@@ -112,3 +112,26 @@ def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
     below_a = np.searchsorted(a, values, side="right") / len(a)
     below_b = np.searchsorted(b, values, side="right") / len(b)
     return float(np.abs(below_a - below_b).max())
+
+
+def histogram(lengths: Sequence[int], bins: int = 12) -> list[tuple[int, int, int]]:
+    """Lengths as (least, most, how many), ends included; ever wider bins where they span a factor of 20."""
+    if not lengths:
+        raise WorkloadError("there is no request to summarise.")
+    least, most = min(lengths), max(lengths)
+    spaced = np.geomspace if least > 0 and most >= 20 * least else np.linspace
+    edges = np.unique(np.round(spaced(least, most + 1, bins + 1)).astype(np.int64))
+    edges[0], edges[-1] = least, most + 1
+    counts, _ = np.histogram(np.asarray(lengths), edges)
+    ends = zip(edges[:-1].tolist(), (edges[1:] - 1).tolist(), counts.tolist(), strict=True)
+    return list(ends)
+
+
+def arrival_counts(arrivals_ns: Sequence[int], bins: int = 60) -> tuple[float, list[int]]:
+    """Width in s of equal bins from the first arrival to the last, and how many arrive in each."""
+    times = np.asarray(arrivals_ns, dtype=np.int64)
+    span_ns = int(times.max() - times.min()) if len(times) else 0
+    if span_ns == 0:
+        return 0.0, [len(times)]
+    places = np.minimum((times - times.min()) * bins // span_ns, bins - 1)
+    return span_ns / bins / 1e9, np.bincount(places, minlength=bins).tolist()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LONGEST_LINE = 290
 """Characters of an error line, "error: " included."""
 PLAIN = {"–": "-", "—": "-", "×": "x", "µ": "u", "±": "+-", "Δ": "d", "≤": "<=", "≥": ">=", "…": "..."}
+PLAIN |= dict(zip("▁▂▃▄▅▆▇█", "_.-=+*%#", strict=True))
 """How a stream that does not know these writes them."""
 
 

@@ -79,6 +79,8 @@ class Format:
     """The fields of WorkloadOptions that it takes, besides those that every workload takes."""
     draft: Callable[[Path, WorkloadOptions], Draft]
     """The file as a workload. Raises WorkloadError naming file, line and field."""
+    folder: str = ""
+    """Names (a glob pattern) of the files of a folder that is one workload of this format; empty: none is."""
 
 
 def trace_format(

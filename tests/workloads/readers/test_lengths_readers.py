@@ -12,7 +12,7 @@ from backbench.workloads.readers.azure import read_azure, timestamp_ns
 from backbench.workloads.readers.burstgpt import read_burstgpt
 from backbench.workloads.readers.mooncake import read_mooncake
 from backbench.workloads.readers.qwen_bailian import read_qwen_bailian
-from backbench.workloads.readers.text import Place
+from backbench.workloads.readers.text import BadRows, Place
 from backbench.workloads.readers.tracelab import read_tracelab
 from backbench.workloads.readers.vidur import read_vidur
 from backbench.workloads.trace import TraceRow
@@ -205,3 +205,43 @@ def test_any_text_gives_rows_or_a_workload_error(tmp_path_factory, text):
             list(reader(path))
         except WorkloadError as error:
             assert str(path) in str(error)
+
+
+STAMPS = st.builds(
+    "2023-11-{:02d} 18:{:02d}:{:02d}{}{}".format,
+    st.integers(16, 17),
+    st.integers(0, 2),
+    st.sampled_from([0, 1, 46, 59, 60]),
+    st.sampled_from(["", ".5", ".0000001", ".1234567", ".", ".1234567890"]),
+    st.sampled_from(["", "Z", "+00:00", "+01:00", " "]),
+)
+COUNTS = st.sampled_from(["5", "44", "374", "0", "5.0", " 5", "x", "9" * 12])
+
+
+@given(st.lists(st.tuples(STAMPS, COUNTS, COUNTS), max_size=12), st.booleans())
+def test_azure_rows_are_the_same_whether_remembered_or_checked(tmp_path_factory, rows, in_order):
+    """Nothing that was right before makes a wrong row right."""
+    path = tmp_path_factory.mktemp("azure") / "azure.csv"
+    lines = [",".join(row) for row in (sorted(rows) if in_order else rows)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(lines))
+
+    def found(skip: bool) -> list:
+        rows, bad = [], BadRows(skip=skip)
+        try:
+            rows += read_azure(path, bad)
+        except WorkloadError as error:
+            rows.append(str(error))
+        return [*rows, bad.rows, bad.skipped, bad.first]
+
+    remembered = found(True), found(False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backbench.workloads.readers.azure._REMEMBERED", 0)
+        assert (found(True), found(False)) == remembered
+
+
+def test_azure_remembers_no_time_that_goes_back(tmp_path):
+    path = tmp_path / "azure.csv"
+    rows = [f"2023-11-16 18:15:{second},5,5" for second in ("10.5", "10.7", "10.6")]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows))
+    with pytest.raises(WorkloadError, match="line 4, field TIMESTAMP: goes back in time"):
+        list(read_azure(path))
