@@ -12,6 +12,7 @@ from backbench.errors import ReportError
 from backbench.reports.record.bundle import expand, is_dir, read_bytes
 from backbench.reports.record.schema import (
     ADDED_COLUMNS,
+    LATER_COLUMNS,
     RECORD_FILE,
     REPORT_FILE,
     REQUEST_COLUMNS,
@@ -145,6 +146,7 @@ class RunDirectory:
         version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
         check_version(int(version) if version.isdigit() else version, str(path))
         added = {name: value for name, (since, value) in ADDED_COLUMNS.items() if int(version) < since}
+        added |= {name: None for name in LATER_COLUMNS if name not in table.schema.names}
         expected = {name: kind for name, kind in columns.items() if name not in added}
         if table.schema.names != list(expected):
             odd = sorted(set(table.schema.names) ^ set(expected))
@@ -175,6 +177,19 @@ class RunDirectory:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise ReportError(f"Cannot write {target}: {error.strerror or error}.") from None
+
+
+def typed(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """The frame with each of `columns` in its type: the nullable whole numbers as Int64."""
+    import numpy as np
+    import pandas as pd
+
+    for column, kind in columns.items():
+        if kind == "int64?":
+            frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
+        else:
+            frame[column] = frame[column].astype(np.dtype(kind.rstrip("?")))
+    return frame
 
 
 def _arrow_schema(columns: dict[str, str]) -> pa.Schema:
