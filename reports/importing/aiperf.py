@@ -74,7 +74,7 @@ def _rate(sent_s: list[float]) -> float:
 def _configured(data: dict[str, Any]) -> Foreign:
     config = data.get("input_config") or {}
     endpoint, load = config.get("endpoint") or {}, config.get("loadgen") or {}
-    models = endpoint.get("model_names") or [None]
+    models = endpoint.get("model_names") or [endpoint.get("model") or config.get("model")]
     rate = positive(load.get("request_rate"))
     return Foreign(
         tool=TOOL,
@@ -101,7 +101,7 @@ def _request(data: dict[str, Any]) -> tuple[ForeignRequest, bool]:
         whole(_value(metrics, "input_sequence_length")),
         whole(_value(metrics, "output_sequence_length")),
     )
-    first_ms = number(_value(metrics, "time_to_first_token"))
+    first_ms = number(_value(metrics, "time_to_first_token") or _value(metrics, "ttft"))  # its older name
     if data.get("error") or metadata.get("was_cancelled") or not output or first_ms is None:
         error = data.get("error") or {}
         why = text(error.get("error_type")) or text(error.get("type")) or "cancelled or without output"

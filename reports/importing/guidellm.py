@@ -34,7 +34,7 @@ SENT = "the file's latencies count from sending"
 def recognises(document: dict[str, Any]) -> bool:
     benchmarks = document.get("benchmarks")
     return isinstance(benchmarks, list) and all(
-        isinstance(each, dict) and {"requests", "metrics"} <= each.keys() for each in benchmarks
+        isinstance(each, dict) and isinstance(each.get("metrics"), dict) for each in benchmarks
     )
 
 
@@ -46,10 +46,11 @@ def read(path: Path, documents: Documents) -> list[Foreign]:
 def _run(document: dict[str, Any], data: dict[str, Any]) -> Foreign:
     config = data.get("config") or data.get("args") or {}
     strategy = config.get("strategy") or {}
-    kind = text(strategy.get("type_")) or "unknown"
+    kind = text(strategy.get("kind")) or text(strategy.get("type_")) or "unknown"
     rate = positive(strategy.get("rate")) if kind in TIMED else None
     concurrency = whole(strategy.get("streams")) or whole(strategy.get("max_concurrency"))
-    backend = config.get("backend") or {}
+    spec = (document.get("config") or {}).get("spec") or {}  # of reports of version 2
+    backend = spec.get("backend") or config.get("backend") or {}
     args = document.get("args") or {}
     found = Foreign(
         tool=TOOL,
@@ -61,9 +62,10 @@ def _run(document: dict[str, Any], data: dict[str, Any]) -> Foreign:
         concurrency=1 if kind == "synchronous" else None if rate is not None else concurrency or None,
         rate=rate,
     )
-    rows = _rows(data["requests"], intended=kind in TIMED)
+    requests = data.get("requests") or {}
+    rows = _rows(requests, intended=kind in TIMED)
     total = whole((data["metrics"].get("request_totals") or {}).get("successful"))
-    kept = len(data["requests"].get("successful") or ())
+    kept = len(requests.get("successful") or ())
     if rows is None or (total is not None and total > kept):
         why = [SAMPLED.format(kept=kept, all=total)] if rows is not None else []
         waits = found.mode == "open"
@@ -81,7 +83,7 @@ def _rows(requests: dict[str, Any], intended: bool) -> list[ForeignRequest] | No
             if row is None and status == "successful":
                 return None
             found += [row] if row is not None else []
-    return found
+    return found or None
 
 
 def _request(data: dict[str, Any], status: str, intended: bool) -> ForeignRequest | None:

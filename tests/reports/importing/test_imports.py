@@ -269,6 +269,19 @@ def test_guidellms_targeted_start_is_the_intended_time(tmp_path: Path) -> None:
     assert record.schedule["lag_s"]["p50"]["value"] == pytest.approx(0.02, abs=1e-6)
 
 
+def test_a_report_of_guidellms_second_version_without_rows(tmp_path: Path) -> None:
+    content = guidellm()
+    benchmark = content["benchmarks"][0]
+    del benchmark["requests"], content["args"]
+    benchmark["config"] = {"strategy": {"kind": "concurrent", "streams": 2}}
+    content["config"] = {"spec": {"backend": {"kind": "openai_http", "model": "Qwen/Qwen3-0.6B"}}}
+    record = imported(tmp_path, content)
+    assert (record.model["name"], record.backend["asked"]) == ("Qwen/Qwen3-0.6B", "openai_http")
+    assert record.metrics["context"]["concurrency"] == 2
+    assert record.metrics["tpot_s"]["p99"]["value"] == pytest.approx(0.128)
+    assert record.run["imported"]["notes"] == ["the file's latencies count from sending"]
+
+
 def test_older_rows_without_start_times_give_no_rates(tmp_path: Path) -> None:
     record = imported(tmp_path, vllm(starts=False))
     assert record.run["imported"]["rows"] is False
