@@ -98,3 +98,16 @@ def test_a_cpu_with_counters_has_its_packages_energy(monkeypatch: pytest.MonkeyP
     assert isinstance(process, SensorProcess) and process.sample()[-1]["energy_j"] == 0.0
     assert reasons == ["no accelerator; the energy is that of the CPU packages"]
     process.close()
+
+
+def test_the_first_sample_is_there_before_what_is_measured_begins() -> None:
+    class Asked(Counter):
+        threads: list[int] = []  # noqa: RUF012 - one sensor
+
+        def sample(self) -> list[dict[str, Any]]:
+            self.threads.append(threading.get_ident())
+            return super().sample()
+
+    sensor = Asked()
+    with Telemetry([sensor], period_s=0.001):
+        assert sensor.threads[0] == threading.get_ident()
