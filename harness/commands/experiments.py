@@ -39,22 +39,31 @@ def print_experiment(path: Path) -> None:
 
 def print_search(search: Search) -> None:
     """The answer, and every probe from the lowest load to the highest."""
-    from backbench.harness.commands.output import headline, print_report_table, print_table
+    from backbench.harness.commands.output import headline, print_table
     from backbench.harness.commands.stored import read, say
     from backbench.reports.arms import open_arms
-    from backbench.reports.tables import latency_table
+    from backbench.reports.quantities import format_value, quantity
+    from backbench.reports.quantities import read as value
 
+    shown = [
+        quantity("metrics", *path)
+        for path in (("ttft_s", "p50"), ("tpot_s", "p50"), ("output_tokens_per_s", "whole_run"))
+    ]
     probes = sorted(search.probes, key=lambda each: each.load)
     records = {each.run: read(search.path / each.run)[1] for each in probes}
     say(headline(records[probes[0].run]).rpartition(":")[0], err=False)
     columns = ("Load", *(f"{each.name} {each.limit_s:g} s" for each in search.limits), "Verdict")
     rows = [
-        (search.words(each.load), *(search.share(each, limit) for limit in search.limits), each.verdict)
+        (
+            search.words(each.load),
+            *(search.share(each, limit) for limit in search.limits),
+            each.verdict,
+            *(format_value(value(records[each.run], wanted).value, wanted.unit) for wanted in shown),
+        )
         for each in probes
     ]
-    print_table("Share of the requests within the limit (95 %)", columns, rows, right=range(1, len(columns)))
-    words = [search.words(each.load) for each in probes]
-    print_report_table(latency_table([records[each.run] for each in probes], words))
+    columns = (*columns, *(wanted.label for wanted in shown))
+    print_table("Requests within the limit, with 95 % intervals", columns, rows, right=range(1, len(columns)))
     say(search.conclusion(), err=False)
     say_left_out(open_arms([search.path], read))
 
