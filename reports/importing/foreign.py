@@ -135,7 +135,10 @@ def known(found: float | None) -> float:
 
 def plain(data: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Those of these settings that are a number or a text."""
-    found = {name: number(data.get(name)) or text(data.get(name)) for name in names}
+    found = {}
+    for name in names:
+        readings = (read(data.get(name)) for read in (whole, number, text))
+        found[name] = next((value for value in readings if value is not None), None)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -299,8 +302,8 @@ def _told(metrics: dict[str, Any], summary: Mapping[str, float]) -> dict[str, An
         told = {"value": value, "low": None, "high": None, "reason": "of the file's own summary"}
         place[last] = told if last in ("p10", "p50", "p90", "p95", "p99") else value
         absent.pop(dotted, None)
-    counts = found["counts"]
-    counts |= {name: int(value) for name, value in counts.items()}
+    for place, names in ((found["counts"], [*found["counts"]]), (found, ["prompt_tokens", "output_tokens"])):
+        place |= {name: int(place[name]) for name in names if place.get(name) is not None}
     return found | ({ABSENT: absent} if absent else {})
 
 
