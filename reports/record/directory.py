@@ -146,7 +146,7 @@ class RunDirectory:
         version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
         check_version(int(version) if version.isdigit() else version, str(path))
         added = {name: value for name, (since, value) in ADDED_COLUMNS.items() if int(version) < since}
-        added |= {name: None for name in LATER_COLUMNS if name not in table.schema.names}
+        added |= {name: value for name, value in LATER_COLUMNS.items() if name not in table.schema.names}
         expected = {name: kind for name, kind in columns.items() if name not in added}
         if table.schema.names != list(expected):
             odd = sorted(set(table.schema.names) ^ set(expected))

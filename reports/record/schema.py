@@ -49,6 +49,9 @@ REQUEST_COLUMNS: dict[str, str] = {
 `token_counts` how many tokens it held (null inside the list when unknown). A warm-up request is no measured
 one, but the tokens it got after the run's start took measured time."""
 
+LATER_COLUMNS: dict[str, Any] = dict.fromkeys(("device_ns", "sampler_cpu_s"))
+"""Columns that older tables of the same schema lack -> what they say by it."""
+
 ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromkeys(
     (
         "processes",
@@ -63,9 +66,6 @@ ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromke
     (2, None),
 )
 """Column -> the schema version that added it, and what older tables say by lacking it."""
-
-LATER_COLUMNS = ("device_ns", "sampler_cpu_s")
-"""Those that older tables of the same schema lack; null there."""
 
 STEP_COLUMNS: dict[str, str] = {
     "step": "int64",
