@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -12,6 +13,10 @@ from backbench.errors import HarnessError
 from backbench.harness.subjects.subject import ObservedTarget
 from backbench.harness.subjects.target import TokenEvent
 from backbench.workloads.request import Request
+
+
+SOON_S = 1e-3
+"""An alarm that was due meanwhile rings then: 0 would be none."""
 
 
 class Watched:
@@ -30,6 +35,7 @@ class Watched:
         self._heard_ns = clock()
         self._steps = len(target.steps)
         self._before: Any = None
+        self._due_s: float | None = None
         self._alarms = False
 
     def __enter__(self) -> Watched:
@@ -37,6 +43,8 @@ class Watched:
             threading.current_thread() is threading.main_thread()
         )
         if self._alarms:
+            left_s = signal.setitimer(signal.ITIMER_REAL, 0)[0]
+            self._due_s = time.monotonic() + left_s if left_s else None
             self._before = signal.signal(signal.SIGALRM, self._ring)
         return self
 
@@ -44,6 +52,8 @@ class Watched:
         if self._alarms:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._before)
+            if self._due_s is not None:  # somebody else's alarm goes on
+                signal.setitimer(signal.ITIMER_REAL, max(self._due_s - time.monotonic(), SOON_S))
 
     def submit(self, request: Request) -> int:
         if not self._flying:
