@@ -14,7 +14,6 @@ from backbench.harness.subjects.subject import ObservedTarget
 from backbench.harness.subjects.target import TokenEvent
 from backbench.workloads.request import Request
 
-
 SOON_S = 1e-3
 """An alarm that was due meanwhile rings then: 0 would be none."""
 
