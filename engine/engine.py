@@ -420,6 +420,7 @@ class Engine:
                 prefix_hit_tokens=plan.prefix_hit_tokens,
                 preemptions=plan.preemptions,
                 graph=step.graph,
+                device_ns=step.device_ns,
             )
         )
         self._steps += 1

@@ -24,6 +24,7 @@ from backbench.harness.run_log import RunLog
 from backbench.harness.sensors.telemetry import Telemetry
 from backbench.harness.subjects.engine import EngineSubject
 from backbench.harness.subjects.subject import Facts, Limits, ObservedTarget, Subject
+from backbench.harness.subjects.watched import Watched
 from backbench.reports.metrics.validity import NOT_ASKED_FOR
 from backbench.reports.metrics.window import FEWEST_REQUESTS, LEAST_S
 from backbench.reports.record import RunDirectory, RunRecord
@@ -68,6 +69,8 @@ class Plan:
     known: Known
     check: bool = True
     """Whether the results are checked after the replay."""
+    stall_s: float = 600.0
+    """How long a target with requests may say nothing."""
 
 
 def run(
@@ -187,7 +190,7 @@ def plan(options: RunOptions, prepared: _Prepared) -> Plan:
         memory=asdict(replace(subject.memory(), kv_used_peak_bytes=None)),
         idle_power_w=facts.idle_power_w,
     )
-    return Plan(subject, workload, warmup, known, options.check)
+    return Plan(subject, workload, warmup, known, options.check, options.stall_timeout)
 
 
 def default_warmup(workload: Workload) -> int:
@@ -247,9 +250,11 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
     log.begin(known_as_json(planned.known), planned.workload, planned.warmup, subject.clock)
     target = subject.start()
     memory.give_back()
-    with collector_at_rest(), Telemetry(*subject.sensors(), clock=subject.clock) as telemetry, log:
+    watched = Watched(target, planned.stall_s, subject.clock)
+    telemetry = Telemetry(*subject.sensors(), clock=subject.clock)
+    with collector_at_rest(), telemetry, log, watched:
         done = replay(
-            target,
+            watched,
             planned.workload,
             warmup=planned.warmup,
             clock=subject.clock,

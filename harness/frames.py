@@ -76,10 +76,10 @@ def step_frame(stats: Iterable[StepStats], start_ns: int) -> pd.DataFrame:
 
     import pandas as pd
 
-    from backbench.reports.record import STEP_COLUMNS
+    from backbench.reports.record import STEP_COLUMNS, typed
 
     frame = pd.DataFrame([dataclasses.asdict(each) for each in stats], columns=list(STEP_COLUMNS))
-    frame = frame.astype(STEP_COLUMNS)
+    frame = typed(frame, STEP_COLUMNS)
     frame["start_ns"] -= start_ns
     frame["end_ns"] -= start_ns
     return frame
@@ -87,16 +87,10 @@ def step_frame(stats: Iterable[StepStats], start_ns: int) -> pd.DataFrame:
 
 def telemetry_frame(rows: Iterable[dict[str, Any]], start_ns: int) -> pd.DataFrame:
     """One row a sample and device, with `reports.record.TELEMETRY_COLUMNS`."""
-    import numpy as np
     import pandas as pd
 
-    from backbench.reports.record import TELEMETRY_COLUMNS
+    from backbench.reports.record import TELEMETRY_COLUMNS, typed
 
-    frame = pd.DataFrame(list(rows), columns=list(TELEMETRY_COLUMNS))
-    for column, kind in TELEMETRY_COLUMNS.items():
-        if kind == "int64?":
-            frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
-        else:
-            frame[column] = frame[column].astype(np.dtype(kind.rstrip("?")))
+    frame = typed(pd.DataFrame(list(rows), columns=list(TELEMETRY_COLUMNS)), TELEMETRY_COLUMNS)
     frame["time_ns"] -= start_ns
     return frame

@@ -134,7 +134,10 @@ class RunLog:
     def release(self) -> None:
         """Give the directory up: the log goes, unless it holds requests that no record has."""
         path = self.directory.path
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # what a full disk refused is still in its buffer
+            self.failure = self.failure or f"the log of finished requests ended early: {error.strerror}"
         if not self._logged or (path / RECORD_FILE).exists():
             (path / LOG_FILE).unlink(missing_ok=True)
             if path.is_dir() and not any(path.iterdir()):

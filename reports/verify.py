@@ -57,6 +57,8 @@ def examine(directory: RunDirectory) -> Verification:
         context = Context.from_dict(record.metrics.get("context") or {})
     except ReportError as error:
         return Verification((*problems, str(error)), ("every number: the tables cannot be read",))
+    if (record.run.get("imported") or {}).get("rows") is False:
+        return Verification(tuple(problems), ("every number: it is a foreign file's own summary",))
     given = {name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy")}
     try:
         problems += _column_problems(requests)

@@ -153,7 +153,8 @@ def used_text(record: RunRecord) -> str:
     used: dict[str, str] = record.backend.get("used") or {}
     if len(set(used.values())) == 1:
         return next(iter(used.values()))
-    return ", ".join(f"{operation} {name}" for operation, name in used.items())
+    each = ", ".join(f"{operation} {name}" for operation, name in used.items())
+    return each or str(record.backend.get("asked") or "?")
 
 
 def print_tuning(record: RunRecord) -> None:
@@ -183,9 +184,10 @@ def headline(record: RunRecord) -> str:
     names = own_names(record)
     device = (record.system.get("device") or {}).get("name", "?")
     counts = record.metrics.get("counts") or {}
+    dtype = record.model.get("dtype") or "?"
     return printable(
         (f"{names}: " if names else "")
-        + f"{record.workload.get('name')} on {record.model.get('name')} ({record.model.get('dtype')}), "
+        + f"{record.workload.get('name')} on {record.model.get('name')} ({dtype}), "
         f"{used_text(record)}, {device}: {counts.get('completed')} of {counts.get('intended')} requests, "
         f"{record.run['status']}"
     )

@@ -19,6 +19,9 @@ NOT_ASKED_FOR = "not asked for (--no-check)"
 """Why it was not, where that was wanted: no failure of the command either."""
 UNCHECKED = NOT_CHECKED + NOT_ASKED_FOR
 
+FOREIGN = "foreign, unverified: imported from "
+"""How the reason begins of a run that another tool measured."""
+
 DISTURBED = "disturbed: "
 """How the reasons begin that are no fault of what was measured: the machine was not its own."""
 
@@ -42,6 +45,7 @@ def of_record(record: RunRecord, telemetry: pd.DataFrame) -> list[str]:
         device.get("processes"),
         record.run.get("error"),
         bool(device.get("interpreter")),
+        (record.run.get("imported") or {}).get("tool"),
     )
 
 
@@ -53,10 +57,13 @@ def reasons(
     foreign_processes: int | None,
     failure: str | None = None,
     interpreted: bool = False,
+    imported: str | None = None,
 ) -> list[str]:
     """One line each; empty = nothing speaks against the run."""
     counts = metrics["counts"]
     found = []
+    if imported is not None:
+        found.append(FOREIGN + imported)
     if failure is not None:
         found.append(f"failed: {failure}")
     if interpreted:

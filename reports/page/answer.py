@@ -21,6 +21,7 @@ from backbench.reports.quantities import (
 )
 from backbench.reports.ratios import ratios
 from backbench.reports.record import RunRecord
+from backbench.reports.record.search import Search, is_search, read_search
 from backbench.reports.tables import stretch
 
 TTFT = quantity("metrics", "ttft_s", "p50")
@@ -122,9 +123,18 @@ def _ratio(found: Ratio) -> list[Words]:
     return [*words, Words(f" ({found.interval})", quiet=True)] if found.interval else words
 
 
+def search_of(arms: Sequence[Arm]) -> Search | None:
+    """The search for the highest load that all these arms are the probes of; None where they are no such."""
+    paths = {arm.experiment for arm in arms}
+    path = paths.pop() if len(paths) == 1 else None
+    return read_search(path) if path is not None and is_search(path) else None
+
+
 def sentences(arms: Sequence[Arm], most: int = 6) -> list[list[Words]]:
-    """One sentence for one arm; else who is fastest, and one for every arm after the first, if they compare
-    at all and are at most `most`."""
+    """What a search found; one sentence for one arm; else who is fastest, and one for every arm after the
+    first, if they compare at all and are at most `most`."""
+    if (search := search_of(arms)) is not None:
+        return [[Words(search.conclusion())]]
     if len(arms) == 1:
         return [one_arm_sentence(arms[0])]
     if arms_incomparable(arms):

@@ -100,7 +100,7 @@ def simulate(machine: Machine, seed: int, requests: int, rate: float) -> tuple[p
         used = sum(-(-(each.computed + len(each.times)) // BLOCK) for each in running)
         row = (len(steps), int(start * 1e9), int(now * 1e9), int(seconds * 3e8), len(running))
         row += (prefill + len(decodes), prefill, len(decodes), context, len(running), waiting)
-        row += (used, BLOCKS, 0, 0, machine.vendor != "cpu" and not prefill)
+        row += (used, BLOCKS, 0, 0, machine.vendor != "cpu" and not prefill, None)
         steps.append(row)
         running = [each for each in running if len(each.times) < each.output]
     rows = []
