@@ -53,10 +53,7 @@ REQUEST_COLUMNS: dict[str, str] = {
 one, but the tokens it got after the run's start took measured time. A later turn of a
 session names the request it `follows`, and is sent `think_ns` after the answer to that one ended."""
 
-LATER_COLUMNS: dict[str, Any] = dict.fromkeys(("turn", "follows", "think_ns"))
-"""Columns that older tables of the same schema lack -> what they say by it."""
-
-LATER_COLUMNS: dict[str, Any] = dict.fromkeys(("device_ns", "sampler_cpu_s"))
+LATER_COLUMNS: dict[str, Any] = dict.fromkeys(("turn", "follows", "think_ns", "device_ns", "sampler_cpu_s"))
 """Columns that older tables of the same schema lack -> what they say by it."""
 
 ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromkeys(
