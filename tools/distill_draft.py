@@ -2,10 +2,10 @@
 
     python tools/distill_draft.py --out engine/checkpoints/tiny-draft
 
-No text is needed: the teacher's own samples, drawn at several temperatures and greedily, are what it is asked to
-continue when it speculates. The student's loss is the divergence of its distribution from the teacher's plus
-the total variation between them: 1 minus that is the share of draft tokens a lossless acceptance keeps (Leviathan
-et al. 2023, theorem 3.5). The last weights are rounded to bf16 and measured once more, in fp32, for the card.
+No text is needed: the teacher's own samples, drawn at several temperatures and greedily, are what the draft
+is to continue. Its loss is the divergence of its distribution from the teacher's plus the total variation
+between them: 1 minus that is the share of draft tokens that a lossless acceptance keeps (Leviathan et al.
+2023, theorem 3.5). The last weights are rounded to bf16 and measured once more, in fp32, for the card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from train_tiny import CONTEXT_TOKENS, HEAD_DIM, ROPE_THETA, device_name, learning_rate_share
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "engine" / "checkpoints"
 TEMPERATURES = (1.0, 1.0, 0.8, 0.6, 0.0)
@@ -132,12 +138,19 @@ def sample(teacher: PreTrainedModel, rows: int, tokens: int) -> torch.Tensor:
 
 
 def distil(
-    student: PreTrainedModel, teacher: PreTrainedModel, train: torch.Tensor, held: torch.Tensor, recipe: Recipe
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    train: torch.Tensor,
+    held: torch.Tensor,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """AdamW under bf16 autocast on a GPU; warm-up, then cosine to zero, by steps or seconds."""
     matrices = [p for p in student.parameters() if p.dim() >= 2]
     scales = [p for p in student.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": scales, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": scales, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
     begin_s, step, progress, next_look = time.monotonic(), 0, 0.0, 0.1
     while progress < 1:
@@ -161,12 +174,15 @@ def distil(
             next_look += 0.1
             accepted = agreement(student, teacher, held)["at temperature 1"]
             seconds = time.monotonic() - begin_s
-            print(f"step {step:6d}  {seconds:6.1f} s  loss {loss.item():.4f}  accepts {accepted[0]:.3f}", flush=True)
+            print(
+                f"step {step:6d}  {seconds:6.1f} s  loss {loss.item():.4f}  accepts {accepted[0]:.3f}",
+                flush=True,
+            )
     return {"steps": step, "seconds": time.monotonic() - begin_s}
 
 
 def divergence(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of the teacher from the student plus their total variation, a mean a token."""
+    """Kullback-Leibler divergence of the teacher from the student plus total variation, mean of a token."""
     p, log_q = F.softmax(wanted, -1), F.log_softmax(given, -1)
     kl = (p * (F.log_softmax(wanted, -1) - log_q)).sum(-1)
     variation = 1 - torch.minimum(p, log_q.exp()).sum(-1)
@@ -177,7 +193,7 @@ def divergence(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 def agreement(
     student: PreTrainedModel, teacher: PreTrainedModel, held: torch.Tensor
 ) -> dict[str, tuple[float, float]]:
-    """(share of drafts that lossless acceptance keeps at temperature 1, share of equal argmax), by kind of text.
+    """(share of drafts that lossless acceptance keeps at temperature 1, share of equal argmax) by text.
 
     The first `SAMPLED_START` tokens of a row are not counted.
     """
@@ -216,34 +232,40 @@ A bundled model of Backbench: the draft for `tiny` in speculative decoding. It i
 
 | | |
 | --- | --- |
-| Architecture | {config.architectures[0]}, {layers}, hidden {config.hidden_size}, {config.num_attention_heads} query and \
-{config.num_key_value_heads} key-value heads of {config.head_dim}, feed-forward {config.intermediate_size}, tied embeddings |
+| Architecture | {config.architectures[0]}, {layers}, hidden {config.hidden_size}, \
+{config.num_attention_heads} query and {config.num_key_value_heads} key-value heads of {config.head_dim}, \
+feed-forward {config.intermediate_size}, tied embeddings |
 | Parameters | {student.num_parameters():,} (bf16) |
 | Tokenizer | that of `tiny` |
 | Context | {config.max_position_embeddings} tokens |
-| On text sampled from `tiny` at temperature 1 | **{plain[0]:.1%}** of its tokens are kept by lossless acceptance; \
-{plain[1]:.1%} of its most likely tokens are those of `tiny` |
+| On text sampled from `tiny` at temperature 1 | **{plain[0]:.1%}** of its tokens are kept by lossless \
+acceptance; {plain[1]:.1%} of its most likely tokens are those of `tiny` |
 | On greedy text of `tiny` | {greedy[1]:.1%} of its most likely tokens are those of `tiny` |
 
-Measured on {result["held out"]} samples of the teacher that it was not trained on (stored bf16 weights, computed in fp32).
+Measured on {result["held out"]} samples of the teacher that it was not trained on (stored bf16 weights, \
+computed in fp32).
 
 ## Data
 
-None but the teacher's: {recipe.samples:,} samples of {recipe.sample_tokens} tokens, drawn from `tiny` at temperatures \
-{", ".join(f"{each:g}" for each in sorted(set(TEMPERATURES)))}. The texts that `tiny` was trained on are named in its card.
+None but the teacher's: {recipe.samples:,} samples of {recipe.sample_tokens} tokens, drawn from `tiny` at \
+temperatures {", ".join(f"{each:g}" for each in sorted(set(TEMPERATURES)))}. \
+The texts that `tiny` was trained on are named in its card.
 The weights are under Backbench's licence, Apache-2.0.
 
 ## Training
 
-{result["steps"]:,} steps of {recipe.batch} samples in {result["seconds"]:.0f} s on {result["device"]}: the teacher's \
-distribution at every token, Kullback-Leibler divergence plus total variation.
-AdamW in bf16 autocast, peak learning rate {recipe.learning_rate:g}, warm-up and cosine to zero, weight decay \
+{result["steps"]:,} steps of {recipe.batch} samples in {result["seconds"]:.0f} s on {result["device"]}: \
+the teacher's distribution at every token, Kullback-Leibler divergence plus total variation.
+AdamW in bf16 autocast, peak learning rate {recipe.learning_rate:g}, warm-up and cosine to zero, \
+weight decay \
 {recipe.weight_decay:g}, seed {recipe.seed}.
 
 To retrain:
 
-    python tools/distill_draft.py --out engine/checkpoints/tiny-draft --layers {recipe.layers} --width {recipe.width} \\
-        --steps {result["steps"]} --batch {recipe.batch} --samples {recipe.samples} --sample-tokens {recipe.sample_tokens} \\
+    python tools/distill_draft.py --out engine/checkpoints/tiny-draft --layers {recipe.layers} \
+--width {recipe.width} \\
+        --steps {result["steps"]} --batch {recipe.batch} --samples {recipe.samples} \
+--sample-tokens {recipe.sample_tokens} \\
         --learning-rate {recipe.learning_rate:g} --weight-decay {recipe.weight_decay:g} --seed {recipe.seed}
 """
 

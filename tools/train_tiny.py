@@ -305,9 +305,7 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
 
 
-def model_card(
-    model: PreTrainedModel, corpus: Corpus, recipe: Recipe, result: dict[str, Any]
-) -> str:
+def model_card(model: PreTrainedModel, corpus: Corpus, recipe: Recipe, result: dict[str, Any]) -> str:
     """The README.md beside the weights."""
     config = model.config
     rows = []

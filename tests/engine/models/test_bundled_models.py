@@ -76,8 +76,9 @@ def test_cards_say_what_a_reader_needs() -> None:
 
 
 # An untrained model gives log(4096) = 8.3 nats a token; on the held-out documents token frequencies give
-# 6.6 and a trigram model 4.1. The training texts are hard-wrapped, so the paragraph is as well.
-MOST_NATS = {"tiny": 3.6, "tiny-draft": 3.9}
+# 6.6 and a trigram model 4.1. The training texts are hard-wrapped, so the paragraph is as well. The draft has
+# learned what `tiny` says, not English: it has to be better than the trigrams.
+MOST_NATS = {"tiny": 3.6, "tiny-draft": 4.1}
 
 
 @pytest.mark.parametrize("name", NAMES)
