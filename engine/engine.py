@@ -12,6 +12,7 @@ import torch
 
 from backbench.backends.interface import Device, Selection
 from backbench.backends.registry import select
+from backbench.engine.beams import Beams, num_candidates
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
 from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
@@ -74,6 +75,10 @@ class Engine:
         self._requests: dict[str, list[Sequence]] = {}
         self._unforked: dict[str, Sequence] = {}
         """Requests with n > 1 whose prompt is not computed yet."""
+        self._beams: dict[str, Beams] = {}
+        """Requests that are beam searches; their sequences in `_requests` are the live beams."""
+        self.peak_beam_blocks = (0, 0)
+        """KV blocks that one search would have taken without sharing, at its most, and those it then held."""
         self._watchers: dict[tuple[str, int], StopWatcher] = {}
         """By request and index, for as long as the sequence lives."""
         self._in_flight: deque[tuple[StepInFlight, int, int, int]] = deque()
@@ -147,14 +152,19 @@ class Engine:
         sequence = self._new_sequence(request_id, 0, token_ids, params, self._arrivals)
         self._arrivals += 1
         self._requests[request_id] = [sequence]
+        if params.beams > 1:
+            blocks = self._most_blocks(len(token_ids) + params.max_tokens, params)
+            self._beams[request_id] = Beams(sequence, self._eos, blocks)
+            return
         if params.n > 1:
             self._unforked[request_id] = sequence
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """Drop a request and its tokens in flight; unknown or finished ones are ignored."""
+        beams = self._beams.pop(request_id, None)
         for sequence in self._requests.pop(request_id, []):
-            if sequence.finish_reason is None:
+            if sequence.finish_reason is None and (beams is None or beams.started):
                 self.scheduler.finish(sequence, "abort")
             self._watchers.pop((request_id, sequence.index), None)
         self._unforked.pop(request_id, None)
@@ -218,11 +228,18 @@ class Engine:
         start = device_seconds()
         params = params or SamplingParams()
         sampled = params.temperature > 0
-        self.runner.capture(sampled=sampled, filtered=sampled and params.filters, logprobs=params.logprobs)
+        self.runner.capture(
+            sampled=sampled,
+            filtered=sampled and params.filters,
+            logprobs=params.logprobs,
+            candidates=num_candidates(params, self._eos) if params.beams > 1 else 0,
+        )
         capacity = min(self.limits.max_len, self.pool.num_blocks * self.pool.block_size)
         outputs = min(4, capacity - 1)
         if outputs > 0:
-            short = replace(params, max_tokens=outputs, n=1, ignore_eos=True, forced_tokens=None, stop=())
+            short = replace(
+                params, max_tokens=outputs, n=1, beams=1, ignore_eos=True, forced_tokens=None, stop=()
+            )
             for batch in self._warm_up_batches(capacity - outputs):
                 self.generate(batch, short)
         self.reset_prefix_cache()
@@ -258,6 +275,7 @@ class Engine:
         self._steps = 0
         self.scheduler.preemptions = 0
         self.peak_blocks_used = 0
+        self.peak_beam_blocks = (0, 0)
         self.runner.graph_misses = 0
 
     def take_step_stats(self) -> list[StepStats]:
@@ -273,7 +291,11 @@ class Engine:
             "graphs_captured": self.runner.num_graphs,
             "graph_misses": self.runner.graph_misses,
             "preemptions": self.scheduler.preemptions,
-        }
+        } | (self._beam_blocks() if self.peak_beam_blocks[0] else {})
+
+    def _beam_blocks(self) -> dict[str, int]:
+        unshared, held = self.peak_beam_blocks
+        return {"beam_blocks_peak": held, "beam_blocks_peak_unshared": unshared}
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights, held and read a step, and of the KV pool, reserved and used at its peak."""
@@ -304,7 +326,13 @@ class Engine:
                 f"{named} needs {len(token_ids)} + {params.max_tokens} tokens, more than the "
                 f"context of {max_len}; shorten the prompt or max_tokens."
             )
-        blocks = -(-(total - 1) // self.pool.block_size) + (params.n > 1)
+        if params.beams > self.limits.max_seqs:
+            raise EngineError(
+                f"{named} has {params.beams} beams, more than --max-seqs {self.limits.max_seqs}."
+            )
+        if params.beams > 1 and num_candidates(params, self._eos) > vocab:
+            raise EngineError(f"{named} has {params.beams} beams, too many for a vocabulary of {vocab}.")
+        blocks = self._most_blocks(total, params)
         if blocks > self.pool.num_blocks:
             raise EngineError(
                 f"{named} needs {blocks} KV blocks, more than the whole pool of "
@@ -316,6 +344,26 @@ class Engine:
             )
         return token_ids
 
+    def _most_blocks(self, total: int, params: SamplingParams) -> int:
+        """KV blocks without which a request of `total` tokens may not end.
+
+        Sequences of one prompt can take turns; beams cannot, and may share nothing in the end.
+        """
+        blocks = -(-(total - 1) // self.pool.block_size)
+        return params.beams * blocks if params.beams > 1 else blocks + (params.n > 1)
+
+    def _start_searches(self) -> None:
+        """Hand those searches to the scheduler, in order, that fit beside the ones that have started."""
+        places, blocks = self.limits.max_seqs, self.pool.num_blocks
+        for beams in self._beams.values():
+            places -= beams.width
+            blocks -= beams.most_blocks
+            if places < 0 or blocks < 0:
+                return
+            if not beams.started:
+                beams.started = True
+                self.scheduler.add(beams.live[0])
+
     def _land_the_last(self) -> None:
         """With no request left, land what is in flight: an engine without requests is idle."""
         while self._in_flight and not self._requests:
@@ -323,6 +371,8 @@ class Engine:
 
     def _launch(self) -> bool:
         start = time.perf_counter_ns()
+        if self._beams:
+            self._start_searches()
         plan = self.scheduler.schedule()
         if not plan.slices:
             return False
@@ -342,7 +392,10 @@ class Engine:
             sequence = part.sequence
             sampled = tokens[sample] if part.samples else None
             counts = self.scheduler.land(part, sampled)
-            if counts:
+            if counts and sequence.request_id in self._beams:
+                found = step.candidates(sample, sequence.num_candidates)
+                visible += self._advance_beams(sequence, found)
+            elif counts:
                 assert sampled is not None
                 self._fork_if_ready(sequence)
                 reason = self._stop_reason(sequence, sampled)
@@ -381,6 +434,20 @@ class Engine:
             family.append(self._new_sequence(parent.request_id, index, prompt, parent.params, parent.order))
         for child in reversed(family[1:]):
             self.scheduler.fork(parent, child)
+
+    def _advance_beams(self, sequence: Sequence, found: list[tuple[int, float]]) -> list[Token]:
+        """A beam's next tokens have landed; the search's own once it has ended."""
+        request_id, params = sequence.request_id, sequence.params
+        beams = self._beams[request_id]
+        ended = beams.landed(sequence, found, self.scheduler)
+        self._requests[request_id] = beams.live
+        self.peak_beam_blocks = max(self.peak_beam_blocks, beams.blocks())
+        if not ended:
+            return []
+        for each in beams.live:
+            self.scheduler.finish(each, "beam dropped")
+        del self._requests[request_id], self._beams[request_id]
+        return beams.tokens(request_id, params.n)
 
     def _stop_reason(self, sequence: Sequence, token: int) -> str | None:
         params = sequence.params

@@ -277,6 +277,7 @@ class StepBuffers:
             if not part.samples:
                 continue
             sequence = part.sequence
+            inputs.candidates = max(inputs.candidates, sequence.num_candidates)
             seqs.append(i if i < plan.num_decodes else i + padding)
             rows.append(sequence.row)
             params.append(sequence.params)
@@ -320,6 +321,7 @@ class StepInputs:
         "all_greedy",
         "any_filter",
         "any_forced",
+        "candidates",
         "context_tokens",
         "logprobs",
         "max_len",
@@ -346,6 +348,8 @@ class StepInputs:
         self.any_filter = False
         self.any_forced = False
         self.logprobs = False
+        self.candidates = 0
+        """Most likely tokens to be returned of each row that samples."""
 
 
 def _staging(sizes: StepSizes, pinned: bool) -> Staging:

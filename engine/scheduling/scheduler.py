@@ -73,8 +73,11 @@ class Scheduler:
         """Those of them that no plan has told of."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self.waiting.append(sequence)
+        """Queue a sequence behind those that arrived before it."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].order > sequence.order:
+            place -= 1
+        self.waiting.insert(place, sequence)
 
     def schedule(self) -> StepPlan:
         """Plan the next step and advance every count as if it had run.
@@ -131,16 +134,17 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Start `child`, a sequence of the same prompt, on the blocks of `parent`, whose prompt is computed.
+        """Start `child` on the blocks of `parent`, which has computed all tokens of its prompt, or all but
+        the last.
 
-        The child recomputes the prompt's last token for its logits; that write copies the shared block.
+        The child computes the prompt's last token for its logits; that write copies the shared block.
         Without a free place it queues first in line instead, and shares through the prefix cache only.
         """
         full = len(self.running) >= self.limits.max_seqs or not self._free_rows
-        if full or not parent.running or parent.num_landed < parent.prompt_len:
-            self.waiting.appendleft(child)
+        if full or not parent.running or parent.num_landed < child.prompt_len - 1:
+            self._return(child)
             return
-        child.blocks = parent.blocks[: -(-parent.prompt_len // self.pool.block_size)]
+        child.blocks = parent.blocks[: -(-child.prompt_len // self.pool.block_size)]
         self.pool.acquire(child.blocks)
         child.forked = parent.forked = True
         child.num_computed = child.num_landed = child.prompt_len - 1
@@ -211,9 +215,16 @@ class Scheduler:
         victim.num_computed = 0
         victim.preempted = True
         self._stop_running(victim)
-        self.waiting.appendleft(victim)
+        self._return(victim)
         self.preemptions += 1
         self._untold_preemptions += 1
+
+    def _return(self, sequence: Sequence) -> None:
+        """Queue a sequence before those that arrived with it or later."""
+        place = 0
+        while place < len(self.waiting) and self.waiting[place].order < sequence.order:
+            place += 1
+        self.waiting.insert(place, sequence)
 
     def _blocks_needed(self, sequence: Sequence, count: int) -> int:
         """Fresh blocks that computing `count` more tokens takes, copies of shared ones included."""

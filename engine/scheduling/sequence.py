@@ -20,6 +20,7 @@ class Sequence:
         "forked",
         "in_flight",
         "index",
+        "num_candidates",
         "num_computed",
         "num_landed",
         "num_published",
@@ -54,6 +55,8 @@ class Sequence:
         """Tokens whose K and V are in the cache once the steps in flight are done."""
         self.num_landed = 0
         """Tokens whose K and V are in the cache now."""
+        self.num_candidates = 0
+        """How many of the most likely next tokens a beam search asks for."""
         self.in_flight = 0
         """Steps in flight that include this sequence."""
         self.blocks: list[int] = []
