@@ -1,0 +1,49 @@
+"""Synthetic acceptance: every pass runs, only whether a draft is accepted is drawn. Not for accuracy.
+
+Random weights accept nothing real, and real ones accept what the text allows; asked for a rate, a run shows
+what that rate is worth on a device. Drafts are those of prompt lookup, at its cost, filled up to their full
+length; accepted ones become output as they were drafted, so that the KV cache holds what the output says.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from backbench.backends.noise import mix, noise_key
+from backbench.engine.scheduling.blocks import BlockPool
+from backbench.engine.scheduling.scheduler import Slice, StepPlan
+from backbench.engine.speculation.ngram import lookup
+from backbench.engine.speculation.proposer import Proposer
+
+STREAM = 0x5BEC
+"""Keeps these draws apart from those that sample tokens."""
+
+
+class SyntheticProposer(Proposer):
+    """Always drafts as many tokens as it may."""
+
+    accurate = False
+
+    def __init__(self, rates: tuple[float, ...], vocab_size: int) -> None:
+        """rates: each drafted token's chance to be accepted where those before it were."""
+        self.rates = rates
+        self.vocab_size = vocab_size
+
+    def propose(self, plan: StepPlan, rooms: list[int], pool: BlockPool) -> list[list[int]]:
+        found = []
+        for part, room in zip(plan.slices, rooms, strict=False):
+            drafted = lookup(part.sequence, room)
+            found.append(drafted or [mix(part.start + i) % self.vocab_size for i in range(room)])
+        return found
+
+    def accepted(self, part: Slice, drawn: list[int]) -> int:
+        """Whatever the model drew: fixed by request, seed and place in the output, in any batch."""
+        sequence = part.sequence
+        stream = zlib.crc32(sequence.request_id.encode()) ^ STREAM
+        count = 0
+        for rate in self.rates[: len(part.draft)]:
+            tossed = noise_key(sequence.seed, mix(stream) ^ (part.draw + count))
+            if tossed >= rate * 2.0**32:
+                break
+            count += 1
+        return count
