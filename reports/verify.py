@@ -57,7 +57,9 @@ def examine(directory: RunDirectory) -> Verification:
         context = Context.from_dict(record.metrics.get("context") or {})
     except ReportError as error:
         return Verification((*problems, str(error)), ("every number: the tables cannot be read",))
-    given = {name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy")}
+    given = {
+        name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy", "speculation")
+    }
     try:
         problems += _column_problems(requests)
         run = RunTables.read(requests, steps, context, telemetry, given)
@@ -169,6 +171,8 @@ def _cannot(metric: Metric, run: RunTables) -> bool:
         return not isinstance(run.given["correctness"].get("differences"), list)
     if section == "accuracy":
         return not isinstance(run.given["accuracy"].get("sequences"), dict)
+    if section == "speculation":
+        return not isinstance(run.given["speculation"].get("outcomes"), dict)
     return False
 
 

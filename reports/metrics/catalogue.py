@@ -14,6 +14,7 @@ from backbench.reports.metrics import (
     outcome,
     roofline,
     schedule,
+    speculation,
     throughput,
 )
 from backbench.reports.metrics.metric import Metric
@@ -30,6 +31,7 @@ METRICS: tuple[Metric, ...] = (
     *schedule.METRICS,
     *correctness.METRICS,
     *accuracy.METRICS,
+    *speculation.METRICS,
     *disturbance.METRICS,
 )
 
