@@ -145,6 +145,7 @@ class DraftProposer(Proposer):
                 behind = Slice(part.sequence, start, count, samples, part.draw)
                 longer.append((index if samples else None, behind))
             state.tokens = max(state.tokens, start + count)
+        self.steady = all(index is not None and part.num_tokens == 2 for index, part in longer)
         first = StepPlan([part for _, part in decodes] + [part for _, part in longer], len(decodes))
         first.num_tokens = sum(part.num_tokens for part in first.slices)
         return first, [index for index, _ in [*decodes, *longer] if index is not None]

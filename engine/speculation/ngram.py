@@ -58,6 +58,7 @@ class NgramProposer(Proposer):
     """Each sequence keeps an index of its own n-grams, so a look-up does not grow with its length."""
 
     def propose(self, plan: StepPlan, rooms: list[int], pool: BlockPool) -> list[list[int]]:
+        self.steady = all(part.sequence.proposer_state for part in plan.slices[: len(rooms)])
         return [lookup(part.sequence, room) for part, room in zip(plan.slices, rooms, strict=False)]
 
 

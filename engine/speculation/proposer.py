@@ -15,6 +15,8 @@ class Proposer(ABC):
 
     accurate = True
     """False where acceptance is drawn, and the output means nothing."""
+    steady = True
+    """False where the last drafts took longer than the next will: what came before them had to be read."""
 
     @abstractmethod
     def propose(self, plan: StepPlan, rooms: list[int], pool: BlockPool) -> list[list[int]]:

@@ -36,6 +36,8 @@ class Drafts:
     num_decodes: int = 0
     draft_ns: int = 0
     """Time drafting took."""
+    steady: bool = True
+    """False where it took longer than it will (`Proposer.steady`)."""
     results: list[tuple[int, int]] = field(default_factory=list)
     """(tokens drafted, accepted) of every sequence that had a draft."""
 
@@ -78,6 +80,7 @@ class Speculator:
         rooms = [scheduler.reserve(plan, part, tokens) for part in decodes]
         proposed = self.proposer.propose(plan, rooms, scheduler.pool)
         drafts.draft_ns = time.perf_counter_ns() - start
+        drafts.steady = self.proposer.steady
         for part, room, drafted in zip(decodes, rooms, proposed, strict=True):
             if self.padding:
                 drafted = [*drafted, *[0] * (room - len(drafted))]
@@ -115,10 +118,10 @@ class Speculator:
         return [*part.draft[:count], drawn[count]]
 
     def observe(self, drafts: Drafts, seconds: float, *, decodes_only: bool) -> None:
-        """Take in a step that has landed; its time counts where it computed no prompt."""
+        """Take in a step that has landed; its time counts where neither model computed a prompt."""
         if drafts.asked and drafts.num_decodes:
             self.length.observe_acceptance(drafts.num_decodes, drafts.results)
-        if not decodes_only:
+        if not decodes_only or not drafts.steady:
             return
         if drafts.asked:
             self.length.observe_drafted(drafts.num_running, drafts.asked if drafts.results else 0, seconds)

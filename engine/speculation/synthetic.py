@@ -30,6 +30,7 @@ class SyntheticProposer(Proposer):
         self.vocab_size = vocab_size
 
     def propose(self, plan: StepPlan, rooms: list[int], pool: BlockPool) -> list[list[int]]:
+        self.steady = all(part.sequence.proposer_state for part in plan.slices[: len(rooms)])
         found = []
         for part, room in zip(plan.slices, rooms, strict=False):
             drafted = lookup(part.sequence, room)
