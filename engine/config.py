@@ -148,14 +148,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         settle(self, EngineError)
-        if self.speculation_sampling == "rejection" and (
-            self.speculation is None or not self.speculation.accurate
-        ):
-            raise EngineError(
-                "--speculation-sampling rejection needs real drafts; add --speculate ngram:K or draft:MODEL:K"
-            )
 
     @property
     def speculation(self) -> Speculation | None:
-        """What `speculate` asks for; None = nothing."""
-        return None if self.speculate is None else parse_speculation(self.speculate)
+        """What `speculate` asks for; None = nothing. Raises EngineError where the sampling needs more."""
+        asked = None if self.speculate is None else parse_speculation(self.speculate)
+        if self.speculation_sampling == "rejection" and (asked is None or not asked.accurate):
+            raise EngineError(
+                "--speculation-sampling rejection needs drafts; add --speculate ngram:K or draft:MODEL:K."
+            )
+        return asked
