@@ -32,8 +32,8 @@ class _Index:
         self.indexed = len(token_ids) - 1
         """The n-grams that end at or before this length are in `ends`."""
         tokens = np.array(token_ids[:-1], dtype=np.uint64)
-        hashes = tokens
-        for length in range(2, LONGEST + 1):
+        hashes = np.zeros(len(tokens) + 1, dtype=np.uint64)
+        for length in range(1, LONGEST + 1):
             hashes = hashes[:-1] * np.uint64(FACTOR) + tokens[length - 1 :]
             if length >= SHORTEST:
                 self.ends[length] = dict(zip(hashes.tolist(), range(length, len(token_ids)), strict=False))
