@@ -299,6 +299,7 @@ class Engine:
             "graphs_captured": self.runner.num_graphs,
             "graph_misses": self.runner.graph_misses,
             "preemptions": self.scheduler.preemptions,
+            **({} if self.speculator is None else {"draft_model": self.speculator.draft_model}),
         }
 
     def memory(self) -> dict[str, int]:
@@ -380,7 +381,7 @@ class Engine:
         sample = 0
         for part in step.plan.slices:
             sequence = part.sequence
-            if part.draft and drafts is not None:
+            if drafts is not None and part.draft:
                 here = slice(sample, sample + part.samples)
                 told = None if logprobs is None or top_tokens is None else (logprobs[here], top_tokens[here])
                 visible += self._land_drafted(part, drafts, tokens[here], told)

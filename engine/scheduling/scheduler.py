@@ -163,7 +163,7 @@ class Scheduler:
         sequence = part.sequence
         sequence.in_flight -= 1
         ended = sequence.finish_reason is not None
-        counts = bool(part.samples) and not ended
+        counts = part.samples > 0 and not ended
         if counts:
             assert token is not None
             sequence.token_ids.append(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,6 +30,8 @@ class DraftModel:
 
     decoder: Decoder
     operations: Operations
+    facts: dict[str, Any]
+    """Which model it is, for the record."""
 
     @classmethod
     def open(
@@ -65,7 +68,8 @@ class DraftModel:
         )
         weights = source.load_weights(device.torch_device, dtype)
         decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits)
-        return cls(decoder, selection.operations)
+        facts = {key: source.describe()[key] for key in ("name", "revision", "num_parameters")}
+        return cls(decoder, selection.operations, facts)
 
 
 def open_speculator(
@@ -86,4 +90,7 @@ def open_speculator(
         proposer = SyntheticProposer(asked.rates, vocab_size)
     else:
         proposer = NgramProposer()
-    return Speculator(proposer, asked.tokens, adaptive=config.adaptive_drafts, rejection=rejection)
+    facts = None if draft is None else draft.facts
+    return Speculator(
+        proposer, asked.tokens, adaptive=config.adaptive_drafts, rejection=rejection, draft_model=facts
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,12 +50,22 @@ NO_DRAFTS = Drafts()
 class Speculator:
     """Asks the proposer, puts its drafts into plans, and judges them."""
 
-    def __init__(self, proposer: Proposer, tokens: int, *, adaptive: bool, rejection: bool = False) -> None:
+    def __init__(
+        self,
+        proposer: Proposer,
+        tokens: int,
+        *,
+        adaptive: bool,
+        rejection: bool = False,
+        draft_model: dict[str, Any] | None = None,
+    ) -> None:
+        """draft_model: which model drafts, for the record."""
         self.proposer = proposer
         self.tokens = tokens
         self.length = AdaptiveLength(tokens)
         self.adaptive = adaptive
         self.rejection = rejection
+        self.draft_model = draft_model
         self.padding = False
         """Every draft is filled up to its full length: a warm-up has to see every launch."""
 

@@ -36,6 +36,17 @@ def test_the_record_tells_what_was_drafted(tmp_path: Path) -> None:
     assert any("acceptance was drawn" in reason for reason in record.validity)
 
 
+def test_a_model_that_drafts_is_named_and_counted(tmp_path: Path) -> None:
+    record = run(tmp_path, "a", "-m", "tiny", "--speculate", "draft:tiny-draft:2", "--no-adaptive-drafts")
+    assert record.engine["draft_model"]["name"] == "tiny-draft"
+    assert record.engine["draft_model"]["num_parameters"] < record.model["num_parameters"]
+    assert record.speculation["accepted_tokens"] > 0 and 0 < record.speculation["draft_share"] < 1
+    assert record.speculation["drafted_step_s"] > 0
+    plain = run(tmp_path, "b", "-m", "tiny")
+    assert "draft_model" not in plain.engine
+    assert record.memory["weights_bytes"] > plain.memory["weights_bytes"]
+
+
 def test_drawn_acceptance_compares_with_its_like_alone(tmp_path: Path) -> None:
     plain = run(tmp_path, "plain")
     ngram = run(tmp_path, "ngram", "--speculate", "ngram:3")
