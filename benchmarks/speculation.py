@@ -2,6 +2,7 @@
 
     python benchmarks/speculation.py                  the CPU: `tiny`, repetitive text and other
     python benchmarks/speculation.py --device-rows    a GPU: random weights, acceptance drawn (no accuracy)
+    python benchmarks/speculation.py --layouts        a GPU: the two layouts of captured steps with drafts
     python benchmarks/speculation.py --check          the same tokens in fp32; on a GPU captured and eager
 
 A row is the time of all steps without prompts, plain over speculating, for the same requests; both engines
@@ -30,6 +31,7 @@ import torch
 from backbench.backends.interface.device import detect
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
+from backbench.engine.execution import runner
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.perplexity import split_corpus, topics_corpus
 from backbench.engine.request import SamplingParams, StepStats
@@ -231,6 +233,30 @@ def device_rows(models: Sequence[str], repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+def layout_rows(repeats: int) -> list[dict[str, Any]]:
+    """Captured steps with drafts laid out as prompts of several tokens and as decodes of one: what
+    `FEW_DRAFTED` decides. Drafts at any price, so that both verify the same number of tokens."""
+    batches, model = (1, 2, 4, 8, 16, 32), "shape:qwen3-0.6b"
+    settings = {
+        "max_seqs": 192,
+        "max_step_tokens": 8192,
+        "max_len": 1024,
+        "block_size": 64,
+        "num_blocks": 500,
+    }
+    plain, drafting = open_pair(model, "triton", SYNTHETIC, torch.bfloat16, adaptive_drafts=False, **settings)
+    vocab, rows, usual = plain.model_config.vocab_size, [], runner.FEW_DRAFTED
+    for batch in batches:
+        rng = random.Random(batch)
+        prompts = [[rng.randrange(vocab) for _ in range(INPUT)] for _ in range(batch)]
+        for layout, few in (("prompts", 0), ("decodes", 512)):
+            runner.FEW_DRAFTED = few
+            name = f"qwen3-0.6b bs{batch} {SYNTHETIC} as {layout}"
+            rows.append(side_by_side(name, plain, drafting, prompts, params_of(batch, OUTPUT), repeats))
+    runner.FEW_DRAFTED = usual
+    return rows
+
+
 def cpu_rows(repeats: int, batches: Sequence[int]) -> list[dict[str, Any]]:
     """`tiny` in fp32 goes on with English text it was not trained on: 64 tokens in, 192 out."""
     prompts = split_corpus(topics_corpus(), find_model("tiny").tokenizer(), length=64, limit=64)[::8]
@@ -308,6 +334,9 @@ def main() -> None:
     parser.add_argument(
         "--check", action="store_true", help="fp32 tokens with and without speculation; exit 1 if not"
     )
+    parser.add_argument(
+        "--layouts", action="store_true", help="rows of both layouts of captured drafts, on a GPU"
+    )
     parser.add_argument("--batches", default="1,4", help="requests at once in the CPU rows")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON")
@@ -318,6 +347,8 @@ def main() -> None:
         print("check passed" if passed else "CHECK FAILED", flush=True)
     if options.device_rows:
         rows = device_rows(options.models.split(","), options.repeats)
+    elif options.layouts:
+        rows = layout_rows(options.repeats)
     elif not options.check:
         rows = cpu_rows(options.repeats, [int(batch) for batch in options.batches.split(",")])
     if options.out:
