@@ -21,7 +21,7 @@ from backbench.engine.execution.step_shape import StepShape
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Wanted
 from backbench.engine.request import SamplingParams
-from backbench.engine.scheduling.scheduler import Slice, StepPlan
+from backbench.engine.scheduling.scheduler import StepPlan
 
 
 class RequestTables:
@@ -95,11 +95,9 @@ class StepBuffers:
         self._fill_copies(plan, host, inputs)
         if plan.num_drafted == 0:
             self._fill_decodes(plan, host)
-            self._fill_prefills(plan.slices[plan.num_decodes :], host, shape)
-        elif live.query:
-            self._fill_prefills(plan.slices, host, shape)
+            self._fill_prefills(plan, host, shape)
         else:
-            self._fill_drafted(plan, host)
+            self._fill_drafted(plan, host, live)
         self._fill_padding(host, shape, live)
         self._fill_sampling(plan, host, inputs)
         lengths = host.seq_lens[: shape.num_seqs]
@@ -224,29 +222,36 @@ class StepBuffers:
         host.slot_mapping[:count] = table[rows, positions // size] * size + positions % size
         host.seq_lens[:count] = host.positions[:count] + 1
 
-    def _fill_drafted(self, plan: StepPlan, host: StepArrays[np.ndarray]) -> None:
-        """Known and drafted tokens, each as a decode of its own: it sees the keys up to its own position."""
+    def _fill_drafted(self, plan: StepPlan, host: StepArrays[np.ndarray], live: StepShape) -> None:
+        """Known and drafted tokens: a sequence's row has all of its own, or, laid out as decodes, each is one
+        that sees the keys up to its own position. The host knows every token of such a step."""
         count, size, table = plan.num_tokens, self.block_size, self.tables.host_blocks
-        ids, starts, rows = list[int](), list[int](), list[int]()
+        ids, places, rows = list[int](), list[int](), list[int]()
         for part in plan.slices:
-            ids += [part.sequence.token_ids[part.start], *part.draft]
-            starts += range(part.start, part.start + part.num_tokens)
+            end = part.start + part.num_tokens
+            ids += part.sequence.token_ids[part.start : end]
+            ids += part.draft
+            places += range(part.start, end)
             rows += [part.sequence.row] * part.num_tokens
         positions = host.positions[:count]
-        positions[:] = starts
+        positions[:] = places
         host.ids[:count] = ids
-        host.rows[:count] = rows
         host.slot_mapping[:count] = table[rows, positions // size] * size + positions % size
-        host.seq_lens[:count] = positions + 1
+        if live.query == 0:
+            host.rows[:count] = rows
+            host.seq_lens[:count] = positions + 1
+            return
+        seqs = len(plan.slices)
+        np.cumsum([part.num_tokens for part in plan.slices], out=host.query_start[1 : seqs + 1])
+        host.rows[:seqs] = [part.sequence.row for part in plan.slices]
+        host.seq_lens[:seqs] = positions[host.query_start[1 : seqs + 1] - 1] + 1
 
-    def _fill_prefills(self, slices: list[Slice], host: StepArrays[np.ndarray], shape: StepShape) -> None:
+    def _fill_prefills(self, plan: StepPlan, host: StepArrays[np.ndarray], shape: StepShape) -> None:
         size, table, offset = self.block_size, self.tables.host_blocks, shape.decodes
-        for i, part in enumerate(slices, start=shape.decodes):
+        for i, part in enumerate(plan.slices[plan.num_decodes :], start=shape.decodes):
             sequence, start, count = part.sequence, part.start, part.num_tokens
             tokens = slice(offset, offset + count)
             known = sequence.token_ids[start : start + count]
-            if part.draft:
-                known += part.draft
             host.ids[tokens] = known + [-1 - sequence.row] * (count - len(known))
             position = np.arange(start, start + count)
             host.positions[tokens] = position
