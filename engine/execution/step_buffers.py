@@ -223,8 +223,8 @@ class StepBuffers:
         host.seq_lens[:count] = host.positions[:count] + 1
 
     def _fill_drafted(self, plan: StepPlan, host: StepArrays[np.ndarray], live: StepShape) -> None:
-        """Known and drafted tokens: a sequence's row has all of its own, or, laid out as decodes, each is one
-        that sees the keys up to its own position. The host knows every token of such a step."""
+        """Known and drafted tokens: a sequence's row has all of its own or, laid out as decodes, each has a row
+        and sees the keys up to its own position. The host knows every token of such a step."""
         count, size, table = plan.num_tokens, self.block_size, self.tables.host_blocks
         ids, places, rows = list[int](), list[int](), list[int]()
         for part in plan.slices:

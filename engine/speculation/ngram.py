@@ -19,6 +19,7 @@ SHORTEST, LONGEST = 2, 4
 FACTOR = 0x9E3779B97F4A7C15
 """Of the polynomial that hashes an n-gram to 64 bits. Two of one hash would make a poor guess at worst."""
 MASK = 2**64 - 1
+POWERS = tuple(pow(FACTOR, power, 2**64) for power in range(LONGEST))
 
 
 class _Index:
@@ -41,17 +42,19 @@ class _Index:
     def extend(self, token_ids: list[int]) -> None:
         """Take in all n-grams but those that end with the sequence."""
         for end in range(self.indexed + 1, len(token_ids)):
-            for length, ends in self.ends.items():
-                if end >= length:
-                    ends[_hash(token_ids[end - length : end])] = end
+            hashes = _hashes(token_ids, end)
+            for length in range(SHORTEST, len(hashes) + 1):
+                self.ends[length][hashes[length - 1]] = end
         self.indexed = len(token_ids) - 1
 
 
-def _hash(tokens: list[int]) -> int:
-    value = 0
-    for token in tokens:
-        value = (value * FACTOR + token) & MASK
-    return value
+def _hashes(token_ids: list[int], end: int) -> list[int]:
+    """Of the n-grams that end there, one token long to LONGEST: each has an older token more than the last."""
+    value, found = 0, []
+    for length in range(1, min(LONGEST, end) + 1):
+        value = (value + token_ids[end - length] * POWERS[length - 1]) & MASK
+        found.append(value)
+    return found
 
 
 class NgramProposer(Proposer):
@@ -71,8 +74,9 @@ def lookup(sequence: Sequence, tokens: int) -> list[int]:
     else:
         index.extend(known)
     count = len(known)
-    for length in range(min(LONGEST, count - 1), SHORTEST - 1, -1):
-        end = index.ends[length].get(_hash(known[count - length :]))
+    hashes = _hashes(known, count)
+    for length in range(len(hashes), SHORTEST - 1, -1):
+        end = index.ends[length].get(hashes[length - 1])
         if end is not None:
             copied = known[end : end + tokens]
             while len(copied) < tokens:

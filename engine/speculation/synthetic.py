@@ -17,6 +17,8 @@ from backbench.engine.speculation.proposer import Proposer
 
 STREAM = 0x5BEC
 """Keeps these draws apart from those that sample tokens."""
+STRIDE = 7919
+"""A prime: drafts without a match are any tokens, and not all alike."""
 
 
 class SyntheticProposer(Proposer):
@@ -34,7 +36,8 @@ class SyntheticProposer(Proposer):
         found = []
         for part, room in zip(plan.slices, rooms, strict=False):
             drafted = lookup(part.sequence, room)
-            found.append(drafted or [mix(part.start + i) % self.vocab_size for i in range(room)])
+            places = range(part.start, part.start + room)
+            found.append(drafted or [STRIDE * place % self.vocab_size for place in places])
         return found
 
     def accepted(self, part: Slice, drawn: list[int]) -> int:
