@@ -258,14 +258,14 @@ def layout_rows(repeats: int) -> list[dict[str, Any]]:
 
 
 def cpu_rows(repeats: int, batches: Sequence[int]) -> list[dict[str, Any]]:
-    """`tiny` in fp32 goes on with English text it was not trained on: 64 tokens in, 192 out."""
+    """`tiny` in fp32 goes on with English text it was not trained on: 64 tokens in, 256 out."""
     prompts = split_corpus(topics_corpus(), find_model("tiny").tokenizer(), length=64, limit=64)[::8]
     rows = []
     for asked, temperature, text in CPU_ROWS:
         plain, drafting = open_pair("tiny", "sdpa", asked, torch.float32, max_seqs=8, max_step_tokens=2048)
         for batch in batches:
             name = f"tiny bs{batch} {asked} {text}"
-            params = params_of(batch, 192, temperature)
+            params = params_of(batch, 256, temperature)
             rows.append(side_by_side(name, plain, drafting, prompts[:batch], params, repeats))
     return rows
 

@@ -223,7 +223,7 @@ class StepBuffers:
         host.seq_lens[:count] = host.positions[:count] + 1
 
     def _fill_drafted(self, plan: StepPlan, host: StepArrays[np.ndarray], live: StepShape) -> None:
-        """Known and drafted tokens: a sequence's row has all of its own or, laid out as decodes, each has a row
+        """Known and drafted tokens: a sequence's row has all of its own or, laid out as decodes, each has one
         and sees the keys up to its own position. The host knows every token of such a step."""
         count, size, table = plan.num_tokens, self.block_size, self.tables.host_blocks
         ids, places, rows = list[int](), list[int](), list[int]()

@@ -49,7 +49,7 @@ class _Index:
 
 
 def _hashes(token_ids: list[int], end: int) -> list[int]:
-    """Of the n-grams that end there, one token long to LONGEST: each has an older token more than the last."""
+    """Of the n-grams that end there, one token long to LONGEST: each an older token more than the last."""
     value, found = 0, []
     for length in range(1, min(LONGEST, end) + 1):
         value = (value + token_ids[end - length] * POWERS[length - 1]) & MASK

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 
-from backbench.backends.noise import mix, noise_key
+from backbench.backends.noise import MASK, mix
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import Slice, StepPlan
 from backbench.engine.speculation.ngram import lookup
@@ -43,10 +43,10 @@ class SyntheticProposer(Proposer):
     def accepted(self, part: Slice, drawn: list[int]) -> int:
         """Whatever the model drew: fixed by request, seed and place in the output, in any batch."""
         sequence = part.sequence
-        stream = zlib.crc32(sequence.request_id.encode()) ^ STREAM
+        stream = mix((zlib.crc32(sequence.request_id.encode()) ^ STREAM ^ sequence.seed) & MASK)
         count = 0
         for rate in self.rates[: len(part.draft)]:
-            tossed = noise_key(sequence.seed, mix(stream) ^ (part.draw + count))
+            tossed = mix((stream + part.draw + count) & MASK)
             if tossed >= rate * 2.0**32:
                 break
             count += 1
