@@ -29,9 +29,11 @@ from backbench.engine.request import (
     shown,
 )
 from backbench.engine.scheduling.blocks import BlockPool
-from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
+from backbench.engine.scheduling.scheduler import Scheduler, Slice, StepPlan
 from backbench.engine.scheduling.sequence import Sequence
 from backbench.engine.scheduling.stopping import StopWatcher
+from backbench.engine.speculation.opening import DraftModel, open_speculator
+from backbench.engine.speculation.speculator import NO_DRAFTS, Drafts, Speculator
 from backbench.errors import EngineError
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Engine:
         weights: Weights,
         tokenizer: Any = None,
         max_steps_in_flight: int = 1,
+        speculator: Speculator | None = None,
     ) -> None:
         """`limits`: what `config` left open, decided; see `Engine.open`."""
         self.selection = selection
@@ -70,7 +73,9 @@ class Engine:
         self.decoder = decoder
         self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache)
         self.scheduler = Scheduler(self.pool, limits)
-        self.runner = Runner(decoder, selection.operations, limits, graphs=config.graphs)
+        captured = config.graphs and config.speculation_sampling == "exact"
+        self.runner = Runner(decoder, selection.operations, limits, graphs=captured)
+        self.speculator = speculator
         self.peak_blocks_used = 0
         self._requests: dict[str, list[Sequence]] = {}
         self._unforked: dict[str, Sequence] = {}
@@ -81,8 +86,10 @@ class Engine:
         """KV blocks that one search would have taken without sharing, at its most, and those it then held."""
         self._watchers: dict[tuple[str, int], StopWatcher] = {}
         """By request and index, for as long as the sequence lives."""
-        self._in_flight: deque[tuple[StepInFlight, int, int, int]] = deque()
-        """Launched steps with (start ns, host ns so far, waiting requests after scheduling)."""
+        self._in_flight: deque[tuple[StepInFlight, int, int, int, Drafts | None]] = deque()
+        """Launched steps with (start ns, host ns so far, waiting requests after scheduling, drafts)."""
+        self._last_end_ns = 0
+        """When the step before ended: with overlap, the next one's time begins then."""
         self._undelivered: list[Token] = []
         """Tokens of other requests that became visible while `generate` served its own."""
         self._stats: list[StepStats] = []
@@ -131,14 +138,28 @@ class Engine:
             weights = source.load_weights(device.torch_device, dtype)
         decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
         overlapped = config.overlap and not on_cpu
+        draft = None
+        if config.speculation is not None and config.speculation.model is not None:
+            draft = DraftModel.open(
+                config.speculation,
+                model,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+                limits=limits,
+                overrides=overrides,
+            )
+        drafting_bytes = 0 if draft is None else draft.decoder.cache_bytes_per_block()
+        sized = realise_pool(config, limits, decoder, device, drafting_bytes)
         return cls(
             decoder,
             selection,
             config,
-            realise_pool(config, limits, decoder, device),
+            sized,
             weights=weights,
             tokenizer=tokenizer,
             max_steps_in_flight=2 if overlapped else 1,
+            speculator=open_speculator(config, sized, model.vocab_size, draft),
         )
 
     @property
@@ -176,8 +197,9 @@ class Engine:
         if self._undelivered:
             visible, self._undelivered = self._undelivered, []
             return visible
-        while len(self._in_flight) < self.max_steps_in_flight:
-            if not self._launch():
+        drafted = 0 if self.speculator is None else self.speculator.choose(len(self.scheduler.running))
+        while len(self._in_flight) < (1 if drafted else self.max_steps_in_flight):
+            if not self._launch(drafted):
                 break
         if not self._in_flight:
             if self._requests:
@@ -234,14 +256,18 @@ class Engine:
             logprobs=params.logprobs,
             candidates=num_candidates(params, self._eos) if params.beams > 1 else 0,
         )
+        if self.speculator is not None:
+            self.speculator.warm_up(sampled=sampled, filtered=sampled and params.filters)
         capacity = min(self.limits.max_len, self.pool.num_blocks * self.pool.block_size)
-        outputs = min(4, capacity - 1)
+        outputs = min(4 + self.limits.draft_tokens, capacity - 1)
         if outputs > 0:
             short = replace(
                 params, max_tokens=outputs, n=1, beams=1, ignore_eos=True, forced_tokens=None, stop=()
             )
             for batch in self._warm_up_batches(capacity - outputs):
                 self.generate(batch, short)
+        if self.speculator is not None:
+            self.speculator.padding = False
         self.reset_prefix_cache()
         self.reset_counts()
         return device_seconds() - start
@@ -274,6 +300,8 @@ class Engine:
         self._stats.clear()
         self._steps = 0
         self.scheduler.preemptions = 0
+        if self.speculator is not None:
+            self.speculator.length.reset()
         self.peak_blocks_used = 0
         self.peak_beam_blocks = (0, 0)
         self.runner.graph_misses = 0
@@ -291,7 +319,9 @@ class Engine:
             "graphs_captured": self.runner.num_graphs,
             "graph_misses": self.runner.graph_misses,
             "preemptions": self.scheduler.preemptions,
-        } | (self._beam_blocks() if self.peak_beam_blocks[0] else {})
+            **({} if self.speculator is None else {"draft_model": self.speculator.draft_model}),
+            **(self._beam_blocks() if self.peak_beam_blocks[0] else {}),
+        }
 
     def _beam_blocks(self) -> dict[str, int]:
         unshared, held = self.peak_beam_blocks
@@ -299,9 +329,12 @@ class Engine:
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights, held and read a step, and of the KV pool, reserved and used at its peak."""
-        per_block = self.decoder.cache_bytes_per_block()
+        per_block, drafting_bytes = self.decoder.cache_bytes_per_block(), 0
+        if self.speculator is not None:
+            drafting_bytes, drafting_per_block = self.speculator.proposer.memory()
+            per_block += drafting_per_block
         return {
-            "weights_bytes": self.weights.num_bytes,
+            "weights_bytes": self.weights.num_bytes + drafting_bytes,
             "weights_read_bytes": self.weights.streamed_bytes,
             "kv_pool_bytes": per_block * self.pool.num_blocks,
             "kv_used_peak_bytes": per_block * self.peak_blocks_used,
@@ -318,6 +351,8 @@ class Engine:
         token_ids = as_token_ids(prompt, f"{named}, prompt", vocab)
         if not token_ids:
             raise EngineError(f"{named} has an empty prompt; give at least one token.")
+        if self.speculator is not None:
+            self.speculator.check(params)
         if params.forced_tokens is not None:
             as_token_ids(params.forced_tokens, f"{named}, forced_tokens", vocab)
         total = len(token_ids) + params.max_tokens
@@ -369,27 +404,42 @@ class Engine:
         while self._in_flight and not self._requests:
             self._land()
 
-    def _launch(self) -> bool:
+    def _launch(self, drafted: int = 0) -> bool:
+        """Start a step that drafts up to `drafted` tokens a sequence; False where there is nothing to do.
+
+        Drafts need every token known, so no step may be in flight then.
+        """
         start = time.perf_counter_ns()
         if self._beams:
             self._start_searches()
         plan = self.scheduler.schedule()
         if not plan.slices:
             return False
+        drafts = None
+        if self.speculator is not None:
+            drafts = self.speculator.draft(plan, drafted, self.scheduler)
+            if self.speculator.rejection:
+                self.runner.sample = self.speculator.sampler(plan, self.selection.operations)
         self.peak_blocks_used = max(self.peak_blocks_used, self.pool.num_used)
         step = self.runner.launch(plan)
         host_ns = time.perf_counter_ns() - start
-        self._in_flight.append((step, start, host_ns, len(self.scheduler.waiting)))
+        self._in_flight.append((step, start, host_ns, len(self.scheduler.waiting), drafts))
         return True
 
     def _land(self) -> list[Token]:
-        step, start, host_ns, waiting = self._in_flight.popleft()
+        step, start, host_ns, waiting, drafts = self._in_flight.popleft()
         tokens, logprobs, top_tokens = step.read()
         end = time.perf_counter_ns()
         visible: list[Token] = []
         sample = 0
         for part in step.plan.slices:
             sequence = part.sequence
+            if drafts is not None and part.draft:
+                here = slice(sample, sample + part.samples)
+                told = None if logprobs is None or top_tokens is None else (logprobs[here], top_tokens[here])
+                visible += self._land_drafted(part, drafts, tokens[here], told)
+                sample += part.samples
+                continue
             sampled = tokens[sample] if part.samples else None
             counts = self.scheduler.land(part, sampled)
             if counts and sequence.request_id in self._beams:
@@ -398,7 +448,7 @@ class Engine:
             elif counts:
                 assert sampled is not None
                 self._fork_if_ready(sequence)
-                reason = self._stop_reason(sequence, sampled)
+                reason = self._stop_reason(sequence, sampled, len(sequence.token_ids))
                 if reason is not None:
                     self._finish(sequence, reason)
                 visible.append(
@@ -413,7 +463,38 @@ class Engine:
                 )
             sample += part.samples
         host_ns += time.perf_counter_ns() - end
-        self._record(step, start, end, host_ns, waiting)
+        self._record(step, start, end, host_ns, waiting, drafts)
+        return visible
+
+    def _land_drafted(
+        self, part: Slice, drafts: Drafts, drawn: list[int], told: tuple[list[float], list[int]] | None
+    ) -> list[Token]:
+        """Account for a slice that verified drafts; its tokens, up to one that ends the sequence.
+
+        drawn: the target's tokens at its positions; told: their log-probabilities and the top tokens.
+        """
+        assert self.speculator is not None
+        sequence, visible = part.sequence, list[Token]()
+        if sequence.finish_reason is not None:
+            self.scheduler.accept(part, [])
+            self.scheduler.land(part, drawn[0])
+            return visible
+        outputs = self.speculator.outputs(part, drawn)
+        drafts.results.append((len(part.draft), len(outputs) - 1))
+        known = len(sequence.token_ids)
+        for i, token in enumerate(outputs):
+            reason = self._stop_reason(sequence, token, known + i + 1)
+            logprob, top_token = None, None
+            if told is not None and sequence.params.logprobs:
+                logprob, top_token = told[0][i], told[1][i]
+            visible.append(Token(sequence.request_id, sequence.index, token, logprob, top_token, reason))
+            if reason is not None:
+                break
+        self.scheduler.accept(part, outputs[: len(visible) - 1])
+        self.scheduler.land(part, visible[-1].token_id)
+        self._fork_if_ready(sequence)
+        if visible[-1].finish_reason is not None:
+            self._finish(sequence, visible[-1].finish_reason)
         return visible
 
     def _new_sequence(
@@ -449,13 +530,14 @@ class Engine:
         del self._requests[request_id], self._beams[request_id]
         return beams.tokens(request_id, params.n)
 
-    def _stop_reason(self, sequence: Sequence, token: int) -> str | None:
+    def _stop_reason(self, sequence: Sequence, token: int, known: int) -> str | None:
+        """Why `token`, the last of the `known` ones, ends its sequence; None = it does not."""
         params = sequence.params
         if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
             return "stop"
         if params.stop and self._watchers[sequence.request_id, sequence.index].push(token):
             return "stop"
-        if len(sequence.token_ids) - sequence.prompt_len >= params.max_tokens:
+        if known - sequence.prompt_len >= params.max_tokens:
             return "length"
         return None
 
@@ -466,9 +548,16 @@ class Engine:
         if len(family) == sequence.params.n and all(member.finish_reason for member in family):
             del self._requests[sequence.request_id]
 
-    def _record(self, step: StepInFlight, start: int, end: int, host_ns: int, waiting: int) -> None:
+    def _record(
+        self, step: StepInFlight, start: int, end: int, host_ns: int, waiting: int, drafts: Drafts | None
+    ) -> None:
         plan: StepPlan = step.plan
-        decodes = plan.num_decodes
+        decodes, drafted = plan.num_decodes, NO_DRAFTS
+        if self.speculator is not None and drafts is not None:
+            drafted = drafts
+            seconds = (end - max(start, self._last_end_ns)) / 1e9
+            self.speculator.observe(drafts, seconds, decodes_only=decodes == len(plan.slices))
+        self._last_end_ns = end
         self._stats.append(
             StepStats(
                 step=self._steps,
@@ -477,7 +566,7 @@ class Engine:
                 host_ns=host_ns,
                 num_seqs=len(plan.slices),
                 num_tokens=plan.num_tokens,
-                num_prefill_tokens=plan.num_tokens - decodes,
+                num_prefill_tokens=plan.num_tokens - plan.num_drafted - decodes,
                 num_decodes=decodes,
                 context_tokens=step.inputs.context_tokens,
                 running=len(self.scheduler.running),
@@ -488,6 +577,9 @@ class Engine:
                 preemptions=plan.preemptions,
                 graph=step.graph,
                 device_ns=step.device_ns,
+                draft_ns=drafted.draft_ns,
+                draft_lengths=tuple(length for length, _ in drafted.results),
+                accepted_lengths=tuple(count for _, count in drafted.results),
             )
         )
         self._steps += 1

@@ -200,3 +200,9 @@ class StepStats:
     """True when the step replayed a captured graph."""
     device_ns: int | None = None
     """From its first kernel to its last result on the device, by the device's own events; None on a CPU."""
+    draft_ns: int = 0
+    """Of the host's time, that of drafting; with a model that drafts, its device's time, too."""
+    draft_lengths: tuple[int, ...] = ()
+    """Tokens drafted, of each sequence that had a draft."""
+    accepted_lengths: tuple[int, ...] = ()
+    """Of those, how many were accepted; the target's own token, the bonus, is none of them."""

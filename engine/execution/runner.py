@@ -8,17 +8,17 @@ bake in.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Batch, Operations
+from backbench.backends.interface import Batch, Operations, SamplingBatch
 from backbench.engine.execution.device_queue import DeviceQueue, Stretch
 from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
-from backbench.engine.execution.step_shape import StepShape, max_len_ladder
+from backbench.engine.execution.step_shape import FEW_DRAFTED, StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.scheduling.scheduler import StepPlan
@@ -89,6 +89,8 @@ class Runner:
         """graphs: capture where the backend allows it. queue: None = the device's own."""
         self.decoder = decoder
         self.operations = operations
+        self.sample: Callable[[Tensor, SamplingBatch], Tensor] = operations.sample
+        """Draws the tokens; rejection sampling puts its own in its place, where nothing is captured."""
         self.limits = limits
         device = decoder.device.torch_device
         self.queue = queue or DeviceQueue(device)
@@ -124,8 +126,7 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepInFlight:
         """Start a step; returns at once on a GPU."""
-        live = plan.shape
-        shape = next((shape for shape in self._shapes if shape.holds(live)), None)
+        shape = self._captured_shape(plan)
         buffers = self._eager if shape is None else self._captured
         inputs = buffers.fill(plan, shape)
         buffers.upload(inputs)
@@ -177,15 +178,25 @@ class Runner:
                 self._capture_one(inputs)
         return len(self._graphs) - before
 
+    def _captured_shape(self, plan: StepPlan) -> StepShape | None:
+        """The smallest captured shape that holds the step; None where there is none."""
+        live = [plan.shape]
+        if plan.num_drafted and plan.num_tokens <= FEW_DRAFTED and plan.num_decodes == len(plan.slices):
+            live.insert(0, StepShape(plan.num_tokens))
+        return next((shape for each in live for shape in self._shapes if shape.holds(each)), None)
+
     def _compute(self, buffers: StepBuffers, inputs: StepInputs, batch: Batch) -> StepOutput | None:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
         ids, positions = buffers.unpack(inputs)
-        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 else None
+        drafted = inputs.shape.query > 0
+        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 and not drafted else None
         hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted)
         if inputs.num_samples == 0:
             return None
+        if drafted:
+            hidden = hidden[buffers.on_device.logits_indices[: inputs.num_samples]]
         logits = self.decoder.logits(hidden)
-        tokens = buffers.keep(inputs, self.operations.sample(logits, buffers.sampling(inputs)))
+        tokens = buffers.keep(inputs, self.sample(logits, buffers.sampling(inputs)))
         output = StepOutput(tokens)
         if inputs.logprobs or inputs.candidates:
             all_logprobs = torch.log_softmax(logits.float(), dim=-1)

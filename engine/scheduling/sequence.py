@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from backbench.engine.request import SamplingParams, TokenIds
 
 
@@ -29,6 +31,7 @@ class Sequence:
         "params",
         "preempted",
         "prompt_len",
+        "proposer_state",
         "request_id",
         "row",
         "running",
@@ -71,3 +74,5 @@ class Sequence:
         self.row = -1
         """Row of the device's request tables; kept until the steps in flight have landed."""
         self.finish_reason: str | None = None
+        self.proposer_state: Any = None
+        """What the proposer of drafts keeps of it."""

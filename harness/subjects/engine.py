@@ -346,6 +346,8 @@ def require_fit(workload: Workload, engine: Engine, beams: int = 1) -> None:
     assert config.max_len is not None and config.num_blocks is not None
     if beams > config.max_seqs:
         raise HarnessError(f"--beams {beams} needs as many sequences; raise --max-seqs {config.max_seqs}.")
+    if beams > 1 and engine.speculator is not None:
+        raise HarnessError("--beams and --speculate do not go together; give one of them.")
     if beams > 1 and any(request.temperature for request in workload.requests):
         raise HarnessError("--beams follows the most likely tokens; give --temperature 0.")
     for request in workload.requests:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 INTERPRETED = "kernels ran in Triton's interpreter: the times say nothing about any device"
 """Known to whoever asked for it, so it is no failure of the command."""
 
+DRAWN = "acceptance was drawn (--speculate synthetic): times of such a rate, and no answers"
+"""Known to whoever asked for it, too."""
+
 NOT_CHECKED = "correctness was not checked: "
 NOT_ASKED_FOR = "not asked for (--no-check)"
 """Why it was not, where that was wanted: no failure of the command either."""
@@ -46,6 +49,7 @@ def of_record(record: RunRecord, telemetry: pd.DataFrame) -> list[str]:
         record.run.get("error"),
         bool(device.get("interpreter")),
         (record.run.get("imported") or {}).get("tool"),
+        drawn=record.speculation.get("synthetic") is not None,
     )
 
 
@@ -58,6 +62,7 @@ def reasons(
     failure: str | None = None,
     interpreted: bool = False,
     imported: str | None = None,
+    drawn: bool = False,
 ) -> list[str]:
     """One line each; empty = nothing speaks against the run."""
     counts = metrics["counts"]
@@ -68,6 +73,8 @@ def reasons(
         found.append(f"failed: {failure}")
     if interpreted:
         found.append(INTERPRETED)
+    if drawn:
+        found.append(DRAWN)
     if metrics["context"]["interrupted"]:
         done, due = counts["completed"], counts["intended"]
         cut = "interrupted" if failure is None else "cut short"
@@ -111,5 +118,5 @@ def disturbed(record: RunRecord) -> list[str]:
 
 def fails(record: RunRecord) -> bool:
     """Whether something is wrong with what was measured; a busy machine is not, nor what was asked for."""
-    wanted = (INTERPRETED, UNCHECKED)
+    wanted = (INTERPRETED, DRAWN, UNCHECKED)
     return any(each not in wanted and not each.startswith(DISTURBED) for each in record.validity)

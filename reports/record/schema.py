@@ -26,7 +26,7 @@ REPORT_FILE = "report.html"
 LOG_FILE = "requests.log.jsonl"
 """What a run that is going or was killed has instead of its record."""
 
-ADDED_SECTIONS = ("accuracy",)
+ADDED_SECTIONS = ("accuracy", "speculation")
 """Those that older records of the same schema lack; empty there, and then no part of the record's digest."""
 
 REQUEST_COLUMNS: dict[str, str] = {
@@ -151,6 +151,9 @@ class RunRecord:
     accuracy: dict[str, Any] = field(default_factory=dict)
     """corpus, corpus_sha256, against (the unquantized model), sequences {sums of each}, and what follows from
     them; or a reason. Empty in records of before it was measured."""
+    speculation: dict[str, Any] = field(default_factory=dict)
+    """asked, sampling, synthetic (what was asked, where acceptance was drawn), outcomes and times, and what
+    follows from them; or a reason. Empty where the engine did not speculate."""
     roofline: dict[str, Any] = field(default_factory=dict)
     """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, intercept_floor_s, slope_floor_s_per_token}."""
     warmup: dict[str, Any] = field(default_factory=dict)

@@ -60,7 +60,8 @@ def example(option: Option) -> Any:
         return 0.75
     if option.kind is dict:
         return {"ttft": 0.5, "tpot": 0.05} if option.name == "slo" else {"commit": "a1", "card": "left"}
-    written = {"quantize": "none,int8", "sparsity": "2:4"}.get(option.name, "some-thing")
+    texts = {"quantize": "none,int8", "sparsity": "2:4", "speculate": "ngram:4"}
+    written = texts.get(option.name, "some-thing")
     return [1.5, 20.0] if option.kind == (float, float) else written
 
 

@@ -41,6 +41,7 @@ def test_a_run_by_beam_search(tmp_path: Path) -> None:
         (["--max-seqs", "2"], "--beams 3 needs as many sequences"),
         (["--temperature", "1"], "give --temperature 0"),
         (["--num-blocks", "4"], "KV blocks"),
+        (["--speculate", "ngram:2"], "--beams and --speculate do not go together"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(
