@@ -114,6 +114,15 @@ class EngineConfig:
         "Capture decodes, and steps with few prompt tokens, in device graphs where the backend allows it.",
         group="engine",
     )
+    tp: int = option(
+        1,
+        "Devices that divide every layer among them (tensor parallel), from the chosen one on.",
+        group="engine",
+        metavar="N",
+        also=("tensor_parallel_size",),
+        minimum=1,
+        maximum=64,
+    )
     overlap: bool = option(
         True, "Schedule and launch step N + 1 before reading step N's tokens.", group="engine"
     )

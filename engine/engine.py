@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from backbench.backends.interface import Device, Selection
-from backbench.backends.registry import select
+from backbench.backends.interface import Device, Peers, Selection
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
-from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
-from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.limits import EngineLimits
+from backbench.engine.models.decoder import Decoder
 from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.models.weights import Weights
+from backbench.engine.parallel.part import Job, open_part
+from backbench.engine.parallel.ranks import Ranks
+from backbench.engine.parallel.team import Team
 from backbench.engine.request import (
     Completion,
     SamplingParams,
@@ -54,8 +56,9 @@ class Engine:
         weights: Weights,
         tokenizer: Any = None,
         max_steps_in_flight: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
-        """`limits`: what `config` left open, decided; see `Engine.open`."""
+        """`limits`: what `config` left open, decided; see `Engine.open`. `ranks`: the other devices'."""
         self.selection = selection
         self.config = replace(
             config, block_size=limits.block_size, num_blocks=limits.num_blocks, max_len=limits.max_len
@@ -69,7 +72,15 @@ class Engine:
         self.decoder = decoder
         self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache)
         self.scheduler = Scheduler(self.pool, limits)
-        self.runner = Runner(decoder, selection.operations, limits, graphs=config.graphs)
+        self.ranks = ranks
+        self.runner = Runner(
+            decoder,
+            selection.operations,
+            limits,
+            graphs=config.graphs,
+            queue=None if ranks is None else ranks.queue,
+            followers=ranks,
+        )
         self.peak_blocks_used = 0
         self._requests: dict[str, list[Sequence]] = {}
         self._unforked: dict[str, Sequence] = {}
@@ -97,42 +108,44 @@ class Engine:
         overrides: Mapping[str, str] | None = None,
         weights: Weights | None = None,
         tokenizer: Any = None,
+        team: Team | None = None,
     ) -> Engine:
-        """Load `source` and size the engine for `device`.
+        """Load `source` and size the engine for `device`, or for `config.tp` devices from it on.
 
-        dtype: None = fp32 on a CPU, else the checkpoint's. weights: share those of another engine.
+        dtype: None = fp32 on a CPU, else the checkpoint's. weights: share those of another engine on one
+        device. team: the processes of the other devices, which outlive the engine; None = its own.
         Raises EngineError or BackendError with one line saying what is wrong.
         """
         config = config or EngineConfig()
         if (change := OnTheFly.asked(config)) is not None:
             source = source.on_the_fly(change)
-        model = source.config
         on_cpu = device.torch_device.type == "cpu"
-        dtype = dtype or (torch.float32 if on_cpu else model.dtype)
-        limits = realise_limits(config, model, device)
-        kv_dtype = None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
-        specs = attention_specs(model, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
-        selection = select(
-            backend,
-            device=device,
-            specs=specs,
-            weights=model.spec.weight_specs(dtype),
-            dtype=dtype,
-            overrides=overrides,
-        )
-        if weights is None:
-            weights = source.load_weights(device.torch_device, dtype)
-        decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
+        dtype = dtype or (torch.float32 if on_cpu else source.config.dtype)
+        job = Job(source, backend, dtype, config, dict(overrides or {}))
+        ranks = None if config.tp == 1 else Ranks(job, config.tp, device, team)
+        part = open_part(job, Peers(0, 1, device), weights) if ranks is None else ranks.part
         overlapped = config.overlap and not on_cpu
         return cls(
-            decoder,
-            selection,
+            part.decoder,
+            part.selection,
             config,
-            realise_pool(config, limits, decoder, device),
-            weights=weights,
+            part.limits,
+            weights=part.weights,
             tokenizer=tokenizer,
             max_steps_in_flight=2 if overlapped else 1,
+            ranks=ranks,
         )
+
+    def close(self) -> None:
+        """End the other devices' processes, if there are any; the engine serves nothing after."""
+        if self.ranks is not None:
+            self.ranks.close(self.runner)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     @property
     def has_work(self) -> bool:
@@ -282,6 +295,10 @@ class Engine:
             "kv_pool_bytes": per_block * self.pool.num_blocks,
             "kv_used_peak_bytes": per_block * self.peak_blocks_used,
         }
+
+    def memory_by_device(self) -> list[dict[str, Any]]:
+        """Bytes on each device, by rank; empty where there is one."""
+        return [] if self.ranks is None else self.ranks.memory(self.runner)
 
     def _check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
         """The prompt's token ids; EngineError where the request can never be served."""

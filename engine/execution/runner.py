@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from backbench.backends.interface import Batch, Operations
 from backbench.engine.execution.device_queue import DeviceQueue, Mark
-from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
+from backbench.engine.execution.step_buffers import RequestTables, Staging, StepBuffers, StepInputs
 from backbench.engine.execution.step_shape import StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
@@ -56,6 +57,16 @@ class StepInFlight:
         return (lists[0], lists[1], lists[2]) if len(lists) == 3 else (lists[0], None, None)
 
 
+class Followers(Protocol):
+    """Other ranks, whose runners do what this one does, at the same time and in the same order."""
+
+    def step(self, filled: Staging, inputs: StepInputs, captured: bool) -> None:
+        """Have them `Runner.follow` a step of these inputs."""
+
+    def capture(self, sampled: bool, filtered: bool, logprobs: bool) -> None:
+        """Have them `Runner.capture`."""
+
+
 class Runner:
     """Owns the device's request tables, the KV caches, the step buffers and the captured graphs."""
 
@@ -67,9 +78,12 @@ class Runner:
         *,
         graphs: bool,
         queue: DeviceQueue | None = None,
+        followers: Followers | None = None,
     ) -> None:
-        """graphs: capture where the backend allows it. queue: None = the device's own."""
+        """graphs: capture where the backend allows it. queue: None = the device's own. followers: None = no
+        other rank waits for this one."""
         self.decoder = decoder
+        self.followers = followers
         self.operations = operations
         self.limits = limits
         device = decoder.device.torch_device
@@ -82,7 +96,7 @@ class Runner:
                 f"A pool of {limits.num_blocks} KV blocks, {gib:.1f} GiB, does not fit beside the weights; "
                 "lower --num-blocks or --kv-memory-fraction."
             ) from None
-        captured = graphs and device.type == "cuda"
+        captured = graphs and device.type == "cuda" and decoder.communicator.capturable
         self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
         tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
@@ -110,9 +124,23 @@ class Runner:
         shape = next((shape for shape in self._shapes if shape.holds(live)), None)
         buffers = self._eager if shape is None else self._captured
         inputs = buffers.fill(plan, shape)
+        if self.followers is not None:
+            self.followers.step(buffers.filled, inputs, shape is not None)
+        results, graph = self._start(buffers, inputs)
+        return StepInFlight(plan, inputs, results, self.queue.mark(), graph=graph)
+
+    @torch.inference_mode()
+    def follow(self, integers: np.ndarray, floats: np.ndarray, inputs: StepInputs, captured: bool) -> None:
+        """Start a step as another rank has filled it, its sampled tokens included; returns at once on a GPU."""
+        buffers = self._captured if captured else self._eager
+        buffers.take(integers, floats)
+        self._start(buffers, inputs)
+
+    def _start(self, buffers: StepBuffers, inputs: StepInputs) -> tuple[list[Tensor], bool]:
+        """Upload what was filled last and launch; (results that arrive later, whether a graph ran)."""
         buffers.upload(inputs)
         captured = None
-        if shape is None:
+        if buffers is self._eager:
             batch = buffers.batch(inputs)
         else:
             batch = self._batch(inputs)
@@ -132,7 +160,7 @@ class Runner:
                 results.extend(_start_reading(output, inputs.num_live_samples))
 
         self.queue.submit(compute)
-        return StepInFlight(plan, inputs, results, self.queue.mark(), graph=captured is not None)
+        return results, captured is not None
 
     @torch.inference_mode()
     def capture(self, *, sampled: bool = False, filtered: bool = False, logprobs: bool = False) -> int:
@@ -140,6 +168,8 @@ class Runner:
 
         `sampled`, `filtered` and `logprobs` say which kinds of sampling the graphs must serve.
         """
+        if self.followers is not None:
+            self.followers.capture(sampled, filtered, logprobs)
         before = len(self._graphs)
         for shape in reversed(self._shapes):
             for max_len in max_len_ladder(self.limits.max_len):
@@ -150,6 +180,11 @@ class Runner:
                 inputs.logprobs = logprobs
                 self._capture_one(inputs)
         return len(self._graphs) - before
+
+    def release(self) -> None:
+        """Give back the graphs and the caches; nothing can be launched after."""
+        self._graphs.clear()
+        self.caches.clear()
 
     def _compute(self, buffers: StepBuffers, inputs: StepInputs, batch: Batch) -> StepOutput | None:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
