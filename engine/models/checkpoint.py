@@ -64,7 +64,10 @@ class ModelSource(ABC):
 
     @abstractmethod
     def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
-        """The weights, or one device's part of them, on `device` in `dtype`; raises EngineError naming the tensor that is at fault."""
+        """The weights, or one device's part of them, on `device` in `dtype`.
+
+        Raises EngineError naming the tensor that is at fault.
+        """
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; raises EngineError where it has none."""
