@@ -81,6 +81,8 @@ class Engine:
             queue=None if ranks is None else ranks.queue,
             followers=ranks,
         )
+        if ranks is not None:
+            ranks.lead(self.runner)
         self.peak_blocks_used = 0
         self._requests: dict[str, list[Sequence]] = {}
         self._unforked: dict[str, Sequence] = {}

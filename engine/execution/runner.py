@@ -113,6 +113,12 @@ class Runner:
         return bool(self._shapes)
 
     @property
+    def largest_step(self) -> tuple[int, int]:
+        """Elements of the i64 and of the f32 array that the largest step is filled into."""
+        filled = self._eager.filled
+        return filled.integers.numel(), filled.floats.numel()
+
+    @property
     def num_graphs(self) -> int:
         """Graphs captured so far."""
         return len(self._graphs)
@@ -131,7 +137,7 @@ class Runner:
 
     @torch.inference_mode()
     def follow(self, integers: np.ndarray, floats: np.ndarray, inputs: StepInputs, captured: bool) -> None:
-        """Start a step as another rank has filled it, its sampled tokens included; returns at once on a GPU."""
+        """Start a step as another rank has filled it; returns at once on a GPU."""
         buffers = self._captured if captured else self._eager
         buffers.take(integers, floats)
         self._start(buffers, inputs)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from backbench.engine.execution.step_arrays import StepArrays, StepSizes
 from backbench.engine.execution.step_buffers import StepInputs
 from backbench.engine.execution.step_shape import StepShape
 from backbench.engine.limits import EngineLimits
@@ -40,11 +39,9 @@ class Travelling(NamedTuple):
 class Board:
     """The slots, sized for the largest step within the engine's limits."""
 
-    def __init__(self, memory: int, limits: EngineLimits) -> None:
-        """memory: a descriptor of memory, which is made large enough."""
-        updates = 2 * limits.max_seqs + -(-limits.max_batch_tokens // limits.block_size)
-        sizes = StepSizes(limits.max_batch_tokens, limits.max_seqs, updates)
-        self._integers, self._floats = StepArrays.lengths(sizes)
+    def __init__(self, memory: int, limits: EngineLimits, largest_step: tuple[int, int]) -> None:
+        """memory: a descriptor of memory, which is made large enough. largest_step: see `Runner`."""
+        self._integers, self._floats = largest_step
         self._updates = (limits.num_rows + 1) * limits.blocks_per_seq
         """Entries of the whole block table, which no update exceeds."""
         self._slot = HEADER + self._integers + 3 * self._updates + -(-self._floats // 2)

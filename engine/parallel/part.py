@@ -73,7 +73,9 @@ def open_part(job: Job, peers: Peers, weights: Weights | None = None) -> Part:
         communicator=communicator,
     )
     sized = realise_pool(config, limits, decoder, device)
-    return Part(decoder, selection, replace(sized, num_blocks=fewest(sized.num_blocks, communicator)), weights)
+    return Part(
+        decoder, selection, replace(sized, num_blocks=fewest(sized.num_blocks, communicator)), weights
+    )
 
 
 def communicator_of(selection: Selection, peers: Peers) -> Communicator:

@@ -34,7 +34,7 @@ def serve(member: Member, job: Job) -> None:
     assert member.connection is not None
     part = open_part(job, member.peers)
     runner = Runner(part.decoder, part.selection.operations, part.limits, graphs=job.config.graphs)
-    board = Board(member.memory, part.limits)
+    board = Board(member.memory, part.limits, runner.largest_step)
     member.connection.send("opened")
     gc.collect()
     gc.freeze()
@@ -98,13 +98,16 @@ class Ranks:
             except RuntimeError:
                 self.team.require_still()
                 raise
-            self._board = Board(self.team.member.memory, self.part.limits)
             self.team.results()
         except BaseException:
             self.team.close()
             raise
         self.team.when_lost.append(self.part.decoder.communicator.abort)
         self.queue = WatchedQueue(device.torch_device, self.team)
+
+    def lead(self, runner: Runner) -> None:
+        """Have the others follow this runner."""
+        self._board = Board(self.team.member.memory, self.part.limits, runner.largest_step)
 
     def step(self, filled: Staging, inputs: StepInputs, captured: bool) -> None:
         """See `Followers`."""

@@ -135,7 +135,9 @@ class Team:
 
     def results(self, most_s: float | None = None) -> list[Any]:
         """What every other member says next, by rank. Raises EngineError where one is lost, or is late."""
-        return [self._result(rank, connection, most_s) for rank, connection in enumerate(self._connections, 1)]
+        return [
+            self._result(rank, connection, most_s) for rank, connection in enumerate(self._connections, 1)
+        ]
 
     def _result(self, rank: int, connection: Connection, most_s: float | None) -> Any:
         start = time.monotonic()
@@ -235,7 +237,9 @@ class Team:
         if now - max(since, self._still_since) < STILL_S:
             return None
         pids = dict(enumerate(self.pids, start=1))
-        stopped = {rank for rank, pid in pids.items() if psutil.Process(pid).status() == psutil.STATUS_STOPPED}
+        stopped = {
+            rank for rank, pid in pids.items() if psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        }
         names = ", ".join(f"{rank} (process {pids[rank]})" for rank in sorted(stopped or pids))
         return f"Of {self.world} ranks, no answer came within {STILL_S:.0f} s: rank {names}"[:280]
 

@@ -1,6 +1,6 @@
 """A member of a team, in a process of its own: calls what it is told to, until its team is gone.
 
-    python -m backbench.engine.parallel.worker CONNECTION LIFELINE MEMORY      (inherited descriptors)
+python -m backbench.engine.parallel.worker CONNECTION LIFELINE MEMORY      (inherited descriptors)
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from shutil import rmtree
 from backbench.engine.parallel.part import device_of
 from backbench.engine.parallel.peers import join, leave
 from backbench.engine.parallel.team import Failure, Member
-
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal to get when the parent ends."""

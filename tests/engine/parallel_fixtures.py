@@ -38,7 +38,7 @@ BASE = ModelConfig(
     eos_token_ids=(),
     dtype=torch.float32,
 )
-WIDE = replace(BASE, hidden_size=128, head_dim=64, ffn_size=512)
+WIDE = replace(BASE, hidden_size=128, q_heads=4, head_dim=128, ffn_size=512)
 MODELS: dict[str, ModelConfig] = {
     "GQA 4, window, odd vocabulary": BASE,
     "GQA 1, tied": replace(BASE, q_heads=4, kv_heads=4, tied_embeddings=True),
@@ -91,7 +91,9 @@ def open_on(source: Any, world: int, team: Team | None = None, **settings: Any) 
 
 def prompts(vocab_size: int) -> list[list[int]]:
     """Of one token, of several blocks, and longer than the window."""
-    return [[(7 * i + 13 * salt) % vocab_size for i in range(length)] for salt, length in enumerate((1, 9, 60))]
+    return [
+        [(7 * i + 13 * salt) % vocab_size for i in range(length)] for salt, length in enumerate((1, 9, 60))
+    ]
 
 
 KINDS = (

@@ -15,7 +15,7 @@ from backbench.engine.parallel.board import FACTS, SLOTS, Board
 
 def test_every_fact_and_every_number_arrives() -> None:
     memory = os.memfd_create("test")
-    ours, theirs = Board(memory, make_limits()), Board(memory, make_limits())
+    ours, theirs = Board(memory, make_limits(), (60, 9)), Board(memory, make_limits(), (60, 9))
     inputs = StepInputs(StepShape(2, 1, 7))
     for number, name in enumerate(FACTS, start=3):
         kind = type(getattr(inputs, name))
@@ -40,7 +40,7 @@ def test_every_fact_and_every_number_arrives() -> None:
 
 def test_slots_are_apart() -> None:
     memory = os.memfd_create("test")
-    board = Board(memory, make_limits())
+    board = Board(memory, make_limits(), (60, 9))
     floats = np.zeros(1, dtype=np.float32)
     for slot in range(SLOTS):
         board.write(slot, StepInputs(StepShape(slot)), False, np.full(3, slot), floats)

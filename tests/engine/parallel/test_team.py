@@ -94,8 +94,11 @@ def test_nothing_outlives_a_killed_first_rank(tmp_path: Path) -> None:
         "print(*engine.ranks.team.pids, flush=True)\n"
         "while True: engine.generate(prompts(97), KINDS[0])\n"
     )
-    before = set(os.listdir("/dev/shm"))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": str(tmp_path)}
+    before = set(Path("/dev/shm").iterdir())
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "TMPDIR": str(tmp_path),
+    }
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
@@ -108,7 +111,7 @@ def test_nothing_outlives_a_killed_first_rank(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert gone(pids)
     assert not list(tmp_path.iterdir())
-    assert set(os.listdir("/dev/shm")) <= before
+    assert set(Path("/dev/shm").iterdir()) <= before
 
 
 def gone(pids: list[int]) -> bool:
