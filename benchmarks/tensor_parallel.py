@@ -91,8 +91,14 @@ def identity(_: argparse.Namespace) -> dict[str, Any]:
 
 
 def _tokens(engine: Engine) -> list[tuple[list[int], list[float]]]:
-    prompts = [[(31 * i + 977 * salt) % 150_000 for i in range(length)] for salt, length in enumerate((1, 7, 64, 200))]
-    kinds = (SamplingParams(max_tokens=32, logprobs=True), SamplingParams(max_tokens=32, temperature=0.8, logprobs=True))
+    prompts = [
+        [(31 * i + 977 * salt) % 150_000 for i in range(length)]
+        for salt, length in enumerate((1, 7, 64, 200))
+    ]
+    kinds = (
+        SamplingParams(max_tokens=32, logprobs=True),
+        SamplingParams(max_tokens=32, temperature=0.8, logprobs=True),
+    )
     done = []
     for params in kinds:
         engine.warm_up(params)
@@ -108,7 +114,9 @@ def _compared(one: Any, several: Any) -> dict[str, Any]:
         pairs = list(zip(logprobs, own_logprobs, strict=True))[:same]
         furthest = max([furthest, *(abs(a - b) for a, b in pairs)])
         if same < len(ids):
-            differing.append({"sequence": index, "at": same, "logprobs": [logprobs[same], own_logprobs[same]]})
+            differing.append(
+                {"sequence": index, "at": same, "logprobs": [logprobs[same], own_logprobs[same]]}
+            )
     return {
         "identical": not differing,
         "tokens_alike": tokens,
@@ -129,7 +137,11 @@ def conformance(_: argparse.Namespace) -> dict[str, Any]:
             found[name] = {
                 "cases": len(rows),
                 "passed": sum(row.status == "pass" for row in rows),
-                "other": [f"{row.status} {row.dtype} {row.case}: {row.detail}" for row in rows if row.status != "pass"],
+                "other": [
+                    f"{row.status} {row.dtype} {row.case}: {row.detail}"
+                    for row in rows
+                    if row.status != "pass"
+                ],
             }
     finally:
         team.close()
@@ -169,7 +181,9 @@ def in_microseconds(results: list[KernelResult]) -> list[dict[str, Any]]:
     rows = []
     for result in results:
         flat = result.to_json()
-        row = {name: flat[name] for name in ("problem", "backend", "mode", "error", "limit", "correct", "note")}
+        row = {
+            name: flat[name] for name in ("problem", "backend", "mode", "error", "limit", "correct", "note")
+        }
         for name in ("median", "low", "high"):
             seconds = flat[f"{name}_s"]
             row[f"{name}_us"] = None if seconds is None else round(seconds * 1e6, 2)

@@ -25,7 +25,9 @@ SECONDS = Option(
 @click.command()
 @subject_flag("backend", parameter="backend_names", default="torch", help="Backends, separated by commas.")
 @click.option("--shapes", help="Attention batches like 8q1s32k,2q4k_32q1s1k: count q queries s keys.")
-@click.option("--kinds", default="attention", help="Of attention, linear, operations and all_reduce, by commas.")
+@click.option(
+    "--kinds", default="attention", help="Of attention, linear, operations and all_reduce, by commas."
+)
 @subject_flag("model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
 @subject_flag("quantize", default="none", help="Schemes of the linear weights, separated by commas.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
@@ -57,8 +59,8 @@ def kernels(
 
     On a GPU every cell is timed eagerly, launches and all, and in a graph, the kernel alone. Backends take
     turns, the whole list is measured twice, and the interval is over rounds that lie that far apart; an
-    eager time still depends on the process and the host. all_reduce sums `--tokens` rows of hidden states over
-    `--tp` devices, beside torch's own kernels. Exit code 5 when a result is wrong.
+    eager time still depends on the process and the host. all_reduce sums `--tokens` rows of hidden
+    states over `--tp` devices, beside torch's own kernels. Exit code 5 when a result is wrong.
     """
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.kernels import page

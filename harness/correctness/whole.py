@@ -27,8 +27,8 @@ def why_not_comparable(products: tuple[Product, ...]) -> str | None:
         rounded = product.scheme.activation
         if product.shard_axis == 1 and rounded is not None and ACTIVATIONS[rounded][1:] == (None, "float"):
             return (
-                f"each device rounds its own columns of {product.role}'s rows by a scale of their own, which one "
-                "device does not"
+                f"each device rounds its own columns of {product.role}'s rows by a scale of their own, which "
+                "one device does not"
             )
     return None
 

@@ -49,9 +49,7 @@ class Contender:
     """Zeros [n] where it takes its input from."""
 
 
-def measure_all_reduce(
-    names: Sequence[str], sizes: Sizes, world: int, device: Device
-) -> list[KernelResult]:
+def measure_all_reduce(names: Sequence[str], sizes: Sizes, world: int, device: Device) -> list[KernelResult]:
     """Each named backend's all-reduce over `world` devices from this one on, as the first of them sees it.
 
     Raises EngineError or BackendError where there are not as many devices, or a backend is not known.
@@ -210,9 +208,7 @@ def _seconds(member: Member, launch: Callable[[], None]) -> float:
     return start_event.elapsed_time(end_event) / 1e3
 
 
-def conform_on(
-    member: Member, name: str, level: str, dtypes: tuple[torch.dtype, ...]
-) -> list[CheckRow]:
+def conform_on(member: Member, name: str, level: str, dtypes: tuple[torch.dtype, ...]) -> list[CheckRow]:
     """The member's rows of a backend's collectives, put through their conformance cases."""
     own, reference = load(name).collectives, load("torch").collectives
     if own is None or reference is None:

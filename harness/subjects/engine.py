@@ -45,9 +45,7 @@ LONGEST_SLEEP_S = 0.05
 """An idle poll returns at least this often, so that Ctrl-C is answered."""
 
 
-def model_shape(
-    config: ModelConfig, kv_dtype: torch.dtype, weights: Weights, world: int = 1
-) -> ModelShape:
+def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights, world: int = 1) -> ModelShape:
     """The shape of a model that runs on `weights`, with a KV cache in `kv_dtype`: what one of `world` devices
     has of it."""
     spec = config.spec.divided(world)
@@ -297,18 +295,10 @@ class EngineSubject:
         )
 
     def settings(self) -> dict[str, Any]:
-        return self.engine.describe() | self._devices()
-
-    def _devices(self) -> dict[str, Any]:
-        """Of several devices: what was taken of each, and what served what between them."""
-        ranks = self.engine.ranks
-        if ranks is None:
-            return {}
-        lost = ranks.team.fault is not None
-        each = None if lost else self.engine.memory_by_device()
-        held = [row["weights_bytes"] + row["kv_pool_bytes"] for row in each or []]
-        ways = [way._asdict() for way in self.engine.decoder.communicator.ways()]
-        return {"world": self.config.tp, "devices": each, "devices_held_bytes": sum(held) or None, "ways": ways}
+        several = {}
+        if self.engine.ranks is not None:
+            several = {"collectives": [way._asdict() for way in self.engine.decoder.communicator.ways()]}
+        return self.engine.describe() | several
 
     def sensors(self) -> tuple[list[Sensor], list[str]]:
         first = self.device.torch_device.index or 0
@@ -334,6 +324,7 @@ class EngineSubject:
             capacity_bytes=self.device.memory_bytes,
             on_device=not self.on_cpu,
             device_idle_bytes=self.idle_bytes,
+            devices=self.engine.memory_by_device() if reachable else [],
         )
         if self.on_cpu or not reachable:
             return readings

@@ -31,13 +31,13 @@ def test_the_record_of_two_devices(tmp_path: Path) -> None:
     record, one = directory.read_record(), RunDirectory.open(tmp_path / "one").read_record()
     assert verify(directory) == []
     assert record.correctness["passed"] is True and record.correctness["against_itself"] is False
-    assert record.engine["tp"] == record.engine["world"] == 2
+    assert record.engine["tp"] == 2 and "collectives" not in one.engine
     assert record.backend["used"]["collectives"] == "torch" and "collectives" not in one.backend["used"]
-    assert record.engine["ways"] == [
+    assert record.engine["collectives"] == [
         {"operation": operation, "up_to_bytes": None, "served_by": "gloo"}
         for operation in ("all_reduce", "all_gather")
     ]
-    held = [row["weights_bytes"] for row in record.engine["devices"]]
+    held = [row["weights_bytes"] for row in record.memory["devices"]]
     assert len(held) == 2 and record.memory["weights_bytes"] == held[0]
     assert sum(held) == pytest.approx(one.memory["weights_bytes"], rel=0.05)
     shape, whole = (each.metrics["context"]["shape"] for each in (record, one))
