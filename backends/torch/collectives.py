@@ -12,6 +12,13 @@ _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tenso
 """What torch 2.13 calls it, and torch 2.11."""
 
 
+def default_group() -> dist.ProcessGroup:
+    """The one that all ranks have joined."""
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
 class TorchCollectives(Collectives):
     """The vendor's library, whatever the size."""
 
@@ -54,4 +61,4 @@ class TorchCommunicator(Communicator):
     def abort(self) -> None:
         """NCCL's kernels would wait for ever; gloo notices a closed connection by itself."""
         if self.peers.torch_device.type == "cuda" and dist.is_initialized():
-            dist.group.WORLD._get_backend(self.peers.torch_device).abort()
+            default_group()._get_backend(self.peers.torch_device).abort()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backbench.backends.interface import Collectives, Communicator, Device, Peers, Way
 from backbench.backends.interface.device import kernels_refused
-from backbench.backends.torch.collectives import TorchCommunicator
+from backbench.backends.torch.collectives import TorchCommunicator, default_group
 from backbench.errors import BackendError
 
 MOST_DEVICES = 8
@@ -108,7 +108,7 @@ def _peer_memory(peers: Peers, length: int) -> list[Tensor]:
         own.zero_()
         torch.cuda.synchronize(peers.torch_device)
         # Ends when everyone is here, and so has zeroed what is its own.
-        handle = symmetric_memory.rendezvous(own, dist.group.WORLD.group_name)
+        handle = symmetric_memory.rendezvous(own, default_group().group_name)
         return [
             own if rank == peers.rank else handle.get_buffer(rank, (length,), torch.int64)
             for rank in range(peers.world)

@@ -30,6 +30,29 @@ class Job:
     config: EngineConfig
     overrides: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def kv_dtype(self) -> torch.dtype | None:
+        """Of the KV cache; None = `dtype`."""
+        return None if self.config.kv_dtype is None else getattr(torch, self.config.kv_dtype)
+
+    def selection(self, device: Device, world: int) -> Selection:
+        """What serves each operation on one of `world` devices like this one.
+
+        Raises EngineError or BackendError where the model, divided so, cannot be served.
+        """
+        model, limits = self.source.config, realise_limits(self.config, self.source.config, device)
+        return select(
+            self.backend,
+            device=device,
+            specs=attention_specs(
+                model, dtype=self.dtype, limits=limits, kv_dtype=self.kv_dtype, world=world
+            ),
+            weights=model.spec.divided(world).weight_specs(self.dtype),
+            dtype=self.dtype,
+            overrides=self.overrides,
+            world=world,
+        )
+
 
 @dataclass(frozen=True)
 class Part:
@@ -46,30 +69,20 @@ def open_part(job: Job, peers: Peers, weights: Weights | None = None) -> Part:
 
     weights: those of an engine alike; None = loaded here. Raises EngineError or BackendError with one line.
     """
-    config, model, device, world = job.config, job.source.config, peers.device, peers.world
-    limits = realise_limits(config, model, device)
-    kv_dtype = None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
-    specs = attention_specs(model, dtype=job.dtype, limits=limits, kv_dtype=kv_dtype, world=world)
-    selection = select(
-        job.backend,
-        device=device,
-        specs=specs,
-        weights=model.spec.divided(world).weight_specs(job.dtype),
-        dtype=job.dtype,
-        overrides=job.overrides,
-        world=world,
-    )
+    config, device, world = job.config, peers.device, peers.world
+    selection = job.selection(device, world)
+    limits = realise_limits(config, job.source.config, device)
     communicator = communicator_of(selection, peers)
     if weights is None:
         shard = () if world == 1 else (Shard(peers.rank, world),)
         weights = job.source.load_weights(device.torch_device, job.dtype, *shard)
     decoder = Decoder(
-        model,
+        job.source.config,
         weights,
         selection,
         dtype=job.dtype,
         limits=limits,
-        kv_dtype=kv_dtype,
+        kv_dtype=job.kv_dtype,
         communicator=communicator,
     )
     sized = realise_pool(config, limits, decoder, device)

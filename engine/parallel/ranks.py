@@ -85,8 +85,7 @@ class Ranks:
         Raises EngineError or BackendError where a device is missing or a part cannot be opened.
         """
         require_devices(world, device)
-        # What cannot be divided is refused before a process starts.
-        job.source.config.spec.divided(world)
+        job.selection(device, world)  # what cannot be served is refused before a process starts
         self._own_team = team is None
         self._closed = False
         self.team = team or Team(world, device)

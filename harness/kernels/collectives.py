@@ -19,6 +19,7 @@ from backbench.backends.conformance.matrix import CheckRow
 from backbench.backends.conformance.tolerance import CEILING_ROUNDINGS, deviation, rounding
 from backbench.backends.interface import Communicator, Device
 from backbench.backends.registry import load
+from backbench.backends.torch.collectives import default_group
 from backbench.engine.parallel.ranks import require_devices
 from backbench.engine.parallel.team import Member, Team
 from backbench.errors import BackendError
@@ -108,7 +109,7 @@ def contenders(member: Member, names: Sequence[str]) -> Iterator[Contender | tup
             except BackendError as error:
                 yield name, str(error)
     if peers.torch_device.type == "cuda":
-        group = dist.group.WORLD.group_name
+        group = default_group().group_name
 
         def symmetric(count: int, dtype: torch.dtype) -> Tensor:
             import torch.distributed._symmetric_memory as symmetric_memory

@@ -14,7 +14,10 @@ from backbench.harness.subjects.engine import EngineTarget
 from backbench.reports.record import RunDirectory
 from backbench.reports.verify import verify
 
-SHORT = ("run", "-w", "batch:6x8+12", "-b", "torch", "--warmup", "1", "--max-len", "64", "--concurrency", "2")
+SHORT = (
+    *("run", "-w", "synthetic", "--input-lengths", "fixed:8", "--output-lengths", "fixed:6", "-b", "torch"),
+    *("-n", "8", "--concurrency", "2", "--warmup", "1", "--max-len", "64", "--max-step-tokens", "64"),
+)
 
 
 def exit_code(*arguments: str) -> int:
