@@ -2,7 +2,8 @@
 
     python benchmarks/tensor_parallel.py --out tensor-parallel.json
     python benchmarks/tensor_parallel.py --parts identity,all_reduce:triton,conformance
-    python benchmarks/tensor_parallel.py --parts rows:qwen3-8b:2 --rows tpot_bs1_in128
+    python benchmarks/tensor_parallel.py --parts rows:qwen3-32b:2,rows:qwen3-32b:1
+    python benchmarks/tensor_parallel.py --parts rows:qwen3-8b:2 --rows tpot_bs1_in128 --collectives torch
 
 Parts, each a process of its own with a time limit, so that one which hangs costs no other:
 
@@ -47,18 +48,22 @@ from backbench.harness.kernels.measure import KernelResult
 
 WORLD = 2
 PARTS = {
-    "identity": 150,
-    "conformance": 90,
-    "all_reduce:torch": 60,
     "all_reduce:triton": 60,
-    "programs": 60,
-    "rows:qwen3-8b:1": 150,
+    "conformance": 90,
+    "identity": 120,
     "rows:qwen3-8b:2": 150,
-    "rows:qwen3-32b:1": 150,
-    "rows:qwen3-32b:2": 180,
+    "rows:qwen3-8b:1": 150,
+    "programs": 60,
+    "all_reduce:torch": 60,
+    "rows:qwen3-32b:2": 200,
+    "rows:qwen3-32b:1": 240,
 }
-"""Part -> seconds it may take."""
-ROWS = "tpot_bs1_in128,tpot_bs256_in1024,nano256,host_visible_bs256_in1024"
+"""Part -> seconds it may take; what is worth most comes first."""
+ROWS = {
+    "qwen3-8b": "tpot_bs1_in128,tpot_bs256_in1024,nano256,host_visible_bs256_in1024",
+    "qwen3-32b": "tpot_bs1_in128,nano256",
+}
+"""What of a model is measured."""
 HIDDEN = 4096
 BATCHES = (1, 4, 16, 32, 128, 256, 512)
 """Rows of bf16 hidden states: 8, 32, 128, 256 KiB, 1, 2 and 4 MiB."""
@@ -196,7 +201,7 @@ def engine_rows(model: str, tp: int, options: argparse.Namespace) -> list[dict[s
     """As engine_rows.py's, over `tp` GPUs."""
     from engine_rows import Bench, measure
 
-    names = options.rows.split(",")
+    names = (options.rows or ROWS[model]).split(",")
     given = {} if tp == 1 else {"tp": tp}
     if options.collectives and tp > 1:
         given["collectives"] = options.collectives
@@ -243,18 +248,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--part", help="this one, in this process")
-    parser.add_argument("--rows", default=ROWS)
+    parser.add_argument("--rows", help="of engine_rows.py, instead of the model's own")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--collectives", help="backend of the sums: torch or triton")
     parser.add_argument("--kv-memory-fraction", type=float)
     parser.add_argument("--limit-s", type=float, help="of each part, instead of its own")
+    parser.add_argument("--total-s", type=float, default=480.0, help="of all parts; the rest is not run")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.part:
         options.out.write_text(json.dumps(run_part(options.part, options)))
         return
-    passed_on = [f"--rows={options.rows}", f"--repeats={options.repeats}"]
-    for name in ("collectives", "kv_memory_fraction"):
+    passed_on = [f"--repeats={options.repeats}"]
+    for name in ("rows", "collectives", "kv_memory_fraction"):
         if (value := getattr(options, name)) is not None:
             passed_on.append(f"--{name.replace('_', '-')}={value}")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -262,10 +268,23 @@ def main() -> None:
         "conditions": {"devices": devices, "torch": torch.__version__, "triton": triton.__version__},
         "parts": {},
     }
+    begin = time.perf_counter()
     for name in options.parts.split(","):
         start = time.perf_counter()
-        found = in_a_process(name, passed_on, options.limit_s or PARTS.get(name, 180))
+        left = options.total_s - (start - begin)
+        limit = min(options.limit_s or PARTS.get(name, 180), left)
+        found = in_a_process(name, passed_on, limit) if left > 20 else {"failed": "no time was left"}
         record["parts"][name] = found
+        if (
+            name.startswith("rows:")
+            and not name.endswith(":1")
+            and "failed" in found
+            and not options.collectives
+        ):
+            # What the engine does without the kernel is worth knowing, too.
+            record["parts"][f"{name}, NCCL alone"] = found = in_a_process(
+                name, [*passed_on, "--collectives=torch"], limit
+            )
         took = time.perf_counter() - start
         print(f"== {name} ({took:.0f} s): {json.dumps(found)[:3000]}", flush=True)
         if options.out:

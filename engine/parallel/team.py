@@ -34,6 +34,8 @@ LOOK_S = 0.05
 """How often it is looked whether all members live."""
 STILL_S = 4.0
 """A wait in which nobody does anything for so long has no end."""
+LONG_S = 0.3
+"""From when on a wait is looked into: steps are shorter."""
 GOING_S = 3.0
 """What members have to end by themselves."""
 STARTING_S = 120.0
@@ -232,6 +234,8 @@ class Team:
         if waiting is None:
             return None
         since, thread = waiting
+        if now - since < LONG_S:
+            return None
         if (seen := self._spent(thread)) != self._seen:
             self._seen, self._still_since = seen, now
         if now - max(since, self._still_since) < STILL_S:
@@ -245,7 +249,9 @@ class Team:
 
     def _spent(self, thread: int) -> tuple[float, ...]:
         """CPU seconds of the members; on a CPU of the waiting thread as well, on a GPU that spins."""
-        times = [psutil.Process(pid).cpu_times() for pid in self.pids]
+        members = [psutil.Process(pid) for pid in self.pids]
+        compilers = [child for member in members for child in member.children(recursive=True)]
+        times = [process.cpu_times() for process in (*members, *compilers)]
         own = (time.clock_gettime(time.pthread_getcpuclockid(thread)),) if self._on_cpu else ()
         return (*own, *(each.user + each.system for each in times))
 
