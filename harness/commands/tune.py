@@ -29,6 +29,7 @@ COLUMNS = ("Operation", "Shape", "Dtype", "Before", "Best", "Gain", "Tried", "La
 @subject_flag("model", required=True, help="Whose shapes are tuned.")
 @subject_flag("dtype", default="bfloat16")
 @subject_flag("device", parameter="prefer")
+@subject_flag("tp", help="Tune the shapes that one of N devices has.")
 @click.option(
     "--block-size",
     "block_sizes",
@@ -50,6 +51,7 @@ def tune(
     model: str,
     dtype: str,
     prefer: str | None,
+    tp: int,
     block_sizes: tuple[int, ...],
     operations: str,
     out: Path | None,
@@ -70,7 +72,7 @@ def tune(
     if dtype == "float32":
         raise HarnessError("bench tune measures bf16 and fp16; float32 runs on written launches.")
     device = _gpu(prefer)
-    problems = list(_problems(tuner, model, dtype, block_sizes, chosen, device))
+    problems = list(_problems(tuner, model, dtype, block_sizes, chosen, device, tp))
     file = out or tuner.file(device)
     findings = []
     for finding in measured(problems, file, device):
@@ -157,27 +159,29 @@ def _problems(
     block_sizes: tuple[int, ...],
     operations: set[str],
     device: Device,
+    tp: int,
 ) -> Iterator[Problem]:
     import torch
 
     from backbench.engine.limits import GPU_BLOCK_SIZE
     from backbench.engine.models.checkpoint import find_model
-    from backbench.harness.kernels.linear import weight_shapes
 
     config, dtype = find_model(model).config, getattr(torch, dtype_name)
     if "gemm" in operations:
-        yield from tuner.products(list(weight_shapes(config).values()), dtype, device)
+        yield from tuner.products(list(config.spec.divided(tp).product_shapes().values()), dtype, device)
     if "attention" in operations:
         sizes = block_sizes or (GPU_BLOCK_SIZE,)
-        specs = [spec for size in sizes for spec in _specs(config, dtype, size, device)]
+        specs = [spec for size in sizes for spec in _specs(config, dtype, size, device, tp)]
         yield from tuner.attention(specs, device)
 
 
-def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int, device: Device) -> list[AttentionSpec]:
+def _specs(
+    config: ModelConfig, dtype: torch.dtype, block_size: int, device: Device, tp: int
+) -> list[AttentionSpec]:
     from backbench.engine.config import EngineConfig
     from backbench.engine.limits import realise_limits
     from backbench.engine.models.decoder import attention_specs
 
     limits = realise_limits(EngineConfig(block_size=block_size), config, device)
-    found = attention_specs(config, dtype=dtype, limits=limits)
+    found = attention_specs(config, dtype=dtype, limits=limits, world=tp)
     return list(dict.fromkeys(found))
