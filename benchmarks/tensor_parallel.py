@@ -59,6 +59,8 @@ PARTS = {
     "rows:qwen3-32b:1": 240,
 }
 """Part -> seconds it may take; what is worth most comes first."""
+MEMORY = {("qwen3-32b", 1): 0.97}
+"""Share of a GPU's memory that the engine may take, where its usual share leaves little beside the weights."""
 ROWS = {
     "qwen3-8b": "tpot_bs1_in128,tpot_bs256_in1024,nano256,host_visible_bs256_in1024",
     "qwen3-32b": "tpot_bs1_in128,nano256",
@@ -205,8 +207,8 @@ def engine_rows(model: str, tp: int, options: argparse.Namespace) -> list[dict[s
     given = {} if tp == 1 else {"tp": tp}
     if options.collectives and tp > 1:
         given["collectives"] = options.collectives
-    if options.kv_memory_fraction:
-        given["kv_memory_fraction"] = options.kv_memory_fraction
+    if share := options.kv_memory_fraction or MEMORY.get((model, tp)):
+        given["kv_memory_fraction"] = share
     start = time.perf_counter()
     bench = Bench(f"shape:{model}", "triton", None, "nano256" in names, **given)
     opened = time.perf_counter() - start
