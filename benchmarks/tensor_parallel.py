@@ -9,7 +9,7 @@ Parts, each a process of its own with a time limit, so that one which hangs cost
 
     identity              fp32 tokens over two GPUs are those of one, captured and eager
     conformance           both collectives put through their cases
-    all_reduce:BACKEND    8 KiB to 4 MiB in a graph: the backend's sum, torch's one-shot and two-shot
+    all_reduce:BACKEND    8 KiB to 8 MiB in a graph: the backend's sum, torch's one-shot and two-shot
     programs              the same, of the one-shot kernel with other numbers of programs
     rows:MODEL:N          rows of engine_rows.py over N GPUs
 """
@@ -60,15 +60,15 @@ PARTS = {
 }
 """Part -> seconds it may take; what is worth most comes first."""
 MEMORY = {("qwen3-32b", 1): 0.97}
-"""Share of a GPU's memory that the engine may take, where its usual share leaves little beside the weights."""
+"""Share of a GPU's memory for the engine, where its usual share leaves little beside the weights."""
 ROWS = {
     "qwen3-8b": "tpot_bs1_in128,tpot_bs256_in1024,nano256,host_visible_bs256_in1024",
     "qwen3-32b": "tpot_bs1_in128,nano256",
 }
 """What of a model is measured."""
 HIDDEN = 4096
-BATCHES = (1, 4, 16, 32, 128, 256, 512)
-"""Rows of bf16 hidden states: 8, 32, 128, 256 KiB, 1, 2 and 4 MiB."""
+BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
+"""Rows of bf16 hidden states: 8, 32, 128, 256, 512 KiB, 1, 2, 4 and 8 MiB."""
 SIZES = Sizes(BATCHES, HIDDEN, torch.bfloat16)
 
 

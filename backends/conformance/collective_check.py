@@ -38,12 +38,12 @@ class CollectiveCase:
 
 def collective_cases(level: str) -> Iterator[CollectiveCase]:
     """The cases of a level: odd and even sizes, from a few numbers to more than one shot serves."""
-    quick, full = (2, 7, 2048, 20_000), (2, 7, 64, 2048, 16_384, 20_000, 131_072, 1_048_576, 3_000_001)
+    quick, full = (2, 7, 2048, 150_000), (2, 7, 64, 2048, 16_384, 20_000, 131_072, 1_048_576, 3_000_001)
     sizes = quick if level == "quick" else full
     for elements in sizes:
         yield CollectiveCase("all_reduce", elements)
         yield CollectiveCase("graph", elements)
-    for elements in (3, 4096) if level == "quick" else (3, 4096, 75_968, 300_000):
+    for elements in (3, 4096, 150_000) if level == "quick" else (3, 4096, 75_968, 300_000):
         yield CollectiveCase("all_gather", elements)
     yield CollectiveCase("ring", 1000)
 

@@ -33,7 +33,7 @@ from backbench.backends.triton.elementwise import embed_launch, gate_launch, nor
 from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_write_launch
 from backbench.backends.triton.gemm import product_launch
 from backbench.backends.triton.launch import Launch, Place, parts
-from backbench.backends.triton.oneshot import BITS, KINDS, one_shot_launch
+from backbench.backends.triton.oneshot import BITS, KINDS, Areas, one_shot_launch
 from backbench.backends.triton.sampling import sample_launches
 
 UNITS = 132
@@ -269,7 +269,7 @@ def written_product(dtype: torch.dtype, rows: int, target: str) -> Launch:
 
 def _between_devices() -> Iterator[KernelCase]:
     """Sums and gathers over two devices: a decode's, and what takes several tiles; over four."""
-    for world, rows in ((2, 8), (2, 256), (4, 8)):
+    for world, rows in ((2, 8), (2, 48), (2, 256), (4, 8)):
         for kind in (*KINDS.values(), BITS):
             launch = partial(_one_shot, world, rows, kind)
             yield KernelCase("collectives/one shot", f"{kind} rows{rows} of {world}", False, launch)
@@ -279,13 +279,13 @@ def _one_shot(world: int, rows: int, kind: str, target: str) -> Launch:
     dtype = next((each for each, name in KINDS.items() if name == kind), torch.bfloat16)
     x = on_meta(rows, HIDDEN, dtype=dtype)
     out = on_meta(world, rows, HIDDEN, dtype=dtype) if kind == BITS else x
-    capacity = rows * HIDDEN
+    areas = Areas(world, 32, 2**17, 2**21)
     state = (
         on_meta(world, dtype=torch.int64),
         on_meta(32, dtype=torch.int32),
         on_meta(1, dtype=torch.int32),
     )
-    return one_shot_launch(Place.of(imagined(target)), (0, world), x, out, kind, state, capacity)
+    return one_shot_launch(Place.of(imagined(target)), (0, world), x, out, kind, state, areas)
 
 
 def _measured_products() -> Iterator[KernelCase]:

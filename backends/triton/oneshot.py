@@ -4,6 +4,9 @@ A word of four bytes travels with a flag in one store of eight, as NCCL's LL pro
 flag of this call has the word, so nothing is fenced and nobody is signalled. The flag is the number of the
 call, which lives on the device, so a captured graph counts on.
 
+Flags double what is sent. Beyond a size words travel alone, and each program signals when its own are there,
+which costs about two microseconds more and half of the traffic.
+
 Two halves of the slots alternate. A device that starts call n + 2 has finished n + 1, for which it had every
 other device's words of n + 1, which those sent only after they had finished n: nobody still reads the half
 that n + 2 writes, and no barrier at the end is needed. Every call has the same programs, whatever its size,
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -74,33 +78,88 @@ def half_bits(value, KIND: tl.constexpr):
 
 
 @triton.jit
-def slots_of(peers, MEMBER: tl.constexpr):
-    """Where a device's slots begin, from the table of addresses."""
-    return tl.multiple_of(tl.load(peers + MEMBER).to(tl.pointer_type(tl.int64)), 16)
+def base_of(peers, MEMBER: tl.constexpr):
+    """Where a device's buffer begins, from the table of addresses."""
+    return tl.load(peers + MEMBER)
 
 
 @triton.jit
-def push(value, word, inside, peers, call, capacity, RANK: tl.constexpr, WORLD: tl.constexpr):
-    """Write this device's words, with the call's flag, into its slot at every other device."""
-    pair = (call.to(tl.int64) << 32) | value.to(tl.uint32, bitcast=True).to(tl.int64)
+def push(
+    value,
+    word,
+    inside,
+    peers,
+    call,
+    capacity,
+    area,
+    RANK: tl.constexpr,
+    WORLD: tl.constexpr,
+    SIGNALLED: tl.constexpr,
+):
+    """Write this device's words into its slot at every other device: as they are, or with the call's flag."""
     slot = ((call & 1) * WORLD + RANK) * capacity
     for step in tl.static_range(1, WORLD):
-        target = slots_of(peers, (RANK + step) % WORLD)
-        tl.store(target + slot + word, pair, mask=inside, cache_modifier=".wt")
+        start = base_of(peers, (RANK + step) % WORLD) + area
+        if SIGNALLED:
+            target = tl.multiple_of(start.to(tl.pointer_type(tl.int32)), 16)
+            tl.store(target + slot + word, value, mask=inside)
+        else:
+            pair = (call.to(tl.int64) << 32) | value.to(tl.uint32, bitcast=True).to(tl.int64)
+            target = tl.multiple_of(start.to(tl.pointer_type(tl.int64)), 16)
+            tl.store(target + slot + word, pair, mask=inside, cache_modifier=".wt")
 
 
 @triton.jit
-def pull(own, word, inside, call, capacity, stop, SOURCE: tl.constexpr, WORLD: tl.constexpr):
+def pull(
+    own,
+    word,
+    inside,
+    call,
+    capacity,
+    stop,
+    SOURCE: tl.constexpr,
+    WORLD: tl.constexpr,
+    SIGNALLED: tl.constexpr,
+):
     """The words i32 that device SOURCE sent, once all of them are here, or the group is given up."""
-    place = own + ((call & 1) * WORLD + SOURCE) * capacity + word
-    pair = tl.load(place, mask=inside, other=0, volatile=True)
-    late = tl.max((inside & ((pair >> 32).to(tl.int32) != call)).to(tl.int32), axis=0)
-    while late != 0:
-        given_up = tl.load(stop, volatile=True)
+    slot = ((call & 1) * WORLD + SOURCE) * capacity
+    if SIGNALLED:
+        source = tl.multiple_of(own.to(tl.pointer_type(tl.int32)), 16)
+        words = tl.load(source + slot + word, mask=inside, other=0, cache_modifier=".cg")
+    else:
+        place = tl.multiple_of(own.to(tl.pointer_type(tl.int64)), 16) + slot + word
         pair = tl.load(place, mask=inside, other=0, volatile=True)
         late = tl.max((inside & ((pair >> 32).to(tl.int32) != call)).to(tl.int32), axis=0)
-        late = tl.where(given_up == 0, late, 0)
-    return pair.to(tl.int32)
+        while late != 0:
+            given_up = tl.load(stop, volatile=True)
+            pair = tl.load(place, mask=inside, other=0, volatile=True)
+            late = tl.max((inside & ((pair >> 32).to(tl.int32) != call)).to(tl.int32), axis=0)
+            late = tl.where(given_up == 0, late, 0)
+        words = pair.to(tl.int32)
+    return words
+
+
+@triton.jit
+def meet(peers, program, call, stop, signals, RANK: tl.constexpr, WORLD: tl.constexpr):
+    """Tell every other device that this program's words are there, and wait until theirs are.
+
+    A signal is the number of the latest call; a device may be one call ahead.
+    """
+    programs = tl.num_programs(0)
+    tl.debug_barrier()  # what the others' signal makes visible are the writes of all threads
+    for step in tl.static_range(1, WORLD):
+        start = base_of(peers, (RANK + step) % WORLD) + signals
+        theirs = start.to(tl.pointer_type(tl.int32)) + RANK * programs + program
+        tl.atomic_xchg(theirs, call, sem="release", scope="sys")
+    own = (base_of(peers, RANK) + signals).to(tl.pointer_type(tl.int32))
+    for step in tl.static_range(1, WORLD):
+        signal = own + ((RANK + step) % WORLD) * programs + program
+        late = call - tl.atomic_add(signal, 0, sem="acquire", scope="sys")
+        while late > 0:
+            given_up = tl.load(stop, volatile=True)
+            late = call - tl.atomic_add(signal, 0, sem="acquire", scope="sys")
+            late = tl.where(given_up == 0, late, 0)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -117,6 +176,7 @@ def finish(
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
     KIND: tl.constexpr,
+    SIGNALLED: tl.constexpr,
 ):
     """Store the sum over all devices, added in order of rank so that all have the same bits; or, where KIND
     is "bits", everyone's words one after the other."""
@@ -124,14 +184,14 @@ def finish(
         for source in tl.static_range(WORLD):
             value = mine
             if source != RANK:
-                value = pull(own, word, inside, call, capacity, stop, source, WORLD)
+                value = pull(own, word, inside, call, capacity, stop, source, WORLD, SIGNALLED)
             tl.store(out + source * words + word, value, mask=inside)
     elif KIND == "fp32":
         total = tl.zeros_like(mine).to(tl.float32)
         for source in tl.static_range(WORLD):
             value = mine
             if source != RANK:
-                value = pull(own, word, inside, call, capacity, stop, source, WORLD)
+                value = pull(own, word, inside, call, capacity, stop, source, WORLD, SIGNALLED)
             total += value.to(tl.float32, bitcast=True)
         tl.store(out + word, total.to(tl.int32, bitcast=True), mask=inside)
     else:
@@ -140,7 +200,7 @@ def finish(
         for source in tl.static_range(WORLD):
             value = mine
             if source != RANK:
-                value = pull(own, word, inside, call, capacity, stop, source, WORLD)
+                value = pull(own, word, inside, call, capacity, stop, source, WORLD, SIGNALLED)
             low += low_half(value, KIND)
             high += high_half(value, KIND)
         bits = half_bits(low, KIND) | (half_bits(high, KIND) << 16)
@@ -157,17 +217,21 @@ def one_shot_kernel(
     words,
     share,
     capacity,
+    area,
+    signals,
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
     KIND: tl.constexpr,
     ONE: tl.constexpr,
+    SIGNALLED: tl.constexpr,
     TILE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Words i32 of `x` to every device, and of `out` from all; each program has `share` of them.
 
-    peers: the address of each device's slots, i64[2, WORLD, capacity]. calls i32: calls so far, by program.
-    ONE: the share is no longer than TILE.
+    peers: the address of each device's buffer, in which slots [2, WORLD, capacity] begin at byte `area`, of
+    words and flags i64; where SIGNALLED, of words i32, with signals i32 [WORLD, programs] at byte `signals`.
+    calls i32: calls so far, by program. ONE: the share is no longer than TILE, and not SIGNALLED.
     """
     release_successor(PDL)
     program = tl.program_id(0)
@@ -175,33 +239,72 @@ def one_shot_kernel(
     first = program * share
     wait_for_predecessor(PDL)
     call = tl.load(calls + program) + 1
-    own = slots_of(peers, RANK)
+    own = base_of(peers, RANK) + area
     if ONE:
         word = first + lane
         inside = (lane < share) & (word < words)
         mine = tl.load(x + word, mask=inside, other=0)
-        push(mine, word, inside, peers, call, capacity, RANK, WORLD)
-        finish(mine, out, word, inside, own, call, words, capacity, stop, RANK, WORLD, KIND)
+        push(mine, word, inside, peers, call, capacity, area, RANK, WORLD, SIGNALLED)
+        finish(mine, out, word, inside, own, call, words, capacity, stop, RANK, WORLD, KIND, SIGNALLED)
     else:
         # Everything is on its way before the first word is waited for.
         for start in range(0, share, TILE):
             word = first + start + lane
             inside = (start + lane < share) & (word < words)
             mine = tl.load(x + word, mask=inside, other=0)
-            push(mine, word, inside, peers, call, capacity, RANK, WORLD)
+            push(mine, word, inside, peers, call, capacity, area, RANK, WORLD, SIGNALLED)
+        if SIGNALLED:
+            meet(peers, program, call, stop, signals, RANK, WORLD)
         for start in range(0, share, TILE):
             word = first + start + lane
             inside = (start + lane < share) & (word < words)
             mine = tl.load(x + word, mask=inside, other=0)
-            finish(mine, out, word, inside, own, call, words, capacity, stop, RANK, WORLD, KIND)
+            finish(mine, out, word, inside, own, call, words, capacity, stop, RANK, WORLD, KIND, SIGNALLED)
     tl.store(calls + program, call)
 
 
 @cache
-def _bound(place: Place, rank: int, world: int, kind: str, one: bool, tile: int) -> BoundKernel:
+def _bound(
+    place: Place, rank: int, world: int, kind: str, signalled: bool, one: bool, tile: int
+) -> BoundKernel:
     # Two words a thread: its store of two pairs is the widest there is.
     warps = min(max(tile // 64, 1), 8)
-    return place.bind(one_shot_kernel, RANK=rank, WORLD=world, KIND=kind, ONE=one, TILE=tile, num_warps=warps)
+    return place.bind(
+        one_shot_kernel,
+        RANK=rank,
+        WORLD=world,
+        KIND=kind,
+        ONE=one,
+        SIGNALLED=signalled,
+        TILE=tile,
+        num_warps=warps,
+    )
+
+
+class Areas(NamedTuple):
+    """What a device's buffer holds, for calls of up to so many words."""
+
+    world: int
+    programs: int
+    flagged: int
+    """Words of the largest call whose words travel with flags."""
+    signalled: int
+    """Words of the largest call."""
+
+    @property
+    def signalled_start(self) -> int:
+        """Bytes before the slots of words alone."""
+        return 2 * self.world * self.flagged * 8
+
+    @property
+    def signals_start(self) -> int:
+        """Bytes before the signals."""
+        return self.signalled_start + 2 * self.world * self.signalled * 4
+
+    @property
+    def length(self) -> int:
+        """Elements i64 of the buffer."""
+        return (self.signals_start + self.world * self.programs * 4 + 15) // 16 * 2
 
 
 def one_shot_launch(
@@ -211,47 +314,43 @@ def one_shot_launch(
     out: Tensor,
     kind: str,
     state: tuple[Tensor, Tensor, Tensor],
-    capacity: int,
+    areas: Areas,
 ) -> Launch:
     """What sums x into `out` of its shape, or gathers it there; both contiguous, of whole words.
 
     member: (rank, world); kind: a value of KINDS, or BITS; state: everyone's addresses, calls, stop.
     """
     words = x.numel() * x.itemsize // 4
-    programs = len(state[1])
-    share = parts(parts(words, programs), ALIGNMENT_WORDS) * ALIGNMENT_WORDS
+    share = parts(parts(words, areas.programs), ALIGNMENT_WORDS) * ALIGNMENT_WORDS
     tile = min(power_of_two(share), LARGEST_TILE)
-    bound = _bound(place, *member, kind, share <= tile, tile)
+    signalled = words > areas.flagged
+    one = share <= tile and not signalled
+    bound = _bound(place, *member, kind, signalled, one, tile)
     given, taken = (each.view(-1).view(torch.int32) for each in (x, out))
-    return Launch(bound, (programs, 1, 1), (given, taken, *state, words, share, capacity))
+    capacity = areas.signalled if signalled else areas.flagged
+    start = areas.signalled_start if signalled else 0
+    sizes = (words, share, capacity, start, areas.signals_start)
+    return Launch(bound, (areas.programs, 1, 1), (given, taken, *state, *sizes))
 
 
 class Slots:
     """Where the others write to, and what counts the calls."""
 
-    def __init__(
-        self, peers: Peers, buffers: Sequence[Tensor], capacity: int, programs: int = PROGRAMS
-    ) -> None:
-        """buffers: by rank, i64[`length`] of zeros in each device's memory; capacity: words of a call."""
+    def __init__(self, peers: Peers, buffers: Sequence[Tensor], areas: Areas) -> None:
+        """buffers: by rank, i64[areas.length] of zeros in each device's memory."""
         at = peers.torch_device
         self.peers = peers
-        self.capacity = capacity
+        self.areas = areas
         self._place = Place.of(peers.device)
         self._buffers = list(buffers)
         self._addresses = torch.tensor([each.data_ptr() for each in buffers], dtype=torch.int64, device=at)
-        self._calls = torch.zeros(programs, dtype=torch.int32, device=at)
+        self._calls = torch.zeros(areas.programs, dtype=torch.int32, device=at)
         self._stop = torch.zeros(1, dtype=torch.int32, device=at)
-
-    @staticmethod
-    def length(world: int, capacity: int) -> int:
-        """Elements of each device's buffer."""
-        return 2 * world * capacity
 
     def _start(self, x: Tensor, out: Tensor, kind: str) -> None:
         state = self._addresses, self._calls, self._stop
-        one_shot_launch(
-            self._place, (self.peers.rank, self.peers.world), x, out, kind, state, self.capacity
-        ).start()
+        member = self.peers.rank, self.peers.world
+        one_shot_launch(self._place, member, x, out, kind, state, self.areas).start()
 
     def all_reduce(self, x: Tensor) -> None:
         """The sum takes the place of x, contiguous, of whole words."""

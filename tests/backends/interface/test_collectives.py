@@ -55,4 +55,4 @@ def test_what_serves_which_size_is_said() -> None:
     library = TorchCommunicator(Peers(0, 2, cpu()))
     assert library.ways() == [Way("all_reduce", None, "gloo"), Way("all_gather", None, "gloo")]
     assert library.served_by("all_gather", 10**9) == "gloo"
-    assert [largest_bytes(world) for world in (2, 4, 5)] == [4 * 2**20, 512 * 2**10, 256 * 2**10]
+    assert [largest_bytes(world) for world in (2, 4, 5)] == [8 * 2**20, 512 * 2**10, 256 * 2**10]
