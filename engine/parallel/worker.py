@@ -24,7 +24,8 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Serve the connection until it closes; exit code 1 where a call failed, after saying why."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first member decides what Ctrl-C means
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the first member decides, and its end is noticed
+        signal.signal(ignored, signal.SIG_IGN)
     connection, lifeline, memory = Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     folder: list[Path] = []
     if sys.platform == "linux":

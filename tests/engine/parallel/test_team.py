@@ -85,8 +85,8 @@ def test_a_rank_that_hangs_ends_the_run() -> None:
     assert gone(team.pids)
 
 
-def test_nothing_outlives_a_killed_first_rank(tmp_path: Path) -> None:
-    """Its other rank is even stopped at that time."""
+@pytest.mark.parametrize("how", ["killed while the other is stopped", "both terminated"])
+def test_nothing_outlives_the_first_rank(how: str, tmp_path: Path) -> None:
     code = (
         "import sys, tempfile\n"
         "from parallel_fixtures import *\n"
@@ -104,8 +104,12 @@ def test_nothing_outlives_a_killed_first_rank(tmp_path: Path) -> None:
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) == 1 and psutil.pid_exists(pids[0])
         assert list(tmp_path.iterdir())
-        os.kill(pids[0], signal.SIGSTOP)
-        process.kill()
+        if how == "both terminated":  # as `timeout` does with a whole group
+            os.kill(pids[0], signal.SIGTERM)
+            process.terminate()
+        else:
+            os.kill(pids[0], signal.SIGSTOP)
+            process.kill()
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline and not gone(pids):
         time.sleep(0.05)
