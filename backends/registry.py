@@ -30,6 +30,8 @@ from backbench.errors import BackendError
 BUILT_IN = ("torch", "triton", "sdpa", "flash", "rocm")
 ENTRY_POINTS = "backbench.backends"
 OPERATIONS = ("attention", "linear", "operations")
+BETWEEN_DEVICES = "collectives"
+"""What several devices need on top."""
 AUTO_ORDER: Mapping[str, tuple[str, ...]] = {
     "nvidia": ("triton", "flash", "sdpa", "torch"),
     "amd": ("rocm", "triton", "sdpa", "torch"),
@@ -137,6 +139,7 @@ def select(
     dtype: torch.dtype,
     weights: Sequence[WeightSpec] = (),
     overrides: Mapping[str, str] | None = None,
+    world: int = 1,
 ) -> Selection:
     """What serves each operation when backend `name` (or "auto") is asked for.
 
@@ -145,22 +148,28 @@ def select(
         weights: the model's products; all must be served. Empty = one as wide as each attention layer.
         overrides: operation ("attention", "linear", "operations") -> the backend that serves it instead;
             for attention also one backend a role, "prefill=flash,decode=triton".
+        world: devices that share the model; several need "collectives", too, which can be overridden.
 
     Raises:
         BackendError: something asked for cannot be served; all reasons are named, and what would work.
     """
     overrides = dict(overrides or {})
     weights = weights or ordinary_weights(specs, dtype)
+    known = (*OPERATIONS, BETWEEN_DEVICES)
     for operation in overrides:
-        if operation not in OPERATIONS:
-            raise BackendError(f"Unknown operation {operation!r}; override one of {', '.join(OPERATIONS)}.")
+        if operation not in known:
+            raise BackendError(f"Unknown operation {operation!r}; override one of {', '.join(known)}.")
+    if BETWEEN_DEVICES in overrides and world == 1:
+        raise BackendError("--collectives is for several devices; give --tp as well.")
     if name == "auto":
-        return _select_auto(device, specs, weights, dtype, overrides)
+        return _select_auto(device, specs, weights, dtype, overrides, world)
     backend = load(name)
-    selection = _assemble(backend, name, device, overrides)
-    if reasons := _reasons(selection, specs, weights, dtype):
+    selection = _assemble(backend, name, device, overrides, world=world)
+    if reasons := _reasons(selection, specs, weights, dtype, world):
         working = [
-            other for other in names() if other != name and _works(other, device, specs, weights, dtype)
+            other
+            for other in names()
+            if other != name and _works(other, device, specs, weights, dtype, world)
         ]
         advice = f"these would: {', '.join(working)}" if working else "no other backend could either"
         raise BackendError(f"Backend {name!r} cannot serve this: {'; '.join(reasons)} ({advice}).")
@@ -198,6 +207,7 @@ def _select_auto(
     weights: Sequence[WeightSpec],
     dtype: torch.dtype,
     overrides: Mapping[str, str],
+    world: int,
 ) -> Selection:
     """The first backend of the vendor's written order that serves everything."""
     passed_over: dict[str, Sequence[str]] = {}
@@ -206,11 +216,11 @@ def _select_auto(
         if name not in known:
             continue
         try:
-            selection = _assemble(load(name), "auto", device, overrides, passed_over)
+            selection = _assemble(load(name), "auto", device, overrides, passed_over, world)
         except BackendError as error:
             passed_over[name] = [str(error)]
             continue
-        reasons = _reasons(selection, specs, weights, dtype)
+        reasons = _reasons(selection, specs, weights, dtype, world)
         if not reasons:
             return replace(selection, spec=next(iter(specs), None), weights=tuple(weights))
         passed_over[name] = reasons
@@ -224,6 +234,7 @@ def _assemble(
     device: Device,
     overrides: Mapping[str, str],
     passed_over: dict[str, Sequence[str]] | None = None,
+    world: int = 1,
 ) -> Selection:
     """The backend's own operations, the overrides, and its base for what it lacks."""
 
@@ -237,8 +248,9 @@ def _assemble(
 
     attention, linear, operations = providers = [provider(operation) for operation in OPERATIONS]
     assert attention.attention and linear.linear and operations.operations
+    between = provider(BETWEEN_DEVICES) if world > 1 else None
     kernels: list[Kernels] = []
-    for serving in providers:
+    for serving in [*providers, *([] if between is None else [between])]:
         if serving.kernels is not None and serving.kernels not in kernels:
             kernels.append(serving.kernels)
     return Selection(
@@ -249,6 +261,7 @@ def _assemble(
         operations.operations,
         passed_over or {},
         kernels=tuple(kernels),
+        collectives=None if between is None else between.collectives,
     )
 
 
@@ -257,6 +270,7 @@ def _reasons(
     specs: Sequence[AttentionSpec],
     weights: Sequence[WeightSpec],
     dtype: torch.dtype,
+    world: int = 1,
 ) -> list[str]:
     """Why the selection cannot serve the model; empty = it can.
 
@@ -267,6 +281,8 @@ def _reasons(
     refused = [("attention", attention.name, attention.refusals(spec, device)) for spec in specs]
     refused += [(_asked(weight), linear.name, linear.refusals(weight, device)) for weight in weights]
     refused += [("operations", operations.name, operations.refusals(dtype, device))]
+    if between := selection.collectives:
+        refused += [(BETWEEN_DEVICES, between.name, between.refusals(device, world))]
     found: dict[tuple[str, str], dict[str, None]] = {}
     for operation, name, reasons in refused:
         for why in reasons:
@@ -285,8 +301,10 @@ def _works(
     specs: Sequence[AttentionSpec],
     weights: Sequence[WeightSpec],
     dtype: torch.dtype,
+    world: int,
 ) -> bool:
     try:
-        return not _reasons(_assemble(load(name), name, device, {}), specs, weights, dtype)
+        selection = _assemble(load(name), name, device, {}, world=world)
+        return not _reasons(selection, specs, weights, dtype, world)
     except BackendError:
         return False

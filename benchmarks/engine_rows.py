@@ -72,7 +72,11 @@ class Bench:
         self, model: str, backend: str, weights: Any = None, sampled: bool = True, **options: Any
     ) -> None:
         """`sampled`: whether a row samples at a temperature, so that the warm-up must cover that too."""
-        overrides = {key: options.pop(key) for key in ("attention", "linear", "operations") if key in options}
+        overrides = {
+            key: options.pop(key)
+            for key in ("attention", "linear", "operations", "collectives")
+            if key in options
+        }
         config = EngineConfig(max_seqs=256, max_step_tokens=16384, max_len=8192, **options)
         self.engine = Engine.open(
             find_model(model),

@@ -137,6 +137,15 @@ class EngineConfig:
         "Capture decodes, and steps with few prompt tokens, in device graphs where the backend allows it.",
         group="engine",
     )
+    tp: int = option(
+        1,
+        "Devices that divide every layer among them (tensor parallel), from the chosen one on.",
+        group="engine",
+        metavar="N",
+        also=("tensor_parallel_size",),
+        minimum=1,
+        maximum=64,
+    )
     overlap: bool = option(
         True, "Schedule and launch step N + 1 before reading step N's tokens.", group="engine"
     )
@@ -172,5 +181,10 @@ class EngineConfig:
         if self.speculation_sampling == "rejection" and (asked is None or not asked.accurate):
             raise EngineError(
                 "--speculation-sampling rejection needs drafts; add --speculate ngram:K or draft:MODEL:K."
+            )
+        if self.tp > 1 and (self.speculation_sampling == "rejection" or (asked and asked.model)):
+            raise EngineError(
+                "Over several devices every rank draws all tokens from the same noise, and none has a model "
+                "that drafts: with --tp give --speculate ngram:K or synthetic:L:K, and exact sampling."
             )
         return asked

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from backbench.backends.interface import Device, Selection
-from backbench.backends.registry import select
+from backbench.backends.interface import Device, Peers, Selection
 from backbench.engine.beams import Beams, num_candidates
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
-from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
-from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.limits import EngineLimits, realise_limits
+from backbench.engine.models.decoder import Decoder
 from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.models.weights import Weights
+from backbench.engine.parallel.part import Job, open_part
+from backbench.engine.parallel.ranks import Ranks
+from backbench.engine.parallel.team import Team
 from backbench.engine.request import (
     Completion,
     SamplingParams,
@@ -58,8 +60,9 @@ class Engine:
         tokenizer: Any = None,
         max_steps_in_flight: int = 1,
         speculator: Speculator | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """`limits`: what `config` left open, decided; see `Engine.open`."""
+        """`limits`: what `config` left open, decided; see `Engine.open`. `ranks`: the other devices'."""
         self.selection = selection
         self.config = replace(
             config, block_size=limits.block_size, num_blocks=limits.num_blocks, max_len=limits.max_len
@@ -73,8 +76,17 @@ class Engine:
         self.decoder = decoder
         self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache)
         self.scheduler = Scheduler(self.pool, limits)
-        captured = config.graphs and config.speculation_sampling == "exact"
-        self.runner = Runner(decoder, selection.operations, limits, graphs=captured)
+        self.ranks = ranks
+        self.runner = Runner(
+            decoder,
+            selection.operations,
+            limits,
+            graphs=config.graphs and config.speculation_sampling == "exact",
+            queue=None if ranks is None else ranks.queue,
+            followers=ranks,
+        )
+        if ranks is not None:
+            ranks.lead(self.runner)
         self.speculator = speculator
         self.peak_blocks_used = 0
         self._requests: dict[str, list[Sequence]] = {}
@@ -109,10 +121,12 @@ class Engine:
         overrides: Mapping[str, str] | None = None,
         weights: Weights | None = None,
         tokenizer: Any = None,
+        team: Team | None = None,
     ) -> Engine:
-        """Load `source` and size the engine for `device`.
+        """Load `source` and size the engine for `device`, or for `config.tp` devices from it on.
 
-        dtype: None = fp32 on a CPU, else the checkpoint's. weights: share those of another engine.
+        dtype: None = fp32 on a CPU, else the checkpoint's. weights: share those of another engine on one
+        device. team: the processes of the other devices, which outlive the engine; None = its own.
         Raises EngineError or BackendError with one line saying what is wrong.
         """
         config = config or EngineConfig()
@@ -122,45 +136,50 @@ class Engine:
         if weights is None and model.on_the_fly is not None:
             model.on_the_fly.require_norms()
         on_cpu = device.torch_device.type == "cpu"
-        dtype = dtype or (torch.float32 if on_cpu else model.dtype)
-        limits = realise_limits(config, model, device)
-        kv_dtype = None if config.kv_dtype is None else getattr(torch, config.kv_dtype)
-        specs = attention_specs(model, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
-        selection = select(
-            backend,
-            device=device,
-            specs=specs,
-            weights=model.spec.weight_specs(dtype),
-            dtype=dtype,
-            overrides=overrides,
-        )
-        if weights is None:
-            weights = source.load_weights(device.torch_device, dtype)
-        decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
-        overlapped = config.overlap and not on_cpu
+        dtype = dtype or (torch.float32 if on_cpu else source.config.dtype)
+        speculation = config.speculation
         draft = None
-        if config.speculation is not None and config.speculation.model is not None:
+        if speculation is not None and speculation.model is not None:
             draft = DraftModel.open(
-                config.speculation,
+                speculation,
                 model,
                 backend=backend,
                 device=device,
                 dtype=dtype,
-                limits=limits,
+                limits=realise_limits(config, model, device),
                 overrides=overrides,
             )
-        drafting_bytes = 0 if draft is None else draft.decoder.cache_bytes_per_block()
-        sized = realise_pool(config, limits, decoder, device, drafting_bytes)
+        job = Job(source, backend, dtype, config, dict(overrides or {}))
+        if config.tp == 1:
+            ranks = None
+            beside = 0 if draft is None else draft.decoder.cache_bytes_per_block()
+            part = open_part(job, Peers(0, 1, device), weights, drafting_bytes_per_block=beside)
+        else:
+            ranks = Ranks(job, config.tp, device, team)
+            part = ranks.part
+        overlapped = config.overlap and not on_cpu
         return cls(
-            decoder,
-            selection,
+            part.decoder,
+            part.selection,
             config,
-            sized,
-            weights=weights,
+            part.limits,
+            weights=part.weights,
             tokenizer=tokenizer,
             max_steps_in_flight=2 if overlapped else 1,
-            speculator=open_speculator(config, sized, model.vocab_size, draft),
+            speculator=open_speculator(config, part.limits, model.vocab_size, draft),
+            ranks=ranks,
         )
+
+    def close(self) -> None:
+        """End the other devices' processes, if there are any; the engine serves nothing after."""
+        if self.ranks is not None:
+            self.ranks.close(self.runner)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     @property
     def has_work(self) -> bool:
@@ -339,6 +358,10 @@ class Engine:
             "kv_pool_bytes": per_block * self.pool.num_blocks,
             "kv_used_peak_bytes": per_block * self.peak_blocks_used,
         }
+
+    def memory_by_device(self) -> list[dict[str, Any]]:
+        """Bytes on each device, by rank; empty where there is one."""
+        return [] if self.ranks is None else self.ranks.memory(self.runner)
 
     def _check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
         """The prompt's token ids; EngineError where the request can never be served."""

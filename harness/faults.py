@@ -92,6 +92,11 @@ def _advice(module: str) -> str:
     """The option that takes the kernel's operation away from its backend."""
     from backbench.backends.registry import kernel_operation
 
-    flags = {"attention": "--attention", "linear": "--linear", "operations": "--ops"}
+    flags = {
+        "attention": "--attention",
+        "linear": "--linear",
+        "operations": "--ops",
+        "collectives": "--collectives",
+    }
     flag = flags.get(kernel_operation(module) or "")
     return f"{flag} torch" if flag else "--attention, --linear or --ops torch"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Readings:
     """The same at the run's end, by the same counter; None where telemetry samples that."""
     torch_allocated_peak_bytes: int | None = None
     torch_reserved_peak_bytes: int | None = None
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    """Bytes on each device, by rank, where there are several; the numbers above are of the first."""
 
 
 def idle_device_bytes(device: Device, accelerator: dict[str, Any]) -> int | None:
@@ -107,7 +109,10 @@ def section(readings: Readings, telemetry: pd.DataFrame) -> dict[str, Any]:
     known = [readings.weights_bytes, readings.kv_pool_bytes]
     # Untouched pool pages are not resident on a CPU, so the parts may exceed the whole there.
     rest = None if total is None or None in known else total - sum(each or 0 for each in known)
-    return {
+    devices = readings.devices
+    held = sum(each["weights_bytes"] + each["kv_pool_bytes"] for each in devices)
+    several = {"devices": devices, "devices_held_bytes": held} if devices else {}
+    return several | {
         "weights_bytes": readings.weights_bytes,
         "weights_read_bytes": readings.weights_read_bytes,
         "kv_pool_bytes": readings.kv_pool_bytes,

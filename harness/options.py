@@ -126,6 +126,9 @@ class RunOptions:
     ops: str | None = option(
         None, "Backend for elementwise operations alone.", group="subject", metavar="NAME"
     )
+    collectives: str | None = option(
+        None, "Backend for sums between devices alone, with --tp.", group="subject", metavar="NAME"
+    )
     interpret: bool = option(
         False, "Triton's interpreter on the CPU (correctness only, slow).", group="subject"
     )
@@ -249,7 +252,12 @@ class RunOptions:
     @property
     def overrides(self) -> dict[str, str]:
         """Operation -> backend that serves it instead."""
-        named = {"attention": self.attention, "linear": self.linear, "operations": self.ops}
+        named = {
+            "attention": self.attention,
+            "linear": self.linear,
+            "operations": self.ops,
+            "collectives": self.collectives,
+        }
         return {operation: name for operation, name in named.items() if name is not None}
 
     def asked(self) -> dict[str, Any]:

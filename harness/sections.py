@@ -132,7 +132,7 @@ def linears(engine: Engine) -> dict[str, dict[str, Any]]:
     """
     from backbench.backends.quantization import name_of
 
-    selection, products = engine.selection, {each.role: each for each in engine.model_config.spec.products}
+    selection, products = engine.selection, {each.role: each for each in engine.decoder.spec.products}
     found: dict[str, dict[str, Any]] = {}
     for role, held in engine.weights.products():
         spec = products[role].weight_spec(engine.decoder.dtype, held.scheme)

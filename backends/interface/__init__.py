@@ -15,6 +15,7 @@ from backbench.backends.interface.attention import (
     Rotation,
 )
 from backbench.backends.interface.backend import Backend, Selection
+from backbench.backends.interface.collectives import Collectives, Communicator, Peers, Single, Way
 from backbench.backends.interface.device import Device
 from backbench.backends.interface.kernels import KernelCase, KernelLaunch, Kernels
 from backbench.backends.interface.linear import Linear, PackedWeight, RoundedRows
@@ -28,6 +29,8 @@ __all__ = [
     "AttentionSpec",
     "Backend",
     "Batch",
+    "Collectives",
+    "Communicator",
     "Config",
     "Device",
     "GraphSupport",
@@ -37,6 +40,7 @@ __all__ = [
     "Linear",
     "Operations",
     "PackedWeight",
+    "Peers",
     "Problem",
     "Rotary",
     "Rotation",
@@ -44,7 +48,9 @@ __all__ = [
     "SamplingBatch",
     "Scheme",
     "Selection",
+    "Single",
     "Tuner",
+    "Way",
     "Weight",
     "WeightSpec",
     "join",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from backbench.backends.interface.attention import Attention, AttentionSpec
+from backbench.backends.interface.collectives import Collectives
 from backbench.backends.interface.device import Device
 from backbench.backends.interface.kernels import Kernels
 from backbench.backends.interface.linear import Linear, WeightSpec
@@ -25,6 +26,7 @@ class Backend:
     attention: Attention | None = None
     linear: Linear | None = None
     operations: Operations | None = None
+    collectives: Collectives | None = None
     base: str | None = "torch"
     variants: Mapping[str, Attention] = field(default_factory=dict)
     """Pin -> attention: `--backend NAME:PIN` takes that one and no other."""
@@ -51,12 +53,16 @@ class Selection:
     """The model's products, each once."""
     kernels: tuple[Kernels, ...] = ()
     """The Triton kernels of the backends that serve, each set once."""
+    collectives: Collectives | None = None
+    """Between several devices; None = there is one."""
 
     @property
     def used(self) -> dict[str, str]:
         """Operation -> name of the backend that serves it."""
+        between = {} if self.collectives is None else {"collectives": self.collectives.name}
         return {
             "attention": self.attention.served_by(self.device, self.spec),
             "linear": self.linear.name,
             "operations": self.operations.name,
+            **between,
         }

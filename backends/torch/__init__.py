@@ -2,6 +2,7 @@
 
 from backbench.backends.interface import Backend
 from backbench.backends.torch.attention import TorchAttention
+from backbench.backends.torch.collectives import TorchCollectives
 from backbench.backends.torch.linear import TorchLinear
 from backbench.backends.torch.operations import TorchOperations
 
@@ -11,5 +12,6 @@ BACKEND = Backend(
     attention=TorchAttention(),
     linear=TorchLinear(),
     operations=TorchOperations(),
+    collectives=TorchCollectives(),
     base=None,
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from backbench.backends.interface import Backend, KernelCase, Kernels
 from backbench.backends.triton.attention import TritonAttention
+from backbench.backends.triton.collectives import OneShotCollectives
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.triton.operations import TritonOperations
 from backbench.backends.triton.tune import TritonTuner
@@ -33,6 +34,7 @@ KERNELS = Kernels(
             ("elementwise", "operations"),
             ("sampling", "operations"),
             ("thresholds", "operations"),
+            ("oneshot", "collectives"),
         )
     },
 )
@@ -42,6 +44,7 @@ BACKEND = Backend(
     attention=TritonAttention(),
     linear=TritonLinear(),
     operations=TritonOperations(),
+    collectives=OneShotCollectives(),
     tuner=TritonTuner(),
     kernels=KERNELS,
 )

@@ -33,6 +33,7 @@ from backbench.backends.triton.elementwise import embed_launch, gate_launch, nor
 from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_write_launch
 from backbench.backends.triton.gemm import product_launch
 from backbench.backends.triton.launch import Launch, Place, parts
+from backbench.backends.triton.oneshot import BITS, KINDS, Areas, one_shot_launch
 from backbench.backends.triton.sampling import sample_launches
 
 UNITS = 132
@@ -124,7 +125,7 @@ def cases() -> list[KernelCase]:
             kernel = "linear/vector" if rows == FEW else "linear/skinny"
             launch = partial(written_product, dtype, rows)
             found.append(KernelCase(kernel, NAMES[dtype], rows != FEW, launch, targets=targets))
-    return [*found, *_measured_products()]
+    return [*found, *_measured_products(), *_between_devices()]
 
 
 def _attention_cases(layer: Layer, targets: tuple[str, ...]) -> Iterator[KernelCase]:
@@ -264,6 +265,27 @@ def written_product(dtype: torch.dtype, rows: int, target: str) -> Launch:
     config = configs.written_product(target, rows, n, k)
     assert config is not None
     return _product(config, dtype, rows, n, k, Place.of(imagined(target)), bias=True)
+
+
+def _between_devices() -> Iterator[KernelCase]:
+    """Sums and gathers over two devices: a decode's, and what takes several tiles; over four."""
+    for world, rows in ((2, 8), (2, 48), (2, 256), (4, 8)):
+        for kind in (*KINDS.values(), BITS):
+            launch = partial(_one_shot, world, rows, kind)
+            yield KernelCase("collectives/one shot", f"{kind} rows{rows} of {world}", False, launch)
+
+
+def _one_shot(world: int, rows: int, kind: str, target: str) -> Launch:
+    dtype = next((each for each, name in KINDS.items() if name == kind), torch.bfloat16)
+    x = on_meta(rows, HIDDEN, dtype=dtype)
+    out = on_meta(world, rows, HIDDEN, dtype=dtype) if kind == BITS else x
+    areas = Areas(world, 32, 2**17, 2**21)
+    state = (
+        on_meta(world, dtype=torch.int64),
+        on_meta(32, dtype=torch.int32),
+        on_meta(1, dtype=torch.int32),
+    )
+    return one_shot_launch(Place.of(imagined(target)), (0, world), x, out, kind, state, areas)
 
 
 def _measured_products() -> Iterator[KernelCase]:

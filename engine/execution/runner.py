@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from backbench.backends.interface import Batch, Operations, SamplingBatch
 from backbench.engine.execution.device_queue import DeviceQueue, Stretch
-from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
+from backbench.engine.execution.step_buffers import RequestTables, Staging, StepBuffers, StepInputs
 from backbench.engine.execution.step_shape import FEW_DRAFTED, StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
@@ -37,25 +38,28 @@ class StepOutput:
     """The most likely tokens i64[S, k] and their log-probabilities f32[S, k]."""
 
 
+@dataclass(frozen=True)
+class Launched:
+    """What the device was given to do, and where on the host its results will be."""
+
+    results: list[Tensor]
+    candidates: list[Tensor]
+    """Both are there when `work` is done, and empty where the step samples nothing."""
+    work: Stretch
+    graph: bool
+    """Whether a captured graph was replayed."""
+
+
 class StepInFlight:
     """A launched step whose results may not be there yet."""
 
-    def __init__(
-        self,
-        plan: StepPlan,
-        inputs: StepInputs,
-        results: list[Tensor],
-        candidates: list[Tensor],
-        work: Stretch,
-        graph: bool,
-    ) -> None:
-        """`results`, `candidates`: on the host when `work` is done; none where the step samples nothing."""
+    def __init__(self, plan: StepPlan, inputs: StepInputs, launched: Launched) -> None:
         self.plan = plan
         self.inputs = inputs
-        self.graph = graph
-        self._results = results
-        self._candidates = candidates
-        self._work = work
+        self.graph = launched.graph
+        self._results = launched.results
+        self._candidates = launched.candidates
+        self._work = launched.work
         self.device_ns: int | None = None
         """How long the device took, once `read` has waited for it; None on a CPU."""
 
@@ -74,6 +78,16 @@ class StepInFlight:
         return list(zip(ids, logprobs, strict=True))
 
 
+class Followers(Protocol):
+    """Other ranks, whose runners do what this one does, at the same time and in the same order."""
+
+    def step(self, filled: Staging, inputs: StepInputs, captured: bool) -> None:
+        """Have them `Runner.follow` a step of these inputs."""
+
+    def capture(self, sampled: bool, filtered: bool, logprobs: bool, candidates: int) -> None:
+        """Have them `Runner.capture`."""
+
+
 class Runner:
     """Owns the device's request tables, the KV caches, the step buffers and the captured graphs."""
 
@@ -85,9 +99,12 @@ class Runner:
         *,
         graphs: bool,
         queue: DeviceQueue | None = None,
+        followers: Followers | None = None,
     ) -> None:
-        """graphs: capture where the backend allows it. queue: None = the device's own."""
+        """graphs: capture where the backend allows it. queue: None = the device's own. followers: None = no
+        other rank waits for this one."""
         self.decoder = decoder
+        self.followers = followers
         self.operations = operations
         self.sample: Callable[[Tensor, SamplingBatch], Tensor] = operations.sample
         """Draws the tokens; rejection sampling puts its own in its place, where nothing is captured."""
@@ -102,7 +119,7 @@ class Runner:
                 f"A pool of {limits.num_blocks} KV blocks, {gib:.1f} GiB, does not fit beside the weights; "
                 "lower --num-blocks or --kv-memory-fraction."
             ) from None
-        captured = graphs and device.type == "cuda"
+        captured = graphs and device.type == "cuda" and decoder.communicator.capturable
         self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
         tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
@@ -119,6 +136,12 @@ class Runner:
         return bool(self._shapes)
 
     @property
+    def largest_step(self) -> tuple[int, int]:
+        """Elements of the i64 and of the f32 array that the largest step is filled into."""
+        filled = self._eager.filled
+        return filled.integers.numel(), filled.floats.numel()
+
+    @property
     def num_graphs(self) -> int:
         """Graphs captured so far."""
         return len(self._graphs)
@@ -129,9 +152,22 @@ class Runner:
         shape = self._captured_shape(plan)
         buffers = self._eager if shape is None else self._captured
         inputs = buffers.fill(plan, shape)
+        if self.followers is not None:
+            self.followers.step(buffers.filled, inputs, shape is not None)
+        return StepInFlight(plan, inputs, self._start(buffers, inputs))
+
+    @torch.inference_mode()
+    def follow(self, integers: np.ndarray, floats: np.ndarray, inputs: StepInputs, captured: bool) -> None:
+        """Start a step as another rank has filled it; returns at once on a GPU."""
+        buffers = self._captured if captured else self._eager
+        buffers.take(integers, floats)
+        self._start(buffers, inputs)
+
+    def _start(self, buffers: StepBuffers, inputs: StepInputs) -> Launched:
+        """Upload what was filled last and launch."""
         buffers.upload(inputs)
         captured = None
-        if shape is None:
+        if buffers is self._eager:
             batch = buffers.batch(inputs)
         else:
             batch = self._batch(inputs)
@@ -156,7 +192,7 @@ class Runner:
         work = self.queue.stretch()
         self.queue.submit(compute)
         work.end()
-        return StepInFlight(plan, inputs, results, candidates, work, graph=captured is not None)
+        return Launched(results, candidates, work, graph=captured is not None)
 
     @torch.inference_mode()
     def capture(
@@ -166,6 +202,8 @@ class Runner:
 
         `sampled`, `filtered`, `logprobs` and `candidates` say which kinds of sampling the graphs must serve.
         """
+        if self.followers is not None:
+            self.followers.capture(sampled, filtered, logprobs, candidates)
         before = len(self._graphs)
         for shape in reversed(self._shapes):
             for max_len in max_len_ladder(self.limits.max_len):
@@ -184,6 +222,11 @@ class Runner:
         if plan.num_drafted and plan.num_tokens <= FEW_DRAFTED and plan.num_decodes == len(plan.slices):
             live.insert(0, StepShape(plan.num_tokens))
         return next((shape for each in live for shape in self._shapes if shape.holds(each)), None)
+
+    def release(self) -> None:
+        """Give back the graphs and the caches; nothing can be launched after."""
+        self._graphs.clear()
+        self.caches.clear()
 
     def _compute(self, buffers: StepBuffers, inputs: StepInputs, batch: Batch) -> StepOutput | None:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""

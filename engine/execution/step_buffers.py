@@ -120,9 +120,20 @@ class StepBuffers:
         host.temperature[:] = 0.0
         return inputs
 
+    @property
+    def filled(self) -> Staging:
+        """The host buffer filled last."""
+        return self._stagings[self._turn]
+
+    def take(self, integers: np.ndarray, floats: np.ndarray) -> None:
+        """Fill the next host buffer with what another rank's buffer of this size was filled with."""
+        staging = self._next_staging()
+        staging.integers.numpy()[:] = integers
+        staging.floats.numpy()[:] = floats
+
     def upload(self, inputs: StepInputs) -> None:
         """Copy the buffer filled last to the device; asynchronous on a GPU."""
-        staging = self._stagings[self._turn]
+        staging = self.filled
 
         def copy() -> None:
             self._device_integers.copy_(staging.integers, non_blocking=True)

@@ -21,7 +21,7 @@ from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.formats import format_of, require_format
 from backbench.engine.models.formats.dense import weight_files
 from backbench.engine.models.hf_config import eos_token_ids, first_line, from_hf, read_json
-from backbench.engine.models.layers import ModelSpec
+from backbench.engine.models.layers import WHOLE, ModelSpec, Shard
 from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.models.presets import SHAPES
 from backbench.engine.models.weights import Weights, random_weights
@@ -63,8 +63,11 @@ class ModelSource(ABC):
         return False
 
     @abstractmethod
-    def load_weights(self, device: torch.device, dtype: torch.dtype) -> Weights:
-        """All weights on `device` in `dtype`; raises EngineError naming the tensor that is at fault."""
+    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
+        """The weights, or one device's part of them, on `device` in `dtype`.
+
+        Raises EngineError naming the tensor that is at fault.
+        """
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; raises EngineError where it has none."""
@@ -128,8 +131,8 @@ class ShapeSource(ModelSource):
     def revision(self) -> str:
         return "random"
 
-    def load_weights(self, device: torch.device, dtype: torch.dtype) -> Weights:
-        return random_weights(self.config, device, dtype)
+    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
+        return random_weights(self.config, device, dtype, shard)
 
 
 class DirectorySource(ModelSource):
@@ -183,8 +186,8 @@ class DirectorySource(ModelSource):
         files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
         return any((self.path / file).exists() for file in files)
 
-    def load_weights(self, device: torch.device, dtype: torch.dtype) -> Weights:
-        return require_format(self.path).load(self.path, self.config.spec, device, dtype)
+    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
+        return require_format(self.path).load(self.path, self.config.spec, device, dtype, shard)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if not self.has_tokenizer:

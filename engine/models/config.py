@@ -58,7 +58,9 @@ class ModelConfig:
         """Every layer, product and tensor, and what they are called in a checkpoint."""
         vocab = (self.vocab_size, self.hidden_size)
         stored = ModelSpec(
-            embedding=TensorSpec("embedding", vocab, (("model.embed_tokens.weight", self.vocab_size),), 0),
+            embedding=TensorSpec(
+                "embedding", vocab, (("model.embed_tokens.weight", self.vocab_size),), 0, padded=True
+            ),
             layers=tuple(_layer(self, index) for index in range(self.num_layers)),
             final_norm=_norm("final_norm", self.hidden_size, "model.norm"),
             head=self._head(),
@@ -73,7 +75,7 @@ class ModelConfig:
 
     def _head(self) -> Product:
         rows = {"lm_head": self.vocab_size}
-        head = _product(self, "head", rows, self.hidden_size)
+        head = replace(_product(self, "head", rows, self.hidden_size), padded=True)
         return replace(head, scheme=DENSE) if self.tied_embeddings else head
 
     @property
@@ -116,7 +118,8 @@ def _layer(config: ModelConfig, index: int) -> LayerSpec:
     attention, ffn = f"{prefix}.self_attn", f"{prefix}.mlp"
     rows = {f"{attention}.q_proj": queries, f"{attention}.k_proj": keys, f"{attention}.v_proj": keys}
     biases = tuple((f"{name}.bias", size) for name, size in rows.items())
-    bias = TensorSpec("qkv_bias", (config.qkv_size,), biases, 0)
+    heads = config.q_heads, config.kv_heads, config.kv_heads
+    bias = TensorSpec("qkv_bias", (config.qkv_size,), biases, 0, units=heads)
     q_norm = _norm("q_norm", head_dim, f"{attention}.q_norm")
     k_norm = _norm("k_norm", head_dim, f"{attention}.k_norm")
     return LayerSpec(
@@ -131,10 +134,13 @@ def _layer(config: ModelConfig, index: int) -> LayerSpec:
         ),
         tensors=(
             _norm("attention_norm", hidden, f"{prefix}.input_layernorm"),
-            _product(config, "qkv", rows, hidden),
+            replace(_product(config, "qkv", rows, hidden), units=heads),
             *((bias,) if config.qkv_bias else ()),
             *((q_norm, k_norm) if config.qk_norm else ()),
-            _product(config, "attention_output", {f"{attention}.o_proj": hidden}, queries, residual=True),
+            replace(
+                _product(config, "attention_output", {f"{attention}.o_proj": hidden}, queries, residual=True),
+                units=(config.q_heads,),
+            ),
             _norm("ffn_norm", hidden, f"{prefix}.post_attention_layernorm"),
             _product(config, "gate_up", {f"{ffn}.gate_proj": ffn_size, f"{ffn}.up_proj": ffn_size}, hidden),
             _product(config, "down", {f"{ffn}.down_proj": hidden}, ffn_size, residual=True),

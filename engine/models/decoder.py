@@ -13,11 +13,14 @@ from backbench.backends.interface import (
     AttentionRunner,
     AttentionSpec,
     Batch,
+    Communicator,
     GraphSupport,
     PackedWeight,
+    Peers,
     Rotation,
     RoundedRows,
     Selection,
+    Single,
 )
 from backbench.backends.quantization import name_of
 from backbench.engine.limits import StepLimits
@@ -31,9 +34,17 @@ Rows = Tensor | RoundedRows
 
 
 def attention_specs(
-    config: ModelConfig, *, dtype: torch.dtype, limits: StepLimits, kv_dtype: torch.dtype | None = None
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    limits: StepLimits,
+    kv_dtype: torch.dtype | None = None,
+    world: int = 1,
 ) -> list[AttentionSpec]:
-    """Each layer's attention spec; layers that agree have equal ones. kv_dtype: None = `dtype`."""
+    """Each layer's attention spec on one of `world` devices; layers that agree have equal ones.
+
+    kv_dtype: None = `dtype`.
+    """
     return [
         AttentionSpec(
             q_heads=layer.q_heads,
@@ -50,7 +61,7 @@ def attention_specs(
             max_tokens=limits.max_batch_tokens,
             max_len=limits.max_len,
         )
-        for layer in (each.attention for each in config.spec.layers)
+        for layer in (each.attention for each in config.spec.divided(world).layers)
     ]
 
 
@@ -112,9 +123,13 @@ class Decoder:
         dtype: torch.dtype,
         limits: StepLimits,
         kv_dtype: torch.dtype | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
-        """kv_dtype: of the KV cache; None = `dtype`."""
+        """kv_dtype: of the KV cache; None = `dtype`. communicator: None = this device has the whole model."""
         self.config = config
+        self.communicator = communicator or Single(Peers(0, 1, selection.device))
+        self.spec = config.spec.divided(self.communicator.world)
+        """What this device holds and computes of the model."""
         self.weights = weights
         self.device = selection.device
         self.dtype = dtype
@@ -125,7 +140,8 @@ class Decoder:
         self._require_served()
         weights.pack(self.linear, self.device)
         rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
-        specs = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
+        world = self.communicator.world
+        specs = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kv_dtype, world=world)
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
             Layer(
@@ -135,7 +151,7 @@ class Decoder:
                 rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
                 **{each.role: self._pack(getattr(layer, each.role)) for each in described.products},
             )
-            for layer, spec, described in zip(weights.layers, specs, config.spec.layers, strict=True)
+            for layer, spec, described in zip(weights.layers, specs, self.spec.layers, strict=True)
         ]
         self.lm_head = self._pack(weights.lm_head)
 
@@ -180,7 +196,7 @@ class Decoder:
         Writes every token's keys and values into `caches`. Rows of padding hold anything.
         """
         operations, eps = self.operations, self.config.rms_norm_eps
-        residual = x = operations.embed(ids, self.weights.embedding)
+        residual = x = self._embed(ids)
         normed: Rows = operations.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index > 0:
@@ -193,17 +209,22 @@ class Decoder:
                     return residual
             out = torch.empty_like(q)
             layer.runner.run(q, cache, batch, out)
-            x = self.linear.run(out.flatten(1), layer.attention_output)
+            x = self._summed(self.linear.run(out.flatten(1), layer.attention_output))
             normed, residual = self._add_norm(x, residual, layer.weights.ffn_norm, layer.gate_up)
             gated = self._gate(self._product(normed, layer.gate_up), layer.down)
-            x = self._product(gated, layer.down)
+            x = self._summed(self._product(gated, layer.down))
         return x + residual
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [S, V], in the model's dtype, of rows [S, H] of what `forward` returned."""
         normed = self.operations.rms_norm(hidden, self.weights.final_norm, self.config.rms_norm_eps)
-        return self.linear.run(normed, self.lm_head)
+        logits = self.linear.run(normed, self.lm_head)
+        if self.communicator.world == 1:
+            return logits
+        # By device, then by row, each device's part of the vocabulary; the last one's ends in padding.
+        parts = self.communicator.all_gather(logits.contiguous())
+        return parts.transpose(0, 1).flatten(1)[:, : self.config.vocab_size]
 
     def profile(self, lengths: list[int], num_seqs: int) -> None:
         """Prefill prompts of `lengths`, and `num_seqs` rows of logits, to see what memory a step needs."""
@@ -242,6 +263,20 @@ class Decoder:
             return self.linear.run_rounded(x, packed, bias)
         return self.linear.run(x, packed, bias)
 
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Rows of the embedding; each device has those of a part of the vocabulary."""
+        table = self.weights.embedding
+        if self.communicator.world == 1:
+            return self.operations.embed(ids, table)
+        own = ids - self.communicator.rank * len(table)
+        here = (own >= 0) & (own < len(table))
+        rows = self.operations.embed(torch.where(here, own, 0), table)
+        return self.communicator.all_reduce(rows.mul_(here[:, None]))
+
+    def _summed(self, share: Tensor) -> Tensor:
+        """The sum over all devices of what a product divided by columns gives each."""
+        return share if self.communicator.world == 1 else self.communicator.all_reduce(share)
+
     def _write(self, layer: Layer, x: Rows, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
         """Queries [T, q_heads, head_dim], rotated; the keys and values go into the cache."""
         runner = layer.runner
@@ -254,7 +289,7 @@ class Decoder:
 
     def _require_served(self) -> None:
         """Before anything is packed: the weights' own schemes, whatever the config says of them."""
-        products = {product.role: product for product in self.config.spec.products}
+        products = {product.role: product for product in self.spec.products}
         asked = [
             products[role].weight_spec(self.dtype, held.scheme) for role, held in self.weights.products()
         ]

@@ -1,4 +1,4 @@
-"""What a decoder is made of, tensor by tensor: weights, counts, products and later shards derive from it."""
+"""What a decoder is made of, tensor by tensor: weights, counts, products and shards derive from it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from itertools import accumulate
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from backbench.backends.interface import Scheme, Weight, WeightSpec, join
+from backbench.backends.interface.weight import PACKED
 from backbench.engine.models.rope import RopeConfig
+from backbench.errors import BackendError
 
 DENSE = Scheme()
 
@@ -24,6 +26,19 @@ class Start(Enum):
     NORMAL = "normal"
     RESIDUAL = "residual"
     """Normal, scaled down with depth, since the product is added to the residual stream."""
+
+
+class Shard(NamedTuple):
+    """Which part of a model one of several devices holds."""
+
+    rank: int = 0
+    world: int = 1
+
+
+WHOLE = Shard()
+PADDED_ROWS = 64
+"""Rows of a vocabulary that devices divide come in multiples of this."""
+Held = TypeVar("Held", Tensor, Weight)
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,131 @@ class TensorSpec:
     shard_axis: int | None = None
     """The axis on which several devices divide each source's rows or columns; None = each has all."""
     start: Start = Start.NORMAL
+    units: tuple[int, ...] | None = None
+    """Of each source, along the shard axis: how many parts (heads) stay whole. Devices have equal shares of
+    them; where there are fewer parts than devices, several have the same one. None = single rows."""
+    padded: bool = False
+    """A vocabulary, whose rows need not divide: the last devices' shares end in zeros."""
 
     @property
     def parameters(self) -> int:
         """Number of elements."""
         return torch.Size(self.shape).numel()
+
+    def divided(self, world: int) -> Self:
+        """What each of `world` devices holds of it.
+
+        Raises BackendError where it cannot be divided among so many.
+        """
+        if world == 1 or self.shard_axis is None:
+            return self
+        if self.shard_axis == 1:
+            columns = self._share(0, self.shape[1], Shard(0, world))
+            return replace(self, shape=(self.shape[0], len(columns)), units=None)
+        sources = tuple(
+            (name, len(self._share(index, rows, Shard(0, world))))
+            for index, (name, rows) in enumerate(self.sources)
+        )
+        rows = sum(rows for _, rows in sources)
+        return replace(self, shape=(rows, *self.shape[1:]), sources=sources, units=None, padded=False)
+
+    def shard(self, held: Held, rank: int, world: int) -> Held:
+        """What device `rank` of `world` holds of the whole tensor, in memory of its own: its share of each
+        source's rows, or of the columns.
+
+        Raises BackendError where they do not divide evenly, or the weight's scheme cannot be split.
+        """
+        if world == 1 or self.shard_axis is None:
+            return held
+        weight = held if isinstance(held, Weight) else Weight(DENSE, held)
+        part = _compact(self._part(weight, Shard(rank, world)))
+        return part if isinstance(held, Weight) else part.q
+
+    def _part(self, weight: Weight, shard: Shard) -> Weight:
+        if self.shard_axis == 1:
+            columns = self._share(0, weight.k, shard)
+            return weight.columns(columns.start, columns.stop)
+        parts, end = [], 0
+        for index, (_, rows) in enumerate(self.sources):
+            source = weight.rows(end, end + rows)
+            share = self._share(index, rows, shard)
+            parts.append(_padded_rows(source, share) if self.padded else source.rows(share.start, share.stop))
+            end += rows
+        return join(parts)
+
+    def _share(self, index: int, size: int, shard: Shard) -> range:
+        """Rows or columns of source `index`, which has `size`, that a device holds."""
+        rank, world = shard
+        if self.padded:
+            each = -(-size // world)
+            each += -each % max(PADDED_ROWS, self._block)
+            return range(rank * each, (rank + 1) * each)
+        units = size if self.units is None else self.units[index]
+        if units % world == 0:
+            each = size // world
+            first = rank * each
+        elif self.units is not None and world % units == 0:
+            each = size // units
+            first = rank * units // world * each
+        else:
+            what = self.sources[index][0].removesuffix(".weight")
+            raise BackendError(f"{what}, of {units} parts, cannot be split into {world}; use another --tp.")
+        if each % self._block:
+            what = self.sources[index][0].removesuffix(".weight")
+            raise BackendError(
+                f"{what} cannot be split into {world}: {each} are no whole groups of {self._block} with one "
+                "scale; use a smaller --tp."
+            )
+        return range(first, first + each)
+
+    @property
+    def _block(self) -> int:
+        """Rows or columns along the shard axis that share a scale, or a byte."""
+        return 1
+
+
+def _padded_rows(weight: Weight, share: range) -> Weight:
+    """Rows `share` of a weight that may end before they do; what is missing is zeros."""
+    size, missing = weight.scheme.group_n, share.stop - max(share.start, min(weight.n, share.stop))
+    start = share.start if share.start < weight.n else 0
+    part = weight.rows(start, min(share.stop, weight.n) if share.start < weight.n else 0)
+    if missing == 0:
+        return part
+
+    def longer(tensor: Tensor | None, rows: int) -> Tensor | None:
+        if tensor is None:
+            return None
+        whole = torch.zeros((rows, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+        whole[: len(tensor)] = tensor
+        return whole
+
+    rows, blocks = len(share), -(-len(share) // size)
+    q = longer(part.q, rows)
+    assert q is not None
+    return replace(
+        part,
+        q=q,
+        scale=longer(part.scale, blocks),
+        zero=longer(part.zero, blocks),
+        row_scale=longer(part.row_scale, rows),
+    )
+
+
+def _compact(weight: Weight) -> Weight:
+    """The same weight, no tensor of which keeps a larger one alive."""
+
+    def own(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or (
+            tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+        ):
+            return tensor
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+    q = own(weight.q)
+    assert q is not None
+    return replace(
+        weight, q=q, scale=own(weight.scale), zero=own(weight.zero), row_scale=own(weight.row_scale)
+    )
 
 
 @dataclass(frozen=True)
@@ -64,20 +199,15 @@ class Product(TensorSpec):
         """Input features."""
         return self.shape[1]
 
+    @property
+    def _block(self) -> int:
+        if self.shard_axis == 0:
+            return self.scheme.group_n
+        return self.scheme.group or (2 if self.scheme.weight in PACKED else 1)
+
     def weight_spec(self, dtype: torch.dtype, scheme: Scheme | None = None) -> WeightSpec:
         """What a backend is asked whether it can multiply by; scheme: None = the product's own."""
         return WeightSpec(self.role, self.n, self.k, scheme or self.scheme, dtype)
-
-    def shard(self, weight: Weight, rank: int, world: int) -> Weight:
-        """What device `rank` of `world` multiplies by: its share of each source's rows, or of the columns.
-
-        Raises BackendError where they do not divide evenly, or the weight's scheme cannot be split.
-        """
-        if self.shard_axis == 1:
-            return weight.shard(1, rank, world)
-        ends = list(accumulate(rows for _, rows in self.sources))
-        sources = [weight.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-        return join([source.shard(0, rank, world) for source in sources])
 
 
 @dataclass(frozen=True)
@@ -97,6 +227,19 @@ class LayerAttention:
         """Of one query over `context` keys: two per multiply-add of scores and weighted sum."""
         return 4 * self.q_heads * self.head_dim * min(context, self.window or context)
 
+    def divided(self, world: int) -> LayerAttention:
+        """What each of `world` devices attends to: its own query heads, and their key and value heads.
+
+        Raises BackendError where the heads cannot be divided among so many.
+        """
+        q_heads, kv_heads = self.q_heads, self.kv_heads
+        if q_heads % world or (kv_heads % world and world % kv_heads):
+            raise BackendError(
+                f"{q_heads} query heads and {kv_heads} KV heads cannot be divided among {world} devices; "
+                "use another --tp."
+            )
+        return replace(self, q_heads=q_heads // world, kv_heads=max(kv_heads // world, 1))
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -110,6 +253,10 @@ class LayerSpec:
         """The matrix multiplications, in the order they run."""
         return tuple(each for each in self.tensors if isinstance(each, Product))
 
+    def divided(self, world: int) -> LayerSpec:
+        """What each of `world` devices holds and computes of it."""
+        return LayerSpec(self.attention.divided(world), tuple(each.divided(world) for each in self.tensors))
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -121,6 +268,20 @@ class ModelSpec:
     head: Product
     tied: bool
     """The head is the embedding's own tensor, or made of it where its scheme is another."""
+
+    def divided(self, world: int) -> ModelSpec:
+        """What each of `world` devices holds and computes; all have parts of one shape.
+
+        Raises BackendError where it cannot be divided among so many.
+        """
+        if world == 1:
+            return self
+        return replace(
+            self,
+            embedding=self.embedding.divided(world),
+            layers=tuple(layer.divided(world) for layer in self.layers),
+            head=self.head.divided(world),
+        )
 
     def with_products(self, change: Callable[[Product], Product]) -> ModelSpec:
         """The decoder with every layer's products changed; the head is none of them."""

@@ -18,7 +18,7 @@ from backbench.backends.quantization import FP8, packed, unpacked
 from backbench.engine.models.fields import shown
 from backbench.engine.models.formats import settings_of
 from backbench.engine.models.formats.dense import DTYPES, SafetensorsFiles, SafetensorsFormat
-from backbench.engine.models.layers import ModelSpec, Product
+from backbench.engine.models.layers import WHOLE, ModelSpec, Product, Shard
 from backbench.engine.models.weights import Weights, build
 from backbench.errors import BackendError, EngineError
 
@@ -106,7 +106,14 @@ class QuantizedFormat(SafetensorsFormat):
             EngineError: a tensor is missing, of another shape or dtype, or contradicts the config.
         """
 
-    def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
+    def load(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        device: torch.device,
+        dtype: torch.dtype,
+        shard: Shard = WHOLE,
+    ) -> Weights:
         settings = settings_of(folder)
         schemes = self.schemes(settings)
         with SafetensorsFiles(folder) as files:
@@ -142,7 +149,7 @@ class QuantizedFormat(SafetensorsFormat):
                     raise EngineError(f"{names}: {error}") from error
                 return _owned(whole, device, copy_all=len(parts) == 1)
 
-            return build(spec, device, dtype, files.fill, product)
+            return build(spec, device, dtype, files.fill, product, shard)
 
 
 def check_known(settings: Mapping[str, Any], known: str, where: str) -> None:

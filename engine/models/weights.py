@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backbench.backends.interface import Device, Linear, PackedWeight, Scheme, Weight
 from backbench.engine.models.config import ModelConfig
-from backbench.engine.models.layers import ModelSpec, Product, Start, TensorSpec
+from backbench.engine.models.layers import WHOLE, ModelSpec, Product, Shard, Start, TensorSpec
 from backbench.engine.models.on_the_fly import round_product
 
 RANDOM_STD = 0.02
@@ -123,11 +123,14 @@ def build(
     dtype: torch.dtype,
     fill: Fill,
     read: Callable[[Product], Weight] | None = None,
+    shard: Shard = WHOLE,
 ) -> Weights:
     """Allocate every tensor on the device and have `fill` write it, one checkpoint tensor at a time.
 
     A product whose scheme is not dense is what `read` finds stored, on the device; without it, dense rows are
     rounded at once, so that they are held no longer.
+    shard: what of each tensor is kept. A whole one is made first and then cut, so that random numbers, scales
+    and checks are those of one device.
     """
 
     def tensor(wanted: TensorSpec) -> Tensor:
@@ -138,7 +141,7 @@ def build(
         fill(wanted, name, part)
         return part
 
-    def canonical(wanted: TensorSpec) -> Any:
+    def whole(wanted: TensorSpec) -> Any:
         if not isinstance(wanted, Product):
             return tensor(wanted)
         if wanted.scheme == Scheme():
@@ -147,19 +150,23 @@ def build(
             return read(wanted)
         return round_product(wanted, (source(wanted, name, rows) for name, rows in wanted.sources))
 
+    def canonical(wanted: TensorSpec) -> Any:
+        return wanted.shard(whole(wanted), *shard)
+
     embedding = tensor(spec.embedding)
+    rounded = None
+    if spec.tied and spec.head.scheme != Scheme():
+        rounded = spec.head.shard(round_product(spec.head, iter([embedding])), *shard)
+    embedding = spec.embedding.shard(embedding, *shard)
     layers = [LayerWeights(**{each.role: canonical(each) for each in layer.tensors}) for layer in spec.layers]
     final_norm = tensor(spec.final_norm)
-    if not spec.tied:
-        lm_head = canonical(spec.head)
-    elif spec.head.scheme == Scheme():
-        lm_head = Weight(Scheme(), embedding)
-    else:
-        lm_head = round_product(spec.head, iter([embedding]))
+    lm_head = rounded or (Weight(Scheme(), embedding) if spec.tied else canonical(spec.head))
     return Weights(embedding, layers, final_norm, lm_head)
 
 
-def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Weights:
+def random_weights(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE
+) -> Weights:
     """Random normal weights from a fixed seed, generated on the device; norms are 1.
 
     What adds to the residual stream is scaled down by sqrt(2 * layers), so that its variance stays
@@ -177,4 +184,4 @@ def random_weights(config: ModelConfig, device: torch.device, dtype: torch.dtype
         else:
             part.normal_(0.0, deviations[wanted.start], generator=generator)
 
-    return build(config.spec, device, dtype, fill)
+    return build(config.spec, device, dtype, fill, shard=shard)

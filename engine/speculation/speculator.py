@@ -103,7 +103,9 @@ class Speculator:
         if params.forced_tokens is not None:
             raise EngineError("forced_tokens need an engine without --speculate: nothing is left to guess.")
         if params.beams > 1:
-            raise EngineError("Beam search needs an engine without --speculate: its tokens are none of a draft's.")
+            raise EngineError(
+                "Beam search needs an engine without --speculate: its tokens are none of a draft's."
+            )
         if params.logprobs and not self.proposer.accurate:
             raise EngineError(
                 "Synthetic acceptance has no log-probabilities; use --speculate ngram:K for them."

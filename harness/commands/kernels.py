@@ -25,13 +25,16 @@ SECONDS = Option(
 @click.command()
 @subject_flag("backend", parameter="backend_names", default="torch", help="Backends, separated by commas.")
 @click.option("--shapes", help="Attention batches like 8q1s32k,2q4k_32q1s1k: count q queries s keys.")
-@click.option("--kinds", default="attention", help="Of attention, linear and operations, by commas.")
+@click.option(
+    "--kinds", default="attention", help="Of attention, linear, operations and all_reduce, by commas."
+)
 @subject_flag("model", default="shape:qwen3-8b", help="Whose heads, weights and sizes are used.")
 @subject_flag("quantize", default="none", help="Schemes of the linear weights, separated by commas.")
 @click.option("--tokens", default="1,16,64,256", help="Rows of the linear and fused operations.")
 @subject_flag("dtype", unset="fp32 on a CPU, else bf16")
 @subject_flag("block_size")
 @subject_flag("device", parameter="prefer")
+@subject_flag("tp", default=2)
 @flag(SECONDS, default=0.02)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows.")
@@ -46,6 +49,7 @@ def kernels(
     dtype: str | None,
     block_size: int | None,
     prefer: str | None,
+    tp: int,
     seconds: float,
     as_json: bool,
     csv_file: Path | None,
@@ -55,7 +59,8 @@ def kernels(
 
     On a GPU every cell is timed eagerly, launches and all, and in a graph, the kernel alone. Backends take
     turns, the whole list is measured twice, and the interval is over rounds that lie that far apart; an
-    eager time still depends on the process and the host. Exit code 5 when a result is wrong.
+    eager time still depends on the process and the host. all_reduce sums `--tokens` rows of hidden
+    states over `--tp` devices, beside torch's own kernels. Exit code 5 when a result is wrong.
     """
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.kernels import page
@@ -65,7 +70,7 @@ def kernels(
     from backbench.harness.peaks import device_peaks
 
     planned = plan(Asked(backend_names, shapes, kinds, model, tokens, dtype, block_size, prefer, quantize))
-    device, backends, problems, number_type = planned
+    device, backends, problems, number_type = planned[:4]
     require_memory(problems, device)
     peaks = device_peaks(device, number_type)
     if text := warning(problems, len(backends), device, peaks):
@@ -78,6 +83,11 @@ def kernels(
             click.echo(f"\r\x1b[K{text}", nl=False, err=True)
 
     results = list(measure(problems, backends, device, peaks, budget_s=seconds, progress=progress))
+    if planned.rows:
+        from backbench.harness.kernels.collectives import Sizes, measure_all_reduce
+
+        sizes = Sizes(planned.rows, planned.hidden_size, number_type)
+        results += measure_all_reduce([each.name for each in backends], sizes, tp, device)
     progress("")
     facts = {
         "Device": device.name,

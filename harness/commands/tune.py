@@ -31,6 +31,7 @@ COLUMNS = ("Operation", "Shape", "Dtype", "Before", "Best", "Gain", "Tried", "La
 @subject_flag("quantize", default="none", help="Schemes of the products that are tuned, separated by commas.")
 @subject_flag("kv_dtype", help="Of the KV cache that attention is tuned on.")
 @subject_flag("device", parameter="prefer")
+@subject_flag("tp", help="Tune the shapes that one of N devices has.")
 @click.option(
     "--block-size",
     "block_sizes",
@@ -54,6 +55,7 @@ def tune(
     quantize: str,
     kv_dtype: str | None,
     prefer: str | None,
+    tp: int,
     block_sizes: tuple[int, ...],
     operations: str,
     out: Path | None,
@@ -75,7 +77,7 @@ def tune(
         raise HarnessError("bench tune measures bf16 and fp16; float32 runs on written launches.")
     device = _gpu(prefer)
     asked = (dtype, quantize, kv_dtype, block_sizes)
-    problems = list(_problems(tuner, model, *asked, chosen, device))
+    problems = list(_problems(tuner, model, *asked, chosen, device, tp))
     file = out or tuner.file(device)
     findings = []
     for finding in measured(problems, file, device):
@@ -164,6 +166,7 @@ def _problems(
     block_sizes: tuple[int, ...],
     operations: set[str],
     device: Device,
+    tp: int,
 ) -> Iterator[Problem]:
     import torch
 
@@ -171,20 +174,20 @@ def _problems(
     from backbench.backends.quantization import named
     from backbench.engine.limits import GPU_BLOCK_SIZE
     from backbench.engine.models.checkpoint import find_model
-    from backbench.harness.kernels.linear import weight_shapes
 
     config, dtype = find_model(model).config, getattr(torch, dtype_name)
     schemes = [Scheme() if name == "none" else named(name) for name in quantize.split(",")]
     if "gemm" in operations:
-        yield from tuner.products(list(weight_shapes(config).values()), dtype, device, schemes)
+        shapes = list(config.spec.divided(tp).product_shapes().values())
+        yield from tuner.products(shapes, dtype, device, schemes)
     if "attention" in operations:
         sizes = block_sizes or (GPU_BLOCK_SIZE,)
-        specs = [spec for size in sizes for spec in _specs(config, dtype, kv_dtype, size, device)]
+        specs = [spec for size in sizes for spec in _specs(config, dtype, kv_dtype, size, device, tp)]
         yield from tuner.attention(specs, device)
 
 
 def _specs(
-    config: ModelConfig, dtype: torch.dtype, kv_dtype: str | None, block_size: int, device: Device
+    config: ModelConfig, dtype: torch.dtype, kv_dtype: str | None, block_size: int, device: Device, tp: int
 ) -> list[AttentionSpec]:
     import torch
 
@@ -194,5 +197,5 @@ def _specs(
 
     limits = realise_limits(EngineConfig(block_size=block_size), config, device)
     kept = None if kv_dtype is None else getattr(torch, kv_dtype)
-    found = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kept)
+    found = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kept, world=tp)
     return list(dict.fromkeys(found))

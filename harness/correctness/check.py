@@ -13,6 +13,7 @@ from backbench.errors import HarnessError
 from backbench.harness.correctness.attention import AttentionCheck
 from backbench.harness.correctness.products import ProductCheck
 from backbench.harness.correctness.reference import Scores, Text, score, torch_decoder, wide_decoder, wider
+from backbench.harness.correctness.whole import TOO_LARGE, whole_weights, why_not_comparable
 
 if TYPE_CHECKING:
     from backbench.engine.engine import Engine
@@ -110,6 +111,8 @@ def check(engine: Engine, source: ModelSource, longest: int | None = None) -> di
     if fault := _fault(found, outputs, engine.model_config.vocab_size):
         return section | {"passed": False, "reason": fault}
     device, dtype = engine.selection.device, engine.decoder.dtype
+    if engine.ranks is not None:
+        return section | _against_the_whole(engine, source, found, texts)
     attention = AttentionCheck(engine.decoder, max(longest, max(map(len, sample)) + outputs))
     parts = source.config, engine.weights, device
     products = ProductCheck(engine.decoder)
@@ -129,6 +132,29 @@ def check(engine: Engine, source: ModelSource, longest: int | None = None) -> di
     passed = compared.pop("within") and attention.passed and products.passed
     reason = _reason(compared, attention, products)
     return section | {"passed": passed} | ({} if passed else {"reason": reason}) | compared
+
+
+def _against_the_whole(
+    engine: Engine, source: ModelSource, found: Sequence[Completion], texts: Sequence[Text]
+) -> dict[str, Any]:
+    """What the section says of a model divided among devices; see `whole`. Closes the engine."""
+    device, dtype, max_len = engine.selection.device, engine.decoder.dtype, engine.limits.max_len
+    if reason := why_not_comparable(source.config.spec.products):
+        return {"passed": None, "reason": reason}
+    weights = whole_weights(engine, source)
+    if weights is None:
+        return {"passed": None, "reason": TOO_LARGE}
+    parts = source.config, weights, device
+    kv_dtype = engine.decoder.kv_dtype if engine.decoder.kv_dtype != dtype else None
+    plain = score(torch_decoder(*parts, dtype, max_len, kv_dtype=kv_dtype), texts)
+    wide = score(wide_decoder(*parts, wider(dtype), max_len, kv_dtype), texts)
+    section = {"against_itself": False, "noise_dtype": _text(wider(dtype))}
+    name = " + ".join(dict.fromkeys(engine.selection.used.values()))
+    if reason := _without_numbers(name, _logprobs(found), plain, wide, dtype, texts):
+        return section | {"passed": False, "reason": reason}
+    compared = compare(found, plain, wide)
+    passed = compared.pop("within")
+    return section | {"passed": passed} | ({} if passed else {"reason": _apart(compared)}) | compared
 
 
 def _affordable(config: ModelConfig, longest: int, flops: float) -> int:
@@ -235,6 +261,11 @@ def _reason(compared: dict[str, Any], attention: AttentionCheck, products: Produ
         return f"a product differs from torch's in {products.worst.describe()}"
     if not attention.passed and attention.worst is not None:
         return f"attention differs from torch's in {attention.worst.describe()}"
+    return _apart(compared)
+
+
+def _apart(compared: dict[str, Any]) -> str:
+    """How far the log-probabilities are apart, and may be."""
     return (
         "log-probabilities differ from the torch backend's: "
         f"mean {compared['mean_abs_logprob_diff']:.3g}, at most {compared['tolerance_mean']:.3g}; "

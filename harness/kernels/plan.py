@@ -23,6 +23,8 @@ from backbench.harness.kernels.shapes import parse_shape
 
 GPU_SHAPES = "1q1s4k,64q1s4k,8q2k,2q1k_32q1s1k"
 CPU_SHAPES = "1q1s1k,8q1s512,1q256,1q128_4q1s256"
+ALL_REDUCE = "all_reduce"
+"""A kind of its own: several devices take part, so it is measured by `kernels.collectives`."""
 MOST_ROWS = 2**20
 """Rows of one product or fused operation."""
 
@@ -51,6 +53,9 @@ class Planned(NamedTuple):
     backends: list[Backend]
     problems: list[Problem]
     dtype: torch.dtype
+    hidden_size: int
+    rows: tuple[int, ...]
+    """What sums between devices are measured on."""
 
 
 def plan(asked: Asked) -> Planned:
@@ -62,18 +67,19 @@ def plan(asked: Asked) -> Planned:
     shapes = (CPU_SHAPES if on_cpu else GPU_SHAPES) if asked.shapes is None else asked.shapes
     size = asked.block_size or (CPU_BLOCK_SIZE if on_cpu else GPU_BLOCK_SIZE)
     problems = list(_problems(asked, shapes, dtype, size))
-    return Planned(device, backends, problems, dtype)
+    summed = counts_of(asked.tokens) if ALL_REDUCE in asked.kinds.split(",") else ()
+    return Planned(device, backends, problems, dtype, find_model(asked.model).config.hidden_size, summed)
 
 
 def _problems(asked: Asked, shapes: str, dtype: torch.dtype, block_size: int) -> Iterator[Problem]:
     """The problems of every kind asked for."""
     kinds = [kind.strip() for kind in asked.kinds.split(",")]
-    known = ("attention", "linear", "operations")
+    known = ("attention", "linear", "operations", ALL_REDUCE)
     for kind in kinds:
         if kind not in known:
             raise HarnessError(f"Unknown kind {kind!r}; use {', '.join(known)}.")
     config = find_model(asked.model).config
-    counts = _counts(asked.tokens)
+    counts = counts_of(asked.tokens)
     if "attention" in kinds:
         yield from _attention_problems(shapes, config, dtype, block_size)
     if "linear" in kinds:
@@ -90,7 +96,8 @@ def _attention_problems(
         yield attention_problem(parse_shape(text), geometry)
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def counts_of(text: str) -> tuple[int, ...]:
+    """Numbers of rows, by commas; HarnessError where they are none."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 9 and 0 < int(part) <= MOST_ROWS for part in parts):
         raise HarnessError(f"Token counts are whole numbers from 1 to {MOST_ROWS:,} like 1,16; not {text!r}.")

@@ -15,6 +15,7 @@ from backbench.harness import accuracy, correctness, memory, provenance, section
 from backbench.harness.memory import Readings
 from backbench.harness.options import RunOptions
 from backbench.harness.peaks import measure_peaks
+from backbench.harness.sensors.cpu import HostSensor
 from backbench.harness.sensors.present import describe_accelerator, open_sensors
 from backbench.harness.sensors.telemetry import Sensor
 from backbench.harness.subjects.subject import Facts, Limits
@@ -39,22 +40,26 @@ CPU_CONCURRENCY = 16
 GPU_CONCURRENCY = 64
 CPU_STEP_TOKENS = 2048
 """Default token budget of a step on a CPU, where a larger one only makes decodes wait."""
+ON_SEVERAL_DEVICES = "accuracy is measured on one device; run the same without --tp"
 LONGEST_SLEEP_S = 0.05
 """An idle poll returns at least this often, so that Ctrl-C is answered."""
 
 
-def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights) -> ModelShape:
-    """The shape of a model that runs on `weights`, with a KV cache in `kv_dtype`."""
-    head = config.spec.head.parameters
+def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights, world: int = 1) -> ModelShape:
+    """The shape of a model that runs on `weights`, with a KV cache in `kv_dtype`: what one of `world` devices
+    has of it."""
+    spec = config.spec.divided(world)
+    head, attention = spec.head.parameters, spec.layers[0].attention
+    kv_elements = sum(2 * each.attention.kv_heads * each.attention.head_dim for each in spec.layers)
     rounded = dict.fromkeys(held.scheme.activation for _, held in weights.products())
     return ModelShape(
         windows=list(config.windows),
-        q_heads=config.q_heads,
-        head_dim=config.head_dim,
-        linear_parameters=config.linear_parameters - head,
+        q_heads=attention.q_heads,
+        head_dim=attention.head_dim,
+        linear_parameters=spec.linear_parameters - head,
         head_parameters=head,
         weight_bytes_per_step=weights.streamed_bytes,
-        kv_bytes_per_token=config.kv_bytes_per_token(kv_dtype),
+        kv_bytes_per_token=kv_elements * kv_dtype.itemsize,
         rounded_rows=", ".join(filter(None, rounded)) or None,
     )
 
@@ -175,6 +180,8 @@ class EngineSubject:
         quantized = self.source.config.quantization is not None
         if not quantized and self.config.kv_dtype is None:
             return "nothing is quantized"
+        if self.config.tp > 1:
+            return ON_SEVERAL_DEVICES
         if options.accuracy == "none" or not options.check:
             return "it was not asked for: --accuracy none, or --no-check"
         if options.accuracy not in (None, "topics", "sampled"):
@@ -288,25 +295,37 @@ class EngineSubject:
             warm_up_s=self.warm_up_s,
             batch_limit=engine.config.max_seqs,
             block_size=engine.pool.block_size,
-            gpus=0 if self.device.vendor == "cpu" else 1,
-            shape=asdict(model_shape(engine.model_config, engine.decoder.kv_dtype, engine.weights)),
+            gpus=0 if self.device.vendor == "cpu" else self.config.tp,
+            shape=asdict(
+                model_shape(engine.model_config, engine.decoder.kv_dtype, engine.weights, self.config.tp)
+            ),
             peaks=asdict(self.peaks),
             idle_power_w=self.accelerator.get("idle_power_w"),
         )
 
     def settings(self) -> dict[str, Any]:
-        options = self._options
+        options, several = self._options, {}
+        if self.engine.ranks is not None:
+            several = {"collectives": [way._asdict() for way in self.engine.decoder.communicator.ways()]}
         searched = {"beams": options.beams, "length_penalty": options.length_penalty}
-        return self.engine.describe() | (searched if options.beams > 1 else {})
+        return self.engine.describe() | several | (searched if options.beams > 1 else {})
 
     def sensors(self) -> tuple[list[Sensor], list[str]]:
-        return open_sensors(self.device.vendor, self.device.torch_device.index or 0)
+        first = self.device.torch_device.index or 0
+        sensors, reasons = open_sensors(self.device.vendor, first)
+        for index in range(first + 1, first + (1 if self.on_cpu else self.config.tp)):
+            more, why = open_sensors(self.device.vendor, index)
+            sensors += [each for each in more if not isinstance(each, HostSensor)]
+            reasons += why
+        return sensors, reasons
 
     def start(self) -> EngineTarget:
         self.engine.reset_prefix_cache()
         self.engine.take_step_stats()
         self.engine.reset_counts()
         memory.reset_peaks(self.device)
+        if self.engine.ranks is not None:
+            self.engine.ranks.reset_peaks()
         return EngineTarget(self.engine, self._options.beams, self._options.length_penalty)
 
     def memory(self, reachable: bool = True) -> Readings:
@@ -315,6 +334,7 @@ class EngineSubject:
             capacity_bytes=self.device.memory_bytes,
             on_device=not self.on_cpu,
             device_idle_bytes=self.idle_bytes,
+            devices=self.engine.memory_by_device() if reachable else [],
         )
         if self.on_cpu or not reachable:
             return readings
@@ -324,6 +344,8 @@ class EngineSubject:
         return correctness.check(self.engine, self.source, correctness.longest_context(workload))
 
     def accuracy(self) -> dict[str, Any]:
+        if self.config.tp > 1:
+            return {"reason": ON_SEVERAL_DEVICES}
         if self.on_cpu:
             self._predict_unquantized(self._dtype())
         if self._predicted is None:

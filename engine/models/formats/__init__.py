@@ -1,7 +1,7 @@
 """Checkpoint formats: each is one file of this folder, which loads weights into the canonical layout.
 
 A file exports `FORMAT = SomeFormat()`. What comes of it is the same whatever the file held: `Weight`s, of
-which `Weight.shard` along `TensorSpec.shard_axis` gives a device's part, and which backends pack.
+of which `TensorSpec.shard` gives a device's part, and which backends pack.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from backbench.engine.models.fields import shown
-from backbench.engine.models.layers import ModelSpec
+from backbench.engine.models.layers import WHOLE, ModelSpec, Shard
 from backbench.engine.models.schemes import Schemes
 from backbench.engine.models.weights import Weights
 from backbench.errors import EngineError
@@ -72,8 +72,15 @@ class WeightFormat(ABC):
         """True where the two stored tensors are not the same numbers."""
 
     @abstractmethod
-    def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
-        """All weights on `device` in the canonical layout, dense ones in `dtype`.
+    def load(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        device: torch.device,
+        dtype: torch.dtype,
+        shard: Shard = WHOLE,
+    ) -> Weights:
+        """The weights, or a device's part, on `device` in the canonical layout, dense ones in `dtype`.
 
         Raises:
             EngineError: a tensor is missing, malformed, or not finite; it is named.

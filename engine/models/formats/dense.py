@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backbench.engine.models.formats import INDEX, SINGLE, WeightFormat, has_weight_files, method_of
 from backbench.engine.models.hf_config import read_json
-from backbench.engine.models.layers import ModelSpec, TensorSpec
+from backbench.engine.models.layers import WHOLE, ModelSpec, Shard, TensorSpec
 from backbench.engine.models.weights import Weights, build
 from backbench.errors import EngineError
 
@@ -39,11 +39,18 @@ class SafetensorsFormat(WeightFormat):
 class DenseFormat(SafetensorsFormat):
     """Tensors in fp32, bf16 or fp16 under their names in transformers."""
 
-    def load(self, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
+    def load(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        device: torch.device,
+        dtype: torch.dtype,
+        shard: Shard = WHOLE,
+    ) -> Weights:
         with SafetensorsFiles(folder) as files:
             for tensor in spec.tensors():
                 files.require_all(tensor)
-            return build(spec, device, dtype, files.fill)
+            return build(spec, device, dtype, files.fill, shard=shard)
 
 
 FORMAT = DenseFormat()

@@ -10,7 +10,7 @@ import torch
 from backbench.backends.interface import Scheme, Weight, WeightSpec
 from backbench.backends.quantization import dequantize, quantize
 from backbench.engine.models.config import ModelConfig
-from backbench.engine.models.layers import LayerSpec
+from backbench.engine.models.layers import LayerSpec, Shard
 from backbench.engine.models.rope import RopeConfig
 from backbench.engine.models.weights import RANDOM_SEED, RANDOM_STD, random_weights
 from backbench.errors import BackendError
@@ -141,3 +141,56 @@ def test_random_weights_are_drawn_in_a_fixed_order():
         for norm in (layer.attention_norm, layer.ffn_norm, layer.q_norm, layer.k_norm):
             assert norm is not None and torch.equal(norm, torch.ones_like(norm))
     assert torch.equal(weights.lm_head.q, drawn((50, 24)))
+
+
+def test_every_device_has_its_heads_and_the_key_value_heads_they_read():
+    """Four devices, two KV heads: each of two devices has the same one."""
+    model = config(q_heads=8, kv_heads=2, qkv_bias=True)
+    spec = model.spec.divided(4)
+    attention, (_, qkv, bias, *_) = spec.layers[0].attention, spec.layers[0].tensors
+    assert (attention.q_heads, attention.kv_heads) == (2, 1)
+    assert qkv.sources == (
+        ("model.layers.0.self_attn.q_proj.weight", 16),
+        ("model.layers.0.self_attn.k_proj.weight", 8),
+        ("model.layers.0.self_attn.v_proj.weight", 8),
+    )
+    assert bias.shape == (32,)
+    whole = torch.arange(96.0)
+    parts = [model.spec.layers[0].tensors[2].shard(whole, rank, 4) for rank in range(4)]
+    assert [part[:16].tolist() for part in parts] == [whole[16 * rank :][:16].tolist() for rank in range(4)]
+    for rank, head in enumerate((0, 0, 1, 1)):
+        assert parts[rank][16:24].tolist() == whole[64 + 8 * head :][:8].tolist()
+        assert parts[rank][24:].tolist() == whole[80 + 8 * head :][:8].tolist()
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme("int4", group=8), Scheme("fp8", group_n=16)])
+def test_a_vocabulary_that_does_not_divide_is_padded(scheme):
+    head = replace(config().spec.head, scheme=scheme)
+    weight = quantize(torch.randn(head.shape), scheme)
+    parts = [head.shard(weight, rank, 3) for rank in range(3)]
+    assert {part.q.shape[0] for part in parts} == {head.divided(3).n} == {64}
+    numbers = torch.cat([dequantize(part, torch.float32) for part in parts])
+    assert torch.equal(numbers[:50], dequantize(weight, torch.float32))
+
+
+def test_what_cannot_be_divided_says_so():
+    with pytest.raises(BackendError, match="4 query heads and 2 KV heads cannot be divided among 3 devices"):
+        config().spec.divided(3)
+    blocks = replace(config().spec.layers[0].products[2], scheme=Scheme("fp8", group=8, group_n=16))
+    with pytest.raises(BackendError, match="gate_proj cannot be split into 2: 10 are no whole groups of 16"):
+        blocks.divided(2)
+
+
+def test_loaded_shards_are_parts_of_the_whole():
+    """The same random numbers, and no part keeps the whole alive."""
+    model = config(tied_embeddings=False)
+    whole = random_weights(model, CPU, torch.float32)
+    for rank in range(2):
+        part = random_weights(model, CPU, torch.float32, Shard(rank, 2))
+        for one, own, layer in zip(whole.layers, part.layers, model.spec.layers, strict=True):
+            for product in layer.products:
+                held, wanted = getattr(own, product.role), getattr(one, product.role)
+                assert torch.equal(held.q, product.shard(wanted, rank, 2).q)
+                assert held.q.untyped_storage().nbytes() == held.q.nbytes
+        assert part.embedding.shape == (64, 24)
+        assert part.num_bytes < 0.9 * whole.num_bytes + 2 * 64 * 24 * 4

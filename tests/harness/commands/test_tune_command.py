@@ -200,3 +200,12 @@ def test_mistakes_are_one_line(bench: Any, arguments: tuple[str, ...], words: st
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     assert words in err
+
+
+def test_one_of_several_devices_has_shapes_of_its_own(tuner: FakeTuner, bench: Any) -> None:
+    assert bench("-m", "shape:qwen3-8b", "--tp", 2)[0] == 0
+    assert [(n, k) for n, k, _ in tuner.asked["products"]] == [
+        *((3072, 4096), (4096, 2048), (12288, 4096), (4096, 6144), (75_968, 4096)),
+    ]
+    (spec,) = tuner.asked["specs"]
+    assert (spec.q_heads, spec.kv_heads) == (16, 4)

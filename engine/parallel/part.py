@@ -1,0 +1,114 @@
+"""One rank's part of an engine, opened alike by every rank: its weights, its backend, its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from backbench.backends.interface import Communicator, Device, Peers, Selection, Single
+from backbench.backends.registry import select
+from backbench.engine.config import EngineConfig
+from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
+from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.models.layers import Shard
+from backbench.engine.models.weights import Weights
+
+if TYPE_CHECKING:
+    from backbench.engine.models.checkpoint import ModelSource
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is opened with; it can be pickled."""
+
+    source: ModelSource
+    backend: str
+    dtype: torch.dtype
+    config: EngineConfig
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kv_dtype(self) -> torch.dtype | None:
+        """Of the KV cache; None = `dtype`."""
+        return None if self.config.kv_dtype is None else getattr(torch, self.config.kv_dtype)
+
+    def selection(self, device: Device, world: int) -> Selection:
+        """What serves each operation on one of `world` devices like this one.
+
+        Raises EngineError or BackendError where the model, divided so, cannot be served.
+        """
+        model, limits = self.source.config, realise_limits(self.config, self.source.config, device)
+        return select(
+            self.backend,
+            device=device,
+            specs=attention_specs(
+                model, dtype=self.dtype, limits=limits, kv_dtype=self.kv_dtype, world=world
+            ),
+            weights=model.spec.divided(world).weight_specs(self.dtype),
+            dtype=self.dtype,
+            overrides=self.overrides,
+            world=world,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank runs."""
+
+    decoder: Decoder
+    selection: Selection
+    limits: EngineLimits
+    weights: Weights
+
+
+def open_part(
+    job: Job, peers: Peers, weights: Weights | None = None, *, drafting_bytes_per_block: int = 0
+) -> Part:
+    """Choose the backend, load the rank's weights and size the engine; all ranks do so at once.
+
+    weights: those of an engine alike; None = loaded here. drafting_bytes_per_block: what a model that drafts,
+    loaded before, keeps for each KV block. Raises EngineError or BackendError with one line.
+    """
+    config, device, world = job.config, peers.device, peers.world
+    selection = job.selection(device, world)
+    limits = realise_limits(config, job.source.config, device)
+    communicator = communicator_of(selection, peers)
+    if weights is None:
+        shard = () if world == 1 else (Shard(peers.rank, world),)
+        weights = job.source.load_weights(device.torch_device, job.dtype, *shard)
+    decoder = Decoder(
+        job.source.config,
+        weights,
+        selection,
+        dtype=job.dtype,
+        limits=limits,
+        kv_dtype=job.kv_dtype,
+        communicator=communicator,
+    )
+    sized = realise_pool(config, limits, decoder, device, drafting_bytes_per_block)
+    return Part(
+        decoder, selection, replace(sized, num_blocks=fewest(sized.num_blocks, communicator)), weights
+    )
+
+
+def communicator_of(selection: Selection, peers: Peers) -> Communicator:
+    """This rank's end of the selected collectives."""
+    return Single(peers) if selection.collectives is None else selection.collectives.open(peers)
+
+
+def fewest(number: int, communicator: Communicator) -> int:
+    """The least of every rank's `number`."""
+    own = torch.tensor([number], dtype=torch.int64, device=communicator.peers.torch_device)
+    return int(communicator.all_gather(own).min())
+
+
+def device_of(first: Device, rank: int) -> Device:
+    """The device of a rank, counted from the first one's; a CPU is shared."""
+    if first.torch_device.type == "cpu":
+        return first
+    from backbench.backends.interface.device import gpu
+
+    return gpu((first.torch_device.index or 0) + rank)

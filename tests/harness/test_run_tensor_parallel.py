@@ -1,0 +1,90 @@
+"""`bench run --tp 2` end to end on the bundled model, on a CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbench.harness.cli import run_command
+from backbench.harness.subjects.engine import EngineTarget
+from backbench.reports.record import RunDirectory
+from backbench.reports.verify import verify
+
+SHORT = (
+    *("run", "-w", "synthetic", "--input-lengths", "fixed:8", "--output-lengths", "fixed:6", "-b", "torch"),
+    *("-n", "8", "--concurrency", "2", "--warmup", "1", "--max-len", "64", "--max-step-tokens", "64"),
+)
+
+
+def exit_code(*arguments: str) -> int:
+    try:
+        return run_command([*SHORT, *arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_the_record_of_two_devices(tmp_path: Path) -> None:
+    assert exit_code("--tp", "2", "-o", str(tmp_path / "two")) == 0
+    assert exit_code("-o", str(tmp_path / "one")) == 0
+    directory = RunDirectory.open(tmp_path / "two")
+    record, one = directory.read_record(), RunDirectory.open(tmp_path / "one").read_record()
+    assert verify(directory) == []
+    assert record.correctness["passed"] is True and record.correctness["against_itself"] is False
+    assert record.engine["tp"] == 2 and "collectives" not in one.engine
+    assert record.backend["used"]["collectives"] == "torch" and "collectives" not in one.backend["used"]
+    assert record.engine["collectives"] == [
+        {"operation": operation, "up_to_bytes": None, "served_by": "gloo"}
+        for operation in ("all_reduce", "all_gather")
+    ]
+    held = [row["weights_bytes"] for row in record.memory["devices"]]
+    assert len(held) == 2 and record.memory["weights_bytes"] == held[0]
+    assert sum(held) == pytest.approx(one.memory["weights_bytes"], rel=0.05)
+    shape, whole = (each.metrics["context"]["shape"] for each in (record, one))
+    assert 2 * shape["q_heads"] == whole["q_heads"]
+    assert 2 * shape["kv_bytes_per_token"] == whole["kv_bytes_per_token"]
+    assert 2 * shape["linear_parameters"] == whole["linear_parameters"]
+
+
+def test_a_lost_rank_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poll, finished = EngineTarget.poll, 0
+
+    def killing(target: EngineTarget, deadline_ns: int | None) -> Any:
+        nonlocal finished
+        events = poll(target, deadline_ns)
+        finished += sum(event.finished for event in events)
+        if finished >= 3 and target.engine.ranks is not None:
+            os.kill(target.engine.ranks.team.pids[0], signal.SIGKILL)
+        return events
+
+    monkeypatch.setattr(EngineTarget, "poll", killing)
+    assert exit_code("--tp", "2", "-o", str(tmp_path / "run")) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: Rank 1 of 2 (process ") and last.endswith("it was ended by SIGKILL")
+    directory = RunDirectory.open(tmp_path / "run")
+    record = directory.read_record()
+    assert record.run["status"] == "failed" and "Rank 1 of 2" in record.run["error"]
+    assert record.metrics["counts"]["completed"] >= 1
+    assert verify(directory) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tp", "3"), "4 query heads and 2 KV heads cannot be divided among 3 devices; use another --tp."),
+        (("--collectives", "torch"), "--collectives is for several devices; give --tp as well."),
+        (("--tp", "2", "--collectives", "triton"), "needs an NVIDIA or AMD GPU"),
+        (("--tp", "0"), "--tp"),
+    ],
+)
+def test_mistakes(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*arguments, "-o", str(tmp_path / "run")) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said in line and len(line) < 300
