@@ -65,7 +65,9 @@ def test_every_sequence_equals_the_same_served_alone_without_speculation(propose
 
     run()
     drafted, accepted = seen
-    assert 0 < accepted < drafted or (proposer == "draft that is the target" and 0 < accepted <= drafted)
+    assert drafted > 0
+    # What a random model says seldom repeats itself: see the test of n-grams that come true.
+    assert accepted > 0 or proposer == "ngram"
 
 
 @pytest.mark.parametrize("proposer", ["ngram", "draft of one layer"])
@@ -115,6 +117,18 @@ def test_filters(proposer: str, filters: dict[str, Any], temperature: float) -> 
     done = engine.generate(prompts, params)
     expected = [alone(prompt, params, index)[0] for prompt in prompts for index in range(2)]
     assert [one.token_ids for one in done] == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_n_grams_that_come_true_save_steps(temperature: float) -> None:
+    """A cold random model falls into loops."""
+    params = SamplingParams(max_tokens=90, ignore_eos=True, temperature=temperature)
+    engine = open_speculating("ngram")
+    done = engine.generate([PERIODIC, (0,) * 10], params)
+    assert [one.token_ids for one in done] == [
+        alone(prompt, params, 0)[0] for prompt in (PERIODIC, (0,) * 10)
+    ]
+    assert acceptance(engine)[1] > 10
 
 
 def test_log_probabilities_are_those_without_speculation() -> None:
