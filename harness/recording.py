@@ -8,7 +8,7 @@ run is recorded by the same stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ class Measured:
     missing: Sequence[str]
     """Why a sensor is missing."""
     memory: Readings
+    target: dict[str, Any] = field(default_factory=dict)
+    """The record's `target` section."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Tables:
     telemetry: pd.DataFrame
     missing: Sequence[str]
     memory: Readings
+    target: dict[str, Any] = field(default_factory=dict)
 
 
 def tabulate(measured: Measured) -> Tables:
@@ -90,6 +93,7 @@ def tabulate(measured: Measured) -> Tables:
         telemetry_frame(measured.samples, done.start_ns),
         measured.missing,
         measured.memory,
+        measured.target,
     )
 
 
@@ -115,6 +119,7 @@ def numbers(tables: Tables) -> RunRecord:
         schedule=computed["schedule"],
         roofline=computed["roofline"],
         warmup=known.warmup,
+        target=tables.target,
     )
 
 

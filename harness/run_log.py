@@ -209,6 +209,7 @@ def _replay(lines: list[Any]) -> tuple[dict[str, Any], Replay | None]:
         else:
             trace.chunk_ns, trace.chunk_tokens = list(line["chunk_ns"]), list(line["chunk_tokens"])
             trace.end_ns, trace.error = int(line["end_ns"]), line["error"]
+            trace.usage_tokens = line.get("usage_tokens")
         end_ns = max(end_ns, trace.sent_ns or 0, trace.end_ns or 0)
     if start_ns is None:
         return lines[0]["known"], None
@@ -230,6 +231,7 @@ def _note_line(noted: Trace | tuple[int, int, int]) -> dict[str, Any]:
         "end_ns": noted.end_ns,
         "chunk_ns": noted.chunk_ns,
         "chunk_tokens": noted.chunk_tokens,
+        "usage_tokens": noted.usage_tokens,
         "error": noted.error,
     }
 

@@ -48,7 +48,7 @@ def run(
     verbose: bool | None,
     **given: Any,
 ) -> None:
-    """Replay a workload on the engine with one backend, and write a run directory.
+    """Replay a workload on the engine with one backend or against a server, and write a run directory.
 
     With --repeat N or several backends (-b torch,sdpa) every run is a process of its own, the backends take
     turns, and an experiment directory holds them all; docs/comparing.md has the journey.

@@ -12,6 +12,7 @@ from backbench.errors import ReportError
 from backbench.reports.record.bundle import expand, is_dir, read_bytes
 from backbench.reports.record.schema import (
     ADDED_COLUMNS,
+    LATER_COLUMNS,
     RECORD_FILE,
     REPORT_FILE,
     REQUEST_COLUMNS,
@@ -145,6 +146,7 @@ class RunDirectory:
         version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
         check_version(int(version) if version.isdigit() else version, str(path))
         added = {name: value for name, (since, value) in ADDED_COLUMNS.items() if int(version) < since}
+        added |= {name: value for name, value in LATER_COLUMNS.items() if name not in table.schema.names}
         expected = {name: kind for name, kind in columns.items() if name not in added}
         if table.schema.names != list(expected):
             odd = sorted(set(table.schema.names) ^ set(expected))

@@ -26,7 +26,7 @@ REPORT_FILE = "report.html"
 LOG_FILE = "requests.log.jsonl"
 """What a run that is going or was killed has instead of its record."""
 
-ADDED_SECTIONS = ("accuracy",)
+ADDED_SECTIONS = ("accuracy", "target")
 """Those that older records of the same schema lack; empty there, and then no part of the record's digest."""
 
 REQUEST_COLUMNS: dict[str, str] = {
@@ -41,13 +41,18 @@ REQUEST_COLUMNS: dict[str, str] = {
     "output_tokens": "int64",
     "token_ns": "list<int64>",
     "token_counts": "list<int32>",
+    "usage_tokens": "int64?",
     "finished": "bool",
     "error": "string?",
     "warmup": "bool",
 }
 """One row a request. Times are relative to the run's start; `token_ns` has the time of every chunk and
-`token_counts` how many tokens it held (null inside the list when unknown). A warm-up request is no measured
-one, but the tokens it got after the run's start took measured time."""
+`token_counts` how many tokens it held (null inside the list when unknown); `usage_tokens` is their sum by a
+server that says it. A warm-up request is no measured one, but the tokens it got after the run's start took
+measured time."""
+
+LATER_COLUMNS: dict[str, Any] = {"usage_tokens": None}
+"""Columns that older tables of the same schema lack -> what they say by it."""
 
 ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromkeys(
     (
@@ -140,6 +145,9 @@ class RunRecord:
     accuracy: dict[str, Any] = field(default_factory=dict)
     """corpus, corpus_sha256, against (the unquantized model), sequences {sums of each}, and what follows from
     them; or a reason. Empty in records of before it was measured."""
+    target: dict[str, Any] = field(default_factory=dict)
+    """Of a server as the target: client {what the client itself cost}, usage (the server's counts), errors
+    {message: requests} and server_metrics; empty where the engine ran in this process."""
     roofline: dict[str, Any] = field(default_factory=dict)
     """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, intercept_floor_s, slope_floor_s_per_token}."""
     warmup: dict[str, Any] = field(default_factory=dict)

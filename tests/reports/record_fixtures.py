@@ -107,7 +107,7 @@ def simulate(machine: Machine, seed: int, requests: int, rate: float) -> tuple[p
     for each in everyone:
         arrival_ns = int(each.arrival_s * 1e9)
         row = (each.id, None, arrival_ns, arrival_ns + 90_000, each.times[0], each.times[-1], each.prompt)
-        row += (each.output, each.output, each.times, [1] * each.output, True, None, False)
+        row += (each.output, each.output, each.times, [1] * each.output, None, True, None, False)
         rows.append(row)
     return (
         pd.DataFrame(rows, columns=list(REQUEST_COLUMNS)),

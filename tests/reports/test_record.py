@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from backbench.reports.record import (
     finite,
 )
 from backbench.reports.record.digests import record_digest
+from backbench.reports.record.schema import REQUESTS_FILE
 
 
 def minimal_record() -> RunRecord:
@@ -34,9 +36,25 @@ def minimal_record() -> RunRecord:
 
 def request_frame() -> pd.DataFrame:
     rows = [
-        (0, None, 0, 10, 2**55 + 1, 2**55 + 3, 7, 3, 3, [2**55 + 1, 2**55 + 3], [1, 2], True, None, False),
-        (1, "a", 5, None, None, None, 7, 3, 0, [], [], False, "never sent", False),
-        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None, False),
+        (
+            0,
+            None,
+            0,
+            10,
+            2**55 + 1,
+            2**55 + 3,
+            7,
+            3,
+            3,
+            [2**55 + 1, 2**55 + 3],
+            [1, 2],
+            None,
+            True,
+            None,
+            False,
+        ),
+        (1, "a", 5, None, None, None, 7, 3, 0, [], [], None, False, "never sent", False),
+        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], 4, True, None, False),
     ]
     return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS), dtype=object)
 
@@ -94,6 +112,20 @@ def test_tables_round_trip_without_rounding(directory: RunDirectory) -> None:
     assert np.isnan(frame["token_counts"][2][1])
     assert frame["error"][1] == "never sent"
     assert frame["finished"].tolist() == [True, False, True]
+    assert frame["usage_tokens"][2] == 4
+
+
+def test_tables_of_before_there_was_a_column_are_read(directory: RunDirectory) -> None:
+    directory.write_requests(request_frame())
+    path = directory.path / REQUESTS_FILE
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.drop_columns(["usage_tokens"]), path)
+    frame = directory.read_requests()
+    assert list(frame.columns) == [
+        *(name for name in REQUEST_COLUMNS if name != "usage_tokens"),
+        "usage_tokens",
+    ]
+    assert frame["usage_tokens"].isna().all()
 
 
 def test_empty_tables_round_trip(directory: RunDirectory) -> None:
