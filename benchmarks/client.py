@@ -8,7 +8,7 @@ a run: "added" is from the null server's writing a token to the client's stamp, 
 token took beyond its time inside the server, "ITL error" how far a gap between two tokens is off.
 A client carries a load where neither is over 5 ms or a tenth of the ITL at the 99th percentile.
 
---run N replays a closed loop of N streams by `bench run` itself, the record of which must be valid.
+--run N replays a closed loop of N streams by `bench run` itself; its record says whether it is valid.
 --libraries times one process of each HTTP library alone: seconds of CPU a token.
 
 The client, the null server and the replay share this machine's cores; the first line says how many there are.
@@ -71,7 +71,7 @@ def ramp(streams: list[int], itl_s: float, seconds: float, processes: int) -> It
 
 
 def whole_run(streams: int, itl_s: float, processes: int, tokens: int) -> dict[str, Any]:
-    """`bench run --url` with `streams` slots, two rounds of requests, of `tokens` tokens each."""
+    """`bench run --url` with `streams` slots that a warm-up opened; answers of half to 1.5 times `tokens`."""
     with null_server(Script(0.1, itl_s)) as address, tempfile.TemporaryDirectory() as folder:
         options = run_options(
             {
@@ -80,8 +80,8 @@ def whole_run(streams: int, itl_s: float, processes: int, tokens: int) -> dict[s
                 "concurrency": streams,
                 "num_requests": 2 * streams,
                 "input_lengths": "fixed:32",
-                "output_lengths": f"fixed:{tokens}",
-                "warmup": 0,
+                "output_lengths": f"uniform:{tokens // 2}:{tokens * 3 // 2}",
+                "warmup": streams,
                 "client_processes": processes,
                 "out": Path(folder) / "run",
             }

@@ -12,8 +12,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from backbench.errors import HarnessError
 from backbench.harness.memory import Readings
 from backbench.harness.options import OF_A_SERVER, RunOptions
@@ -225,7 +223,7 @@ class UrlSubject:
         client: dict[str, Any] = {"processes": self._processes, "calibration_before": self._before}
         reason = "the run was cut short" if done.interrupted else None
         try:
-            client |= _in_the_run(clients.reports(), target)
+            client |= _in_the_run(clients.reports(), target, done.start_ns)
         except HarnessError as error:
             reason = str(error)
         finally:
@@ -266,16 +264,15 @@ class UrlSubject:
         return {"reason": BLACK_BOX}
 
 
-def _in_the_run(reports: list[dict[str, Any]], target: UrlTarget) -> dict[str, Any]:
-    """What the client processes did while the server was measured."""
-    beats = np.array([each for report in reports for each in report["beats_ns"]], dtype=np.float64) / 1e9
+def _in_the_run(reports: list[dict[str, Any]], target: UrlTarget, start_ns: int) -> dict[str, Any]:
+    """What the client processes did in the run; how late they were, after its warm-up."""
     return {
         "most_streams": target.most_in_flight,
         "peak_chunks_per_s": max(target.chunks_by_second.values(), default=0),
         "chunks": sum(report["chunks"] for report in reports),
         "connections_opened": sum(report["connections"] for report in reports),
         "busy": max(report["cpu_s"] / report["wall_s"] for report in reports),
-        "loop_late_s": calibration.quantiles(beats),
+        "loop_late_s": calibration.lateness(reports, start_ns),
     }
 
 
