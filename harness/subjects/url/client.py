@@ -45,23 +45,29 @@ every stamp for a tenth of a second."""
 class Arrival(asyncio.Protocol):
     """Stands before a connection's own protocol and notes when bytes came.
 
-    The task that reads them runs only after whatever else came in the same turn of the loop.
+    The task that reads them runs only after whatever else came in the same turn of the loop. It also ends a
+    response whose connection is gone: after a chunk without a length aiohttp closes it and tells no reader.
     """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._last_ns = 0
+        self._content: aiohttp.StreamReader | None = None
 
     @classmethod
-    def of(cls, connection: Any) -> Arrival | None:
+    def of(cls, response: aiohttp.ClientResponse) -> Arrival | None:
         """That of a response's connection; None where all of the response is here already."""
-        transport = None if connection is None else connection.transport
-        if transport is None:
+        connection = response.connection
+        if connection is None:
+            return None
+        if (transport := connection.transport) is None:
+            _end_reading(response.content)
             return None
         protocol = transport.get_protocol()
         if not isinstance(protocol, cls):
             protocol = cls(protocol)
             transport.set_protocol(protocol)
+        protocol._content = response.content
         return protocol
 
     def take_ns(self) -> int:
@@ -78,12 +84,20 @@ class Arrival(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._inner.connection_lost(exc)
+        if self._content is not None:
+            _end_reading(self._content)
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         self._inner.resume_writing()
+
+
+def _end_reading(content: aiohttp.StreamReader) -> None:
+    """Nothing more will come: fail whoever waits for it."""
+    if not content.is_eof() and content.exception() is None:
+        content.set_exception(StreamError("malformed HTTP"))
 
 
 class Flight:
@@ -243,7 +257,7 @@ class Client(asyncio.Protocol):
                 raise StreamError(await _refusal(response))
             if response.content_type != "text/event-stream":
                 raise StreamError(f"the answer is no stream of events but {response.content_type[:40]}")
-            content, arrival = response.content, Arrival.of(response.connection)
+            content, arrival = response.content, Arrival.of(response)
             while not answer.done:
                 received = await content.readany()
                 now_ns = time.perf_counter_ns() if arrival is None else arrival.take_ns()
@@ -392,8 +406,9 @@ def explained(error: Exception, settings: ClientSettings) -> str:
         return "the connection ended in the middle of the answer"
     if isinstance(error, aiohttp.ClientResponseError):
         return "malformed HTTP"
-    if isinstance(error, OSError) and error.errno:
-        return f"connection lost: {os.strerror(error.errno)}"
+    if isinstance(error, OSError | aiohttp.ClientConnectionError):
+        number = getattr(error, "errno", None)
+        return f"connection lost: {os.strerror(number)}" if number else "connection lost"
     return type(error).__name__
 
 

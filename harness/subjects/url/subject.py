@@ -131,9 +131,9 @@ class UrlSubject:
         )
 
     def _open(self) -> None:
-        assert self.options.url is not None
-        path = "/chat/completions" if self.bodies.api == "chat" else "/completions"
         options = self.options
+        assert options.url is not None
+        path = "/chat/completions" if self.bodies.api == "chat" else "/completions"
         settings = ClientSettings(
             options.url + path,
             asked.headers_of(options),
