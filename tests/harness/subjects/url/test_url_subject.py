@@ -24,6 +24,8 @@ from backbench.workloads.request import Request, Workload
 
 pytestmark = pytest.mark.timeout(120)
 
+TOKENIZER = Path(__file__).parents[4] / "engine" / "checkpoints" / "tiny"
+
 LOAD = {
     "workload": "synthetic",
     "input_lengths": "fixed:8",
@@ -74,6 +76,26 @@ def test_a_whole_run_against_a_server(tmp_path: Path) -> None:
     assert "synthetic on small" in render_report([directory])
     frame = directory.read_requests()
     assert frame["usage_tokens"].tolist() == [5] * 14
+
+
+def test_a_chat_is_asked_in_text_and_the_server_says_what_it_counted(tmp_path: Path) -> None:
+    async def chat(exchange: Exchange) -> None:
+        await exchange.begin()
+        for number in range(exchange.body["max_tokens"]):
+            delta = {"role": "assistant", "content": ""} if number == 0 else {"content": " a"}
+            choice = {"index": 0, "delta": delta | {"reasoning_content": "b"}, "finish_reason": None}
+            await exchange.send(event(None, choices=[choice]))
+        await exchange.send(event(None, **usage(5, prompt=21)) + b"data: [DONE]\n\n")
+        await exchange.end()
+
+    with FaultyServer(chat, owned_by="tensorrt_llm") as server:
+        record = run(server, tmp_path / "run", api="chat", tokenizer=TOKENIZER, max_len=256)
+    assert all(each["messages"][0]["role"] == "user" for each in server.bodies)
+    assert all("POST /v1/chat/completions" in head for head in server.heads)
+    assert record.engine["requests"]["prompts"] == "text"
+    assert record.target["usage"]["prompt_tokens"] == 12 * 21, "with the template's own"
+    assert record.metrics["output_tokens"] == 60
+    assert record.metrics["counts"]["completed"] == 12
 
 
 def test_the_total_stands_in_where_chunks_do_not_say_their_tokens(tmp_path: Path) -> None:
