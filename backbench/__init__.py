@@ -48,7 +48,8 @@ def __dir__() -> list[str]:
 def run(**options: Any) -> list[LoadedRun]:
     """Run one experiment and load what it wrote; `options` are those of `bench run`, without the dashes.
 
-    One run, or with `repeat` or several backends as many as were asked for, each in a process of its own.
+    One run; with `repeat` or several backends as many as were asked for, each in a process of its own; with
+    `find_load` every probe.
     Raises what ended the last one, as `bench run` does; the directory of an interrupted or failed run is
     kept.
     """
@@ -60,6 +61,12 @@ def run(**options: Any) -> list[LoadedRun]:
     from backbench.reports.loaded import load_run
 
     asked = run_options(options)
+    if asked.find_load:
+        from backbench.harness.load_search import find_load
+        from backbench.harness.subjects.engine import EngineSubject
+
+        search = find_load(asked, Observer(), EngineSubject).search
+        return [load_run(search.path / probe.run) for probe in search.probes]
     if is_series(asked):
         done = run_repeats(asked, lambda text: None)
         if done.code == INTERRUPTED:

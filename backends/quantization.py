@@ -27,6 +27,8 @@ SMALLEST_SCALE = 2.0**-126
 VALUES_AT_ONCE = {"cpu": 2**18, "gpu": 2**24}
 """Numbers that are worked on at once: what a CPU's second cache holds of them in fp32, and what keeps a GPU
 busy in some tens of MiB."""
+ROUNDED_AT_ONCE = {"cpu": 2**18, "gpu": 2**22}
+"""Numbers that are rounded at once: half a dozen copies are held of them meanwhile."""
 
 ACTIVATIONS: Mapping[str, tuple[str, int | None, str]] = {
     "int8-token": ("int8", None, "float"),
@@ -137,7 +139,7 @@ def quantize(dense: Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = No
     if scheme.activation in ("int8-tensor", "fp8-tensor"):
         raise BackendError(f"{scheme.activation} needs a calibrated scale; a dynamic one is written here.")
     top = torch.stack(dense.aminmax()).abs().max().float() if scheme.scale == "e4m3" else None
-    rows = rows_at_once(k, scheme, dense.device)
+    rows = rows_at_once(k, scheme, dense.device, ROUNDED_AT_ONCE)
     return (
         join([_quantize(part, scheme, top, scale_dtype) for part in dense.split(rows)])
         if n
@@ -145,9 +147,11 @@ def quantize(dense: Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = No
     )
 
 
-def rows_at_once(k: int, scheme: Scheme, device: torch.device) -> int:
-    """Output features whose numbers are worked on at once: whole blocks of scales, about `VALUES_AT_ONCE`."""
-    rows = VALUES_AT_ONCE["cpu" if device.type == "cpu" else "gpu"] // k
+def rows_at_once(
+    k: int, scheme: Scheme, device: torch.device, values: Mapping[str, int] = VALUES_AT_ONCE
+) -> int:
+    """Output features whose numbers are worked on at once: whole blocks of scales, about `values`."""
+    rows = values["cpu" if device.type == "cpu" else "gpu"] // k
     return max(1, rows // scheme.group_n) * scheme.group_n
 
 

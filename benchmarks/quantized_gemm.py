@@ -2,7 +2,8 @@
 
 Weights rotate so that none is found in the cache, calls stand in a CUDA graph, and each result is checked
 against `quantization.product` first. `--tune` tries every launch and writes the fastest into the backend's
-tuning table; without it the backend's choice is measured.
+tuning table; without it the backend's choice is measured. `--decode --tune` does so for what decodes of
+qwen3-8b need, the most telling first, and takes a few minutes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import argparse
 import itertools
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,31 +37,57 @@ from backbench.backends.tuning import search, table
 from backbench.backends.tuning.timing import graph_time_us
 from benchmarks.graph_timing import conditions
 
-SHAPES = {"28672x4096": (28672, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
+SHAPES = {
+    "28672x4096": (28672, 4096),
+    "qkv": (6144, 4096),
+    "attention_output": (4096, 4096),
+    "gate_up": (24576, 4096),
+    "down": (4096, 12288),
+    "head": (151_936, 4096),
+}
+"""[n, k]; the named ones are those of qwen3-8b."""
 ROWS = (1, 16, 32, 64, 128, 256, 8192)
 BF16 = torch.bfloat16
 Job = tuple[int, str, str]
 """Rows, shape, scheme."""
+LAYER = ("qkv", "attention_output", "gate_up", "down")
+DECODE: tuple[tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]], ...] = (
+    ((1,), LAYER, ("fp8", "int4-g128")),
+    ((16,), LAYER, ("fp8", "int4-g128")),
+    ((1,), ("head",), ("fp8", "int4-g128")),
+    ((1, 16), LAYER, ("int8", "nvfp4")),
+    ((64,), LAYER[:2], ("fp8", "int4-g128")),
+)
+"""Rows, shapes and schemes of `--decode`, what matters most first."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
-    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    usual = ["28672x4096", "gate_up", "down"]
+    parser.add_argument("--shapes", nargs="*", default=usual, choices=list(SHAPES))
     parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=list(SCHEMES))
+    parser.add_argument("--decode", action="store_true", help="instead: what few sequences of qwen3-8b need")
     parser.add_argument("--tune", action="store_true", help="try every launch, and keep the fastest")
     parser.add_argument("--seconds", type=float, default=480, help="begin no further case after these")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "parts")
     options = parser.parse_args()
-    jobs = list(itertools.product(options.rows, options.shapes, options.schemes))
+    groups = [list(itertools.product(options.rows, options.shapes, options.schemes))]
+    if options.decode:
+        groups = [[*itertools.product(*group)] for group in DECODE]
     until = time.monotonic() + options.seconds
     found: list[dict[str, Any]] = []
     options.output.mkdir(parents=True, exist_ok=True)
-    for row in measure(jobs, options.tune, until):
+    for row in measure(groups, options.tune, until):
         found.append(row)
         record = {"conditions": conditions(), "clocks": clocks(), "rows": found}
         (options.output / "quantized_gemm.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{len(found)} of {len(jobs)} cases")
+    print(f"{len(found)} of {sum(map(len, groups))} cases")
+    if options.tune:
+        shutil.copy(configs.table_file(gpu(0).arch, gpu(0).units), options.output)
+        for row in found:
+            if "/m1/" in row["name"]:
+                print(f"{row['name']:48}{row['before_us']:8.1f} -> {row['us']:.1f} us")
 
 
 def clocks() -> str:
@@ -73,28 +102,34 @@ def problem_of(job: Job, device: Device) -> QuantizedProblem:
     return QuantizedProblem(rows, *SHAPES[shape], SCHEMES[scheme], BF16, device, replays=15)
 
 
-def measure(jobs: Sequence[Job], tune: bool, until: float) -> Iterator[dict[str, Any]]:
+def measure(groups: Sequence[Sequence[Job]], tune: bool, until: float) -> Iterator[dict[str, Any]]:
     """A row a job, until the time is over."""
-    if tune:
-        # Before anything is timed: compilers start what they made.
-        with multiprocessing.get_context("spawn").Pool(14) as workers:
-            for fault in workers.imap_unordered(
-                compile_one, itertools.chain.from_iterable(map(launches, jobs))
-            ):
-                print(fault, end="", file=sys.stderr)
     dense: dict[tuple[int, str], dict[str, float]] = {}
-    for job in jobs:
-        if time.monotonic() > until:
-            return
-        rows, shape, _ = job
-        if (rows, shape) not in dense:
-            dense[rows, shape] = dense_us(rows, *SHAPES[shape])
-        yield one(job, dense[rows, shape], tune)
+    with ExitStack() as stack:
+        compilers = stack.enter_context(multiprocessing.get_context("spawn").Pool(14)) if tune else None
+        for jobs in groups:
+            if compilers is not None:
+                # Before any of the group is timed: compilers start what they made.
+                work = {key: each for job in jobs for key, each in launches(job)}
+                for fault in compilers.imap_unordered(compile_one, work.values()):
+                    print(fault, end="", file=sys.stderr)
+                    if time.monotonic() > until:
+                        return
+            for job in jobs:
+                if time.monotonic() > until:
+                    return
+                rows, shape, _ = job
+                if (rows, shape) not in dense:
+                    dense[rows, shape] = dense_us(rows, *SHAPES[shape])
+                yield one(job, dense[rows, shape], tune)
 
 
-def launches(job: Job) -> list[tuple[Job, Config]]:
-    """What may serve the job, with the job."""
-    return [(job, config) for config in problem_of(job, gpu(0)).candidates()]
+def launches(job: Job) -> Iterator[tuple[tuple[Any, ...], tuple[Job, Config]]]:
+    """What may serve the job, with the job, each after what tells its kernel from those of other jobs."""
+    _, shape, scheme = job
+    for config in problem_of(job, gpu(0)).candidates():
+        depth = SHAPES[shape][1] if config.get("block_m") == 0 else None
+        yield (scheme, depth, *config.items()), (job, config)
 
 
 def compile_one(work: tuple[Job, Config]) -> str:
@@ -144,18 +179,18 @@ def one(job: Job, dense: Mapping[str, float], tune: bool) -> dict[str, Any]:
     problem = problem_of(job, gpu(0))
     device = problem.device
     refused: Sequence[str] = ()
+    place = (device.arch, device.units)
+    way = vars(quantized_configs.choose(*place, rows, problem.n, problem.k, problem.scheme, BF16))
+    before: float | None = None
     if tune:
+        before = problem.time_us(way)[0]
         finding = search.sweep(problem)
         refused = finding.refused
-        file = configs.table_file(device.arch, device.units)
-        known = table.read(file, table.place(device.arch, device.units))
+        file = configs.table_file(*place)
+        known = table.read(file, table.place(*place))
         table.write(file, known.merged([finding.entry]))
-        way = finding.entry.config
-    else:
-        place = (device.arch, device.units)
-        chosen = quantized_configs.choose(*place, rows, problem.n, problem.k, problem.scheme, BF16)
-        way = vars(chosen)
-    assert way is not None
+        assert finding.entry.config is not None
+        way = dict(finding.entry.config)
     error = problem.error(way)
     if not error < problem.tolerance:
         raise SystemExit(f"{job} {way}: relative error {error:.2e}")
@@ -165,8 +200,9 @@ def one(job: Job, dense: Mapping[str, float], tune: bool) -> dict[str, Any]:
     best = min(dense.values())
     bare = bare_us(problem)
     print(
-        f"m{rows:<5}{shape:11}{name:10}{value:8.1f} us {bandwidth:5.2f} TB/s {operations:6.0f} TFLOP/s "
+        f"m{rows:<5}{shape:17}{name:10}{value:8.1f} us {bandwidth:5.2f} TB/s {operations:6.0f} TFLOP/s "
         f"x{best / value:4.2f} of bf16 {best:.1f}  {search.describe(way)}  error {error:.1e}"
+        + ("" if before is None else f"  before {before:.1f}")
         + "".join(f"  {name} {time_us:.1f}" for name, time_us in bare.items())
         + (f"  ({len(refused)} refused: {refused[0]})" if refused else ""),
         flush=True,
@@ -175,6 +211,7 @@ def one(job: Job, dense: Mapping[str, float], tune: bool) -> dict[str, Any]:
         "name": f"quantized_gemm/{shape}/m{rows}/{name}",
         "us": round(value, 2),
         "spread_us": round(spread, 2),
+        "before_us": None if before is None else round(before, 2),
         "weight_bytes": problem.weights[0].num_bytes,
         "bf16_us": {each: round(time_us, 2) for each, time_us in dense.items()},
         "codes_alone_us": {each: round(time_us, 2) for each, time_us in bare.items()},

@@ -44,10 +44,26 @@ class EngineConfig:
     )
     sparsity: str | None = option(
         None,
-        "Zeros among a dense model's weights, by magnitude: two of each four, or a share of every row.",
+        "Zeros among a dense model's weights: two of each four, or a share of every row.",
         group="subject",
         metavar="2:4|unstructured:P",
         read=parse_sparsity,
+    )
+    sparsity_method: str | None = option(
+        None,
+        "Which weights become zeros: the smallest, or the smallest times the norm of their inputs (Wanda).",
+        group="subject",
+        unset="magnitude",
+        metavar="magnitude|wanda",
+        choices={"magnitude": "magnitude", "wanda": "wanda"},
+    )
+    calibrate: str | None = option(
+        None,
+        "Text that Wanda measures inputs on: drawn from the model itself, `topics` (English prose in "
+        "every CPython) or a UTF-8 file.",
+        group="subject",
+        unset="self",
+        metavar="self|topics|FILE",
     )
 
     kv_dtype: str | None = option(

@@ -104,9 +104,11 @@ class Engine:
         Raises EngineError or BackendError with one line saying what is wrong.
         """
         config = config or EngineConfig()
-        if (change := OnTheFly.asked(config)) is not None:
+        if (change := OnTheFly.asked(config)) is not None and change != source.config.on_the_fly:
             source = source.on_the_fly(change)
         model = source.config
+        if weights is None and model.on_the_fly is not None:
+            model.on_the_fly.require_norms()
         on_cpu = device.torch_device.type == "cpu"
         dtype = dtype or (torch.float32 if on_cpu else model.dtype)
         limits = realise_limits(config, model, device)
@@ -418,6 +420,7 @@ class Engine:
                 prefix_hit_tokens=plan.prefix_hit_tokens,
                 preemptions=plan.preemptions,
                 graph=step.graph,
+                device_ns=step.device_ns,
             )
         )
         self._steps += 1

@@ -179,3 +179,5 @@ class StepStats:
     preemptions: int
     graph: bool
     """True when the step replayed a captured graph."""
+    device_ns: int | None = None
+    """From its first kernel to its last result on the device, by the device's own events; None on a CPU."""

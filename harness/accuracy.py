@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backbench.engine.calibration.samples import Sample, sample_of
+from backbench.engine.calibration.wanda import calibrated
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
 from backbench.engine.perplexity import predictions
 from backbench.errors import HarnessError
 from backbench.harness.memory import give_back
-from backbench.harness.samples import Sample, sample_of
 from backbench.reports.metrics.accuracy import SUMS, summarised
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Setting:
             max_seqs=1, max_len=self.length, max_step_tokens=self.length, num_blocks=1, graphs=False, **own
         )
         return Engine.open(
-            source,
+            calibrated(source, config, self.device),
             backend=self.backend,
             device=self.device,
             dtype=self.dtype,

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Recompute every number of a run from its tables."),
     "pack": ("pack", "Pack runs into one redacted file that others can read and verify."),
     "export": ("export", "Write runs in a format that other tools read."),
+    "import": ("importing", "Make runs of what vLLM, AIPerf or GuideLLM measured, marked as foreign."),
     "schema": ("schema", "Print the JSON Schema of a run's record."),
     "recover": ("recover", "Make the record of a run that was killed, from what had finished."),
     "sweep": ("sweep", "Run a campaign of many runs, and go on where it was stopped or killed."),
@@ -45,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "env": ("env", "Describe this machine and the software on it."),
 }
 """Command -> (its module in harness.commands, its one-line help)."""
-FUNCTIONS = {"list": "list_runs"}
+FUNCTIONS = {"list": "list_runs", "import": "import_runs"}
 """Command -> its function, where the command's name is Python's own."""
 
 

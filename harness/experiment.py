@@ -24,6 +24,7 @@ from backbench.harness.run_log import RunLog
 from backbench.harness.sensors.telemetry import Telemetry
 from backbench.harness.subjects.choice import subject_class
 from backbench.harness.subjects.subject import Facts, Limits, ObservedTarget, Subject
+from backbench.harness.subjects.watched import Watched
 from backbench.reports.metrics.validity import NOT_ASKED_FOR
 from backbench.reports.metrics.window import FEWEST_REQUESTS, LEAST_S
 from backbench.reports.record import RunDirectory, RunRecord
@@ -68,6 +69,8 @@ class Plan:
     known: Known
     check: bool = True
     """Whether the results are checked after the replay."""
+    stall_s: float = 600.0
+    """How long a target with requests may say nothing."""
 
 
 def run(
@@ -134,24 +137,26 @@ def _prepare(
     subject = subject_of(options)
     workload = make_workload(options, subject.limits())
     if workload.schedule_s is not None and workload.schedule_s >= 1:
-        observer.stage(f"The last request is due after {timedelta(seconds=round(workload.schedule_s))}")
+        # What answers take comes on top of a session's own times.
+        least = "at least " if "sessions" in workload.parameters else ""
+        due = timedelta(seconds=round(workload.schedule_s))
+        observer.stage(f"The last request is due after {least}{due}")
     subject.prepare(workload, observer.stage)
     return _Prepared(subject, workload)
 
 
 def make_workload(options: RunOptions, limits: Limits) -> Workload:
     """The realised workload, sized for the subject where nothing was said."""
-    from backbench.workloads.catalogue import make
-    from backbench.workloads.catalogue import names as catalogue
+    from backbench.workloads.catalogue import entry_of, make
     from backbench.workloads.options import WorkloadOptions
 
     load = dict(options.load)
-    defaults = {entry.name: entry for entry in catalogue()}.get(options.workload)
+    defaults = entry_of(options.workload)
     if defaults is not None:
         drawn = "num_requests" in defaults.options and "num_requests" in defaults.defaults
         if drawn and "dataset" not in load:
             load.setdefault("num_requests", limits.num_requests)
-        offered = {"rate", "arrival", "concurrency", "time_scale", "all_at_once"} & load.keys()
+        offered = {"rate", "arrival", "concurrency", "time_scale", "rate_scale", "all_at_once"} & load.keys()
         if not offered and "concurrency" in defaults.defaults:
             load["concurrency"] = limits.concurrency
     if limits.tokenize is not None:
@@ -174,7 +179,7 @@ def plan(options: RunOptions, prepared: _Prepared) -> Plan:
         run=sections.run_section(options),
         workload=redacted(sections.workload_section(workload, context["ideal_prefix_hit_ratio"])),
         model=redacted(facts.model),
-        engine=subject.settings(),
+        engine=redacted(subject.settings()),
         backend=redacted(facts.backend),
         system=redacted(facts.system),
         software=provenance.software(),
@@ -188,7 +193,7 @@ def plan(options: RunOptions, prepared: _Prepared) -> Plan:
         memory=asdict(replace(subject.memory(), kv_used_peak_bytes=None)),
         idle_power_w=facts.idle_power_w,
     )
-    return Plan(subject, workload, warmup, known, options.check)
+    return Plan(subject, workload, warmup, known, options.check, options.stall_timeout)
 
 
 def default_warmup(workload: Workload) -> int:
@@ -198,11 +203,12 @@ def default_warmup(workload: Workload) -> int:
 
 def make_context(options: RunOptions, facts: Facts, workload: Workload) -> dict[str, Any]:
     """What the metrics need besides the tables, but for how the replay ends."""
-    from backbench.workloads.statistics import ideal_prefix_hit_ratio
+    from backbench.workloads.statistics import answered_tokens, ideal_prefix_hit_ratio
 
     ideal = None
     if facts.block_size is not None:
-        ideal = ideal_prefix_hit_ratio((request.prompt for request in workload.requests), facts.block_size)
+        prompts = (request.prompt for request in workload.requests)
+        ideal = ideal_prefix_hit_ratio(prompts, facts.block_size, answered_tokens(workload.requests))
     return {
         "mode": mode_of(workload),
         "batch_limit": facts.batch_limit,
@@ -247,9 +253,11 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
     log.begin(known_as_json(planned.known), planned.workload, planned.warmup, subject.clock)
     target = subject.start()
     memory.give_back()
-    with collector_at_rest(), Telemetry(*subject.sensors(), clock=subject.clock) as telemetry, log:
+    watched = Watched(target, planned.stall_s, subject.clock)
+    telemetry = Telemetry(*subject.sensors(), clock=subject.clock)
+    with collector_at_rest(), telemetry, log, watched:
         done = replay(
-            target,
+            watched,
             planned.workload,
             warmup=planned.warmup,
             clock=subject.clock,
@@ -258,7 +266,7 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
         )
     observer.idle()
     seen = redacted(subject.finish(done, observer.stage))
-    known = replace(planned.known, engine=subject.settings())
+    known = replace(planned.known, engine=redacted(subject.settings()))
     if log.failure is not None:
         known = replace(known, run=known.run | {"log": log.failure})
     readings = subject.memory(reachable=done.failure is None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from backbench.harness.replay import Replay, Trace
+from backbench.harness.replay import Replay
+from backbench.harness.sessions import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,21 +17,35 @@ if TYPE_CHECKING:
 def request_frame(replay: Replay) -> pd.DataFrame:
     """One row a request, with `reports.record.REQUEST_COLUMNS`; the warm-up's that were sent stand last.
 
-    A closed-loop request that the run never came to is intended at the run's end: it was not due before.
+    A closed-loop request or later turn that the run never came to is intended at the run's end: it was not
+    due before. A turn that was given up is intended when that was decided.
     """
     import pandas as pd
 
-    rows = [_request_row(trace, replay) for trace in replay.traces]
-    rows += [_request_row(trace, replay) for trace in replay.warmup if trace.sent_ns is not None]
+    turns = _turns(replay.traces)
+    rows = [_request_row(trace, replay, turns) for trace in replay.traces]
+    rows += [_request_row(trace, replay, turns) for trace in replay.warmup if trace.sent_ns is not None]
     frame = pd.DataFrame(rows)
-    for column in ("sent_ns", "first_ns", "last_ns", "usage_tokens"):
+    for column in ("sent_ns", "first_ns", "last_ns", "turn", "follows", "think_ns", "usage_tokens"):
         frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
     for column in ("session", "error"):
         frame[column] = frame[column].astype(object)
     return frame
 
 
-def _request_row(trace: Trace, replay: Replay) -> dict[str, Any]:
+def _turns(traces: Iterable[Trace]) -> dict[int, int]:
+    """Of each request that belongs to a session, its turn, from 1."""
+    turns: dict[int, int] = {}
+    for trace in traces:
+        request = trace.request
+        if request.follows is not None:
+            turns[request.id] = turns.get(request.follows, 1) + 1
+        elif request.session is not None:
+            turns[request.id] = 1
+    return turns
+
+
+def _request_row(trace: Trace, replay: Replay, turns: Mapping[int, int]) -> dict[str, Any]:
     start_ns = replay.start_ns
     intended_ns = replay.end_ns if trace.intended_ns is None else trace.intended_ns
     chunks = [time_ns - start_ns for time_ns in trace.chunk_ns]
@@ -50,6 +65,9 @@ def _request_row(trace: Trace, replay: Replay) -> dict[str, Any]:
         "finished": trace.finished,
         "error": trace.error,
         "warmup": trace.request.id < 0,
+        "turn": turns.get(trace.request.id),
+        "follows": trace.request.follows,
+        "think_ns": None if trace.request.follows is None else trace.request.think_ns,
     }
 
 
@@ -59,10 +77,10 @@ def step_frame(stats: Iterable[StepStats], start_ns: int) -> pd.DataFrame:
 
     import pandas as pd
 
-    from backbench.reports.record import STEP_COLUMNS
+    from backbench.reports.record import STEP_COLUMNS, typed
 
     frame = pd.DataFrame([dataclasses.asdict(each) for each in stats], columns=list(STEP_COLUMNS))
-    frame = frame.astype(STEP_COLUMNS)
+    frame = typed(frame, STEP_COLUMNS)
     frame["start_ns"] -= start_ns
     frame["end_ns"] -= start_ns
     return frame
@@ -70,16 +88,10 @@ def step_frame(stats: Iterable[StepStats], start_ns: int) -> pd.DataFrame:
 
 def telemetry_frame(rows: Iterable[dict[str, Any]], start_ns: int) -> pd.DataFrame:
     """One row a sample and device, with `reports.record.TELEMETRY_COLUMNS`."""
-    import numpy as np
     import pandas as pd
 
-    from backbench.reports.record import TELEMETRY_COLUMNS
+    from backbench.reports.record import TELEMETRY_COLUMNS, typed
 
-    frame = pd.DataFrame(list(rows), columns=list(TELEMETRY_COLUMNS))
-    for column, kind in TELEMETRY_COLUMNS.items():
-        if kind == "int64?":
-            frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
-        else:
-            frame[column] = frame[column].astype(np.dtype(kind.rstrip("?")))
+    frame = typed(pd.DataFrame(list(rows), columns=list(TELEMETRY_COLUMNS)), TELEMETRY_COLUMNS)
     frame["time_ns"] -= start_ns
     return frame

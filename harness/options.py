@@ -8,7 +8,6 @@ Every name is an option of RunOptions, of the workload's options or of the engin
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from backbench.engine.config import SCHEMES, EngineConfig
 from backbench.errors import HarnessError, shown
+from backbench.harness.objectives import parse_slo
 from backbench.harness.subjects.url.options import ServerOptions
 from backbench.options import DTYPES, Option, option, options_of, settle
 from backbench.workloads.options import OFFERS, WorkloadOptions
@@ -53,32 +53,6 @@ LONGEST_NAME = 64
 """Characters of a label and of a tag's value."""
 TAG = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 """A tag's key."""
-
-
-def parse_slo(given: str | Mapping[str, Any]) -> dict[str, float]:
-    """Read "ttft=0.5,tpot=0.05" or {"ttft": 0.5} (seconds); raises HarnessError where it is malformed."""
-    from backbench.reports.metrics.compute import SLO_NAMES
-
-    form = ", ".join(f"{each}=SECONDS" for each in SLO_NAMES)
-    if isinstance(given, str):
-        pairs = [tuple(part.strip().split("=", 1)) for part in given.split(",")]
-    elif isinstance(given, Mapping):
-        pairs = list(given.items())
-    else:
-        raise HarnessError(f"--slo takes {form}; not {given!r}.")
-    limits: dict[str, float] = {}
-    for name, *value in pairs:
-        if name not in SLO_NAMES or not value:
-            raise HarnessError(f"--slo takes {form}; not {given!r}.")
-        if name in limits:
-            raise HarnessError(f"--slo names {name} twice; give one limit for it.")
-        try:
-            limits[name] = float(value[0])
-        except (TypeError, ValueError):
-            raise HarnessError(f"--slo {name} needs a number of seconds, not {value[0]!r}.") from None
-        if not 0 < limits[name] < math.inf:
-            raise HarnessError(f"--slo {name} must be a positive number of seconds, not {value[0]}.")
-    return limits
 
 
 def parse_label(given: Any) -> str:
@@ -181,12 +155,34 @@ class RunOptions:
         minimum=0,
         maximum=2**16,
     )
+    stall_timeout: float = option(
+        600.0,
+        "Seconds without a token or a step after which a target with requests in flight has failed.",
+        group="load",
+        above=0,
+        maximum=1e6,
+        metavar="S",
+    )
+    find_load: bool = option(
+        False,
+        "Search the highest --rate or --concurrency (from the one given on) at which every --slo holds.",
+        group="load",
+    )
+    probe_seconds: float = option(
+        20.0,
+        "With --find-load: seconds of requests that each rate is offered at least.",
+        group="load",
+        above=0,
+        maximum=86_400,
+        metavar="S",
+    )
     repeat: int = option(
         1, "Runs of each backend, each a new process.", group="load", minimum=1, maximum=1000
     )
     slo_s: dict[str, float] = option(
         {},
-        "Limits in seconds (ttft, tpot, e2e) for goodput; may be repeated.",
+        "Limits in seconds (ttft, tpot, e2e) for goodput; with --find-load of percentiles: ttft_p95=0.5; "
+        "may be repeated.",
         name="slo",
         group="record",
         metavar="ttft=S,tpot=S",
@@ -245,6 +241,11 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         settle(self, HarnessError)
+        if not self.find_load and (named := [each for each in self.slo_s if "_p" in each]):
+            quantity = named[0].partition("_p")[0]
+            raise HarnessError(
+                f"--slo {named[0]} is a percentile, for --find-load; goodput takes {quantity}=SECONDS."
+            )
         parts = {
             "load": WorkloadOptions(**self.load),
             "engine": EngineConfig(**self.engine),

@@ -19,6 +19,7 @@ from backbench.harness.memory import Readings
 from backbench.harness.replay import Replay
 from backbench.harness.sensors.telemetry import Row
 from backbench.reports.metrics import compute, validity
+from backbench.reports.metrics.energy import SCOPES
 from backbench.reports.metrics.memory import explained
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables
@@ -100,7 +101,14 @@ def tabulate(measured: Measured) -> Tables:
 def numbers(tables: Tables) -> RunRecord:
     """The record with every number that follows from the tables; not judged yet."""
     known, context = tables.known, tables.context
-    beside = {"energy": {"sensor_reasons": list(tables.missing), "idle_power_w": known.idle_power_w}}
+    vendor = (known.system.get("device") or {}).get("vendor")
+    beside = {
+        "energy": {
+            "sensor_reasons": list(tables.missing),
+            "idle_power_w": known.idle_power_w,
+            "scope": SCOPES.get(str(vendor)),
+        }
+    }
     run = RunTables.read(tables.requests, tables.steps, context, tables.telemetry, beside)
     computed = compute.sections(run, (*compute.SECTIONS, "energy"))
     return RunRecord(

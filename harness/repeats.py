@@ -121,7 +121,7 @@ def run_repeats(
     going = Going(tell, every_s)
     launch = launch or partial(in_new_process, meanwhile=going.look)
     arms = asked_arms(options)
-    experiment = Experiment(_claim(options), tuple(arms), options.repeat, options.command)
+    experiment = Experiment(claim_experiment(options), tuple(arms), options.repeat, options.command)
     experiment.write()
     code, total = 0, options.repeat * len(arms)
     try:
@@ -143,7 +143,7 @@ def run_repeats(
         return Repeats(experiment, INTERRUPTED)
     finally:
         if not experiment.runs:
-            _remove(experiment)
+            remove_experiment(experiment)
     return Repeats(experiment, code)
 
 
@@ -231,8 +231,8 @@ def _named(wanted: Iterable[tuple[dict[str, str], str]]) -> dict[str, dict[str, 
     return arms
 
 
-def _claim(options: RunOptions) -> Path:
-    """A new or empty directory for the series."""
+def claim_experiment(options: RunOptions) -> Path:
+    """A new or empty directory for several runs."""
     if options.out is not None:
         path = RunDirectory.create(options.out).path
         try:
@@ -263,7 +263,7 @@ def _finished(path: Path) -> str | None:
     return str(record.run.get("uuid")) if record.run["status"] == "complete" else None
 
 
-def _remove(experiment: Experiment) -> None:
+def remove_experiment(experiment: Experiment) -> None:
     """Take away an experiment in which nothing finished; what an interrupted run measured stays."""
     (experiment.path / EXPERIMENT_FILE).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
 from backbench.errors import HarnessError
-from backbench.harness.subjects.target import Target, TokenEvent
+from backbench.harness.sessions import Sessions
+from backbench.harness.sessions import Trace as Trace
+from backbench.harness.subjects.target import Target
 from backbench.workloads.request import Request, Workload
 
 Mode = Literal["open", "closed", "all_at_once"]
 Clock = Callable[[], int]
-
-
-@dataclass
-class Trace:
-    """What happened to one request. Times are raw readings of the replay's clock, in ns."""
-
-    request: Request
-    intended_ns: int | None = None
-    sent_ns: int | None = None
-    chunk_ns: list[int] = field(default_factory=list)
-    chunk_tokens: list[int | None] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    end_ns: int | None = None
-    """When the target reported it finished or failed."""
-    error: str | None = None
-    usage_tokens: int | None = None
-    """All output tokens by the target's own count; None = it gave none."""
-
-    @property
-    def finished(self) -> bool:
-        return self.end_ns is not None and self.error is None
-
-    def observe(self, event: TokenEvent) -> None:
-        # A chunk without tokens (a role, a usage message) is no token: it must not set the first one.
-        if event.error is None and event.count != 0:
-            self.chunk_ns.append(event.time_ns)
-            self.chunk_tokens.append(event.count)
-            self.token_ids.extend(event.token_ids)
-        if event.sent_ns is not None:
-            self.sent_ns = event.sent_ns
-        if event.counts is not None:
-            self.chunk_tokens = list(event.counts)
-        if event.usage_tokens is not None:
-            self.usage_tokens = event.usage_tokens
-        if event.finished or event.error is not None:
-            self.end_ns = event.time_ns
-            self.error = event.error
+SWITCH_S = 0.0005
+"""How long another thread (the log, telemetry) may keep the interpreter while a request is due. Python's own
+5 ms were seen as lag: 1 % of the requests at 200 a second."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +90,16 @@ def _interruptible() -> Iterator[_Interrupt]:
         signal.signal(signal.SIGINT, previous)
 
 
+@contextmanager
+def _switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 class _Run:
     """One replay in progress. Warm-up and measured requests share the target and the bookkeeping."""
 
@@ -126,20 +107,50 @@ class _Run:
         self,
         target: Target,
         clock: Clock,
+        sessions: Sessions,
         on_progress: Callable[[Progress], None] | None,
         on_trace: Callable[[Trace], None] | None,
     ) -> None:
         self.target = target
         self.clock = clock
+        self.sessions = sessions
         self.on_progress = on_progress
         self.on_trace = on_trace
         self.flying: dict[int, Trace] = {}
         self.start_ns: int | None = None
+        self.origin_ns = 0
+        """Time zero of the workload's own arrival times."""
         self.done = 0
         self.total = 0
         self.output_tokens = 0
+        self._due: list[tuple[int, int, Trace]] = []
+        """A heap of what has a time; of equal times, first come, first served."""
+        self._order = itertools.count()
+        self._firsts: deque[Trace] = deque()
+        """Those that begin a session when a slot is free."""
+        self._free: deque[int] | None = None
+        """When each free slot became so; None = there are none to wait for."""
 
-    def send(self, trace: Trace, intended_ns: int) -> None:
+    def schedule(self, due_ns: int, trace: Trace) -> None:
+        """Send a request at a time, as soon as `go_on` sees it."""
+        heapq.heappush(self._due, (due_ns, next(self._order), trace))
+
+    def fill(self, firsts: Iterable[Trace], slots: int) -> None:
+        """Keep `slots` sessions going; the next one's first request is intended when a slot became free."""
+        self._firsts.extend(firsts)
+        self._free = deque([self.clock()] * slots)
+
+    def go_on(self, interrupt: _Interrupt) -> None:
+        """Send each request at its time, however far behind the target is, until all have ended."""
+        while (self._due or self._firsts or self.flying) and not interrupt.asked:
+            while self._firsts and self._free:
+                self._send(self._firsts.popleft(), self._free.popleft())
+            while self._due and self._due[0][0] <= self.clock():
+                due_ns, _, trace = heapq.heappop(self._due)
+                self._send(trace, due_ns)
+            self._poll(self._due[0][0] if self._due else None)
+
+    def _send(self, trace: Trace, intended_ns: int) -> None:
         trace.intended_ns = intended_ns
         if trace.request.id >= 0 and self.start_ns is None:
             self.start_ns = intended_ns
@@ -148,9 +159,8 @@ class _Run:
         if self.on_trace is not None:
             self.on_trace(trace)
 
-    def poll(self, deadline_ns: int | None) -> list[int]:
-        """Advance the target; returns when each slot became free."""
-        freed: list[int] = []
+    def _poll(self, deadline_ns: int | None) -> None:
+        """Advance the target."""
         for event in self.target.poll(deadline_ns):
             trace = self.flying.get(event.request_id)
             if trace is None:
@@ -158,41 +168,30 @@ class _Run:
                     f"The target answered for request {event.request_id}, which is not in flight."
                 )
             trace.observe(event)
-            measured = event.request_id >= 0
-            self.output_tokens += (event.count or 0) if measured else 0
+            self.output_tokens += (event.count or 0) if event.request_id >= 0 else 0
             if trace.end_ns is not None:
                 del self.flying[event.request_id]
-                freed.append(event.time_ns)
-                self.done += measured
-                if self.on_trace is not None:
-                    self.on_trace(trace)
+                self._ended(trace, trace.end_ns)
         if self.on_progress is not None:
             elapsed_s = 0.0 if self.start_ns is None else (self.clock() - self.start_ns) / 1e9
             self.on_progress(Progress(self.done, self.total, self.output_tokens, len(self.flying), elapsed_s))
-        return freed
 
-    def scheduled(self, due: Iterable[tuple[int, Trace]], interrupt: _Interrupt) -> None:
-        """Send each request at its time, however far behind the target is; then wait for the rest."""
-        waiting = deque(due)
-        while (waiting or self.flying) and not interrupt.asked:
-            while waiting and waiting[0][0] <= self.clock():
-                intended_ns, trace = waiting.popleft()
-                self.send(trace, intended_ns)
-            self.poll(waiting[0][0] if waiting else None)
-
-    def slots(self, traces: Sequence[Trace], concurrency: int, interrupt: _Interrupt) -> None:
-        """Keep `concurrency` requests in flight; the next is intended when a slot became free."""
-        free = deque([self.clock()] * concurrency)
-        waiting = deque(traces)
-        while (waiting or self.flying) and not interrupt.asked:
-            while waiting and free:
-                self.send(waiting.popleft(), free.popleft())
-            free.extend(self.poll(None))
+    def _ended(self, trace: Trace, end_ns: int) -> None:
+        freed = self.sessions.end(trace)
+        for each in (trace, *freed.given_up):
+            self.done += each.request.id >= 0
+            if self.on_trace is not None:
+                self.on_trace(each)
+        for turn in freed.turns:
+            arrival_ns = self.origin_ns + turn.request.arrival_ns if turn.request.arrival_ns else end_ns
+            self.schedule(max(end_ns + turn.request.think_ns, arrival_ns), turn)
+        if freed.over and self._free is not None:
+            self._free.append(end_ns)
 
 
 def _warmup_times(workload: Workload, count: int) -> list[int]:
     """Arrivals of `count` warm-up requests before time zero: the stream's own gaps, mirrored."""
-    arrivals = [request.arrival_ns for request in workload.requests]
+    arrivals = [request.arrival_ns for request in workload.requests if request.follows is None]
     span = arrivals[-1] - arrivals[0] + max(1, (arrivals[-1] - arrivals[0]) // max(1, len(arrivals) - 1))
     offsets = [arrivals[i % len(arrivals)] - arrivals[0] + (i // len(arrivals)) * span for i in range(count)]
     gap = offsets[1] if count > 1 else span
@@ -211,9 +210,14 @@ def replay(
     """Offer every request at its intended time and stamp every token.
 
     Open loop: a request is intended at its arrival time, whatever the target's speed. Closed loop: it is
-    intended when its slot became free. Warm-up requests (ids below 0) run first and are handed over
-    without draining: their slots, or their place in the arrival stream, pass to the measured requests.
-    All at once, the burst itself is the workload, so there the warm-up is drained before it.
+    intended when its slot became free. A later turn of a session is intended its think time after the answer
+    before it ended, or at its arrival time where that is later; its prompt holds that answer. A closed loop's
+    slot is a session's as long as that lasts, think times included: it stands for one user. Where a turn
+    fails its session ends, and the turns after it have failed, too, without being sent.
+
+    Warm-up requests (ids below 0) run first and are handed over without draining: their slots, or their
+    place in the arrival stream, pass to the measured requests. All at once, the burst itself is the
+    workload, so there the warm-up is drained before it.
 
     Ctrl-C ends the replay between two polls, a second one inside the target: what is in flight is dropped,
     and what was measured is returned with `interrupted` set. An error of the target ends it too; it is
@@ -224,14 +228,14 @@ def replay(
     if not workload.requests:
         raise HarnessError("The workload holds no requests.")
     mode = mode_of(workload)
-    run = _Run(target, clock, on_progress, on_trace)
-    run.total = len(workload.requests)
     before = [Trace(request) for request in warmup]
     traces = [Trace(request) for request in workload.requests]
+    run = _Run(target, clock, Sessions([*before, *traces]), on_progress, on_trace)
+    run.total = len(workload.requests)
     interrupted = False
     failure: Exception | None = None
     begin_ns = clock()
-    with _interruptible() as interrupt:
+    with _switching_often(), _interruptible() as interrupt:
         try:
             _offer(run, workload, mode, before, traces, interrupt)
         except KeyboardInterrupt:
@@ -251,23 +255,26 @@ def replay(
 def _offer(
     run: _Run, workload: Workload, mode: Mode, before: list[Trace], traces: list[Trace], interrupt: _Interrupt
 ) -> None:
+    """What follows another request is left to its session."""
+    firsts = [trace for trace in traces if trace.request.follows is None]
     if mode == "closed":
         assert workload.concurrency is not None
-        run.slots([*before, *traces], workload.concurrency, interrupt)
+        run.fill([*before, *firsts], workload.concurrency)
     elif mode == "all_at_once":
-        begin_ns = run.clock()
-        run.scheduled([(begin_ns, trace) for trace in before], interrupt)
-        start_ns = run.clock()
-        run.scheduled([(start_ns, trace) for trace in traces], interrupt)
+        for burst in (before, firsts):
+            begin_ns = run.clock()
+            for trace in burst:
+                run.schedule(begin_ns, trace)
+            run.go_on(interrupt)
     else:
         early = _warmup_times(workload, len(before)) if before else []
-        start_ns = run.clock() - (early[0] if early else 0)
-        for trace in traces:
-            trace.intended_ns = start_ns + trace.request.arrival_ns
-        run.start_ns = start_ns
-        schedule = [(start_ns + at, trace) for at, trace in zip(early, before, strict=True)]
-        schedule += [(trace.intended_ns or 0, trace) for trace in traces]
-        run.scheduled(schedule, interrupt)
+        run.start_ns = run.origin_ns = run.clock() - (early[0] if early else 0)
+        for at, trace in zip(early, before, strict=True):
+            run.schedule(run.origin_ns + at, trace)
+        for trace in firsts:
+            trace.intended_ns = run.origin_ns + trace.request.arrival_ns
+            run.schedule(trace.intended_ns, trace)
+    run.go_on(interrupt)
 
 
 def salted_warmup(workload: Workload, count: int, vocab_size: int, seed: int) -> tuple[Request, ...]:

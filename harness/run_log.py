@@ -15,12 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import IO, Any
 
 from backbench.errors import HarnessError, ReportError
-from backbench.harness.replay import Mode, Replay, Trace, mode_of
+from backbench.harness.replay import Mode, Replay, mode_of
+from backbench.harness.sessions import Trace
 from backbench.reports.record import RECORD_FILE, RunDirectory, finite
 from backbench.reports.record.schema import LOG_FILE
 from backbench.workloads.request import Request, Workload
@@ -46,7 +48,7 @@ class RunLog:
         self._file = file
         self._logged = False
         """Something was sent or ended, and it stands in the file."""
-        self._noted: deque[Trace | tuple[int, int, int]] = deque()
+        self._noted: deque[Trace | tuple[int, ...]] = deque()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -109,9 +111,10 @@ class RunLog:
         self._write([line])
 
     def note(self, trace: Trace) -> None:
-        """A request was sent, or ended; cheap, written later by a thread of its own."""
+        """A request was sent, ended, or was given up; cheap, written later by a thread of its own."""
         if trace.end_ns is None:
-            self._noted.append((trace.request.id, trace.intended_ns or 0, trace.sent_ns or 0))
+            times_ns = trace.intended_ns or 0, trace.sent_ns or 0
+            self._noted.append((trace.request.id, *times_ns, len(trace.request.prompt)))
         else:
             self._noted.append(trace)
 
@@ -131,7 +134,10 @@ class RunLog:
     def release(self) -> None:
         """Give the directory up: the log goes, unless it holds requests that no record has."""
         path = self.directory.path
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # what a full disk refused is still in its buffer
+            self.failure = self.failure or f"the log of finished requests ended early: {error.strerror}"
         if not self._logged or (path / RECORD_FILE).exists():
             (path / LOG_FILE).unlink(missing_ok=True)
             if path.is_dir() and not any(path.iterdir()):
@@ -204,12 +210,16 @@ def _replay(lines: list[Any]) -> tuple[dict[str, Any], Replay | None]:
         trace = traces[line["id"]]
         if "sent_ns" in line:
             trace.intended_ns, trace.sent_ns = int(line["intended_ns"]), int(line["sent_ns"])
+            if len(trace.request.prompt) != line["prompt_tokens"]:  # a later turn, after a shorter answer
+                trace.request = replace(trace.request, prompt=(0,) * int(line["prompt_tokens"]))
             if start_ns is None and trace.request.id >= 0:
                 start_ns = trace.intended_ns - (trace.request.arrival_ns if mode == "open" else 0)
         else:
             trace.chunk_ns, trace.chunk_tokens = list(line["chunk_ns"]), list(line["chunk_tokens"])
             trace.end_ns, trace.error = int(line["end_ns"]), line["error"]
             trace.usage_tokens = line.get("usage_tokens")
+            if trace.sent_ns is None:  # given up when an earlier turn of its session failed
+                trace.intended_ns = trace.end_ns
         end_ns = max(end_ns, trace.sent_ns or 0, trace.end_ns or 0)
     if start_ns is None:
         return lines[0]["known"], None
@@ -217,15 +227,16 @@ def _replay(lines: list[Any]) -> tuple[dict[str, Any], Replay | None]:
     warmup = [trace for trace in traces.values() if trace.request.id < 0]
     if mode == "open":
         for trace in measured:
-            trace.intended_ns = start_ns + trace.request.arrival_ns
+            if trace.request.follows is None:
+                trace.intended_ns = start_ns + trace.request.arrival_ns
     anchor = start_ns + int(lines[0]["unix_minus_clock_ns"])
     replay = Replay(mode, tuple(measured), tuple(warmup), start_ns, end_ns, anchor, interrupted=True)
     return lines[0]["known"], replay
 
 
-def _note_line(noted: Trace | tuple[int, int, int]) -> dict[str, Any]:
+def _note_line(noted: Trace | tuple[int, ...]) -> dict[str, Any]:
     if isinstance(noted, tuple):
-        return dict(zip(("id", "intended_ns", "sent_ns"), noted, strict=True))
+        return dict(zip(("id", "intended_ns", "sent_ns", "prompt_tokens"), noted, strict=True))
     return {
         "id": noted.request.id,
         "end_ns": noted.end_ns,
@@ -237,13 +248,15 @@ def _note_line(noted: Trace | tuple[int, int, int]) -> dict[str, Any]:
 
 
 def _request_line(request: Request) -> list[Any]:
-    return [request.id, request.session, request.arrival_ns, len(request.prompt), request.output_tokens]
+    planned = [request.id, request.session, request.arrival_ns, len(request.prompt), request.output_tokens]
+    return [*planned, request.follows, request.think_ns]
 
 
 def _request(line: list[Any]) -> Request:
     """A request whose prompt has the right length; its tokens are not logged."""
-    identifier, session, arrival_ns, prompt_tokens, output_tokens = line
-    return Request(identifier, arrival_ns, (0,) * prompt_tokens, output_tokens, session)
+    identifier, session, arrival_ns, prompt_tokens, output_tokens, follows, think_ns = line
+    prompt = (0,) * prompt_tokens
+    return Request(identifier, arrival_ns, prompt, output_tokens, session, follows=follows, think_ns=think_ns)
 
 
 def _lock(file: IO[str]) -> bool:

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import exp, sqrt
+from math import exp
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from backbench.errors import ReportError
 from backbench.reports.compare import Difference, Ratio, differences, incomparable, labels
-from backbench.reports.metrics.between_runs import MOST_PAIRS, Estimate, difference, standard_error, typical
+from backbench.reports.metrics.between_runs import (
+    MOST_PAIRS,
+    Estimate,
+    difference,
+    student_reach,
+    typical,
+    welch,
+)
 from backbench.reports.metrics.metric import Quantity
-from backbench.reports.metrics.statistics import CONFIDENCE
 from backbench.reports.quantities import QUANTITIES, Reading, quantity, read
 from backbench.reports.record import RunDirectory, RunRecord
 from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import is_experiment, read_experiment
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Read = Callable[[Path], tuple[RunDirectory, RunRecord]]
 Turn = tuple[Path | None, int]
@@ -209,15 +212,10 @@ def _paired(logs: np.ndarray) -> Estimate:
 
 
 def _unpaired(before: np.ndarray, after: np.ndarray) -> Estimate:
-    """Welch's interval of the difference of mean logarithms (Welch 1947)."""
-    from scipy.special import stdtrit
-
-    errors = [standard_error(each) ** 2 for each in (before, after)]
+    """Welch's interval of the difference of mean logarithms."""
     middle = float(after.mean() - before.mean())
-    reach = 0.0
-    if total := sum(errors):
-        parts = (error**2 / (len(each) - 1) for error, each in zip(errors, (before, after), strict=True))
-        reach = float(stdtrit(total**2 / sum(parts), (1 + CONFIDENCE) / 2)) * sqrt(total)
+    error, freedom = welch(before, after)
+    reach = student_reach(freedom) * error
     n = min(len(before), len(after))
     return Estimate(exp(middle), exp(middle - reach), exp(middle + reach), n)
 
@@ -268,25 +266,3 @@ def arm_differences(arms: Sequence[Arm]) -> list[Difference]:
 def compared_in(arms: Sequence[Arm]) -> list[Quantity]:
     """The quantities that at least one run has."""
     return [each for each in QUANTITIES if any(arm.values(each) for arm in arms)]
-
-
-def ratio_table(arms: Sequence[Arm]) -> pd.DataFrame:
-    """One row a quantity: unit, which way is better, every arm's value, and the ratios to the first.
-
-    Columns: metric, unit, better ("higher" | "lower" | ""), each arm's label with its value (the median of
-    several runs), and for each arm after the first "<label> / <first label>" with the ratio, and the same
-    name with " low", " high" (the interval between runs) and " verdict".
-    """
-    import pandas as pd
-
-    rows = []
-    for each in compared_in(arms):
-        better = {True: "higher", False: "lower", None: ""}[each.higher_is_better]
-        row: dict[str, Any] = {"metric": each.label, "unit": each.unit, "better": better}
-        row |= {arm.label: measured(arm, each).value for arm in arms}
-        for arm in arms[1:]:
-            name, found = f"{arm.label} / {arms[0].label}", against(arms[0], arm, each)
-            row |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
-            row[f"{name} verdict"] = found.verdict
-        rows.append(row)
-    return pd.DataFrame(rows)

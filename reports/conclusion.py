@@ -126,6 +126,8 @@ def how_to_tell(arms: Sequence[Arm]) -> str | None:
     if all(against(arms[0], arm, wanted).verdict != "unclear" for arm in arms[1:]):
         return None
     records = [arm.runs[0].record for arm in arms]
+    if any(record.run.get("imported") for record in records):  # another tool has to run them
+        return None
     asked: list[dict[str, Any]] = [record.run.get("asked") or {} for record in records]
     names = dict.fromkeys(name for each in asked for name in each if name not in NOT_REPEATED)
     differing = [name for name in names if any(each.get(name) != asked[0].get(name) for each in asked)]

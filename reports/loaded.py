@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backbench.reports.arms import Arm, Run, open_arms, ratio_table, require_comparable
+from backbench.reports.arms import Arm, Run, open_arms, require_comparable
 from backbench.reports.conditions import arms_by_condition
 from backbench.reports.grouping import grouped, incomparable_groups, require_key
 from backbench.reports.quantities import QUANTITIES, read
+from backbench.reports.ratios import ratio_table
 from backbench.reports.record import RunDirectory, RunRecord, digest_problems
 from backbench.reports.record.bundle import expand
 from backbench.reports.record.experiment import Experiment, is_experiment, read_experiment

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backbench.reports.arms import Arm, against, compared_in, measured
+from backbench.reports.arms import Arm, compared_in, measured
 from backbench.reports.compare import Difference, Ratio, brief, compared, labels, show
 from backbench.reports.metrics import latency
 from backbench.reports.metrics.metric import Quantity
@@ -21,6 +21,7 @@ from backbench.reports.quantities import (
     quantity,
     read,
 )
+from backbench.reports.ratios import ratios
 from backbench.reports.record import RunRecord
 
 
@@ -149,9 +150,8 @@ def scorecard_table(arms: Sequence[Arm], with_ratios: bool = True) -> Table:
     rows = []
     for place, arm in enumerate(arms):
         cells = [Cell(arm.label, sort=arm.label)]
-        for each in wanted:
-            ratio = against(arms[0], arm, each) if with_ratios and place > 0 else None
-            cells.append(_cell(measured(arm, each), each.unit, ratio))
+        found = ratios(arms[0], arm, wanted) if with_ratios and place > 0 else {}
+        cells += [_cell(measured(arm, each), each.unit, found.get(each)) for each in wanted]
         rows.append(tuple(cells))
     return Table("Scorecard", ("Run", *(each.label for each in wanted)), tuple(rows))
 
@@ -191,13 +191,16 @@ def repeats_table(arms: Sequence[Arm]) -> Table:
     return Table("Runs of each arm", columns, tuple(rows))
 
 
+EFFICIENCY = ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule", "Fidelity", "Machine")
+
+
 def quantity_tables(record: RunRecord) -> list[Table]:
     """One run's quantities but those with a table of their own (latencies, decode fit, correctness)."""
     tables = []
     for title, groups in (
         ("Throughput", ("Throughput",)),
         ("Memory", ("Memory",)),
-        ("Efficiency and load", ("Energy", "Roofline", "Steps", "Prefix cache", "Schedule", "Machine")),
+        ("Efficiency and load", EFFICIENCY),
     ):
         rows = []
         for each in compared([record]):
@@ -247,13 +250,12 @@ def comparison_table(
     Ratios of arms that do not compare have no verdict, and the title says so.
     """
     rows = []
-    for each in compared_in(arms):
-        if headline_only and not each.headline:
-            continue
+    wanted = [each for each in compared_in(arms) if each.headline or not headline_only]
+    judged = [ratios(arms[0], arm, wanted) for arm in arms[1:]] if with_ratios else []
+    for each in wanted:
         cells = [*_texts(each.label), *(_cell(measured(arm, each), each.unit) for arm in arms)]
-        for arm in arms[1:] if with_ratios else []:
-            found = against(arms[0], arm, each)
-            found = found if comparable else replace(found, verdict="")
+        for of_arm in judged:
+            found = of_arm[each] if comparable else replace(of_arm[each], verdict="")
             cells.append(Cell(str(found) or DASH, verdict=found.verdict, sort=found.value))
         better = {True: "higher", False: "lower", None: DASH}[each.higher_is_better]
         rows.append((*cells, *_texts(better)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ def examine(directory: RunDirectory) -> Verification:
         context = Context.from_dict(record.metrics.get("context") or {})
     except ReportError as error:
         return Verification((*problems, str(error)), ("every number: the tables cannot be read",))
+    if (record.run.get("imported") or {}).get("rows") is False:
+        return Verification(tuple(problems), ("every number: it is a foreign file's own summary",))
     given = {name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy")}
     try:
         problems += _column_problems(requests)
@@ -121,12 +123,16 @@ def _metric_problems(record: RunRecord, run: RunTables) -> tuple[list[str], list
     problems: list[str] = []
     older: list[str] = []
     unknown: list[str] = []
+    lacking: list[Metric] = []
     schema = record.metrics.get("schema")
     if not isinstance(schema, int) or not 1 <= schema <= METRIC_SCHEMA:
         return [], [f"every number: metric schema {schema!r} is not known to this Backbench"]
     tables = sections(run, dict.fromkeys(metric.path[0] for metric in METRICS))
     for metric in METRICS:
         stored = _at(record, metric.path)
+        if metric.later and not _stands(record, metric.path):
+            lacking.append(metric)
+            continue
         if metric.compute is None or _cannot(metric, run):
             if stored is not None:
                 unknown.append(metric.dotted)
@@ -141,8 +147,10 @@ def _metric_problems(record: RunRecord, run: RunTables) -> tuple[list[str], list
         skipped = metric.changed if schema < metric.since and metric.changes(run) else ()
         problems += differences(stored, finite(computed), metric.dotted, skipped)
     if schema == METRIC_SCHEMA:
-        problems += _stray(record, tables)
+        problems += _stray(record, tables, lacking)
     unchecked = []
+    if lacking:
+        unchecked.append(f"not in a record of before they were added: {_named(lacking)}")
     if older:
         unchecked.append(f"of an older definition (metric schema {schema}): {', '.join(older)}")
     if unknown:
@@ -150,14 +158,20 @@ def _metric_problems(record: RunRecord, run: RunTables) -> tuple[list[str], list
     return problems, unchecked
 
 
-def _stray(record: RunRecord, tables: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+def _stray(
+    record: RunRecord, tables: Mapping[str, dict[str, Any]], lacking: Sequence[Metric]
+) -> Iterator[str]:
     """What stands in the sections that the tables give and no metric does, and reasons beside nulls."""
+    without = {metric.dotted for metric in lacking}
     for name in ("metrics", "schedule", "roofline", "energy"):
         stored, computed = getattr(record, name), tables[name]
         for key in sorted({*stored} - {*computed}):
             yield f"{name}.{key} is {stored[key]!r}, which the tables do not give"
         if name != "energy":
-            yield from differences(stored.get(ABSENT), computed.get(ABSENT), f"{name}.{ABSENT}")
+            reasons = computed.get(ABSENT)
+            if reasons is not None and lacking:
+                reasons = {key: why for key, why in reasons.items() if f"{name}.{key}" not in without} or None
+            yield from differences(stored.get(ABSENT), reasons, f"{name}.{ABSENT}")
 
 
 def _cannot(metric: Metric, run: RunTables) -> bool:
@@ -170,6 +184,17 @@ def _cannot(metric: Metric, run: RunTables) -> bool:
     if section == "accuracy":
         return not isinstance(run.given["accuracy"].get("sequences"), dict)
     return False
+
+
+def _stands(record: RunRecord, path: tuple[str, ...]) -> bool:
+    """Whether the record has a value there, be it null."""
+    *parents, last = path
+    found = _at(record, tuple(parents))
+    return isinstance(found, dict) and last in found
+
+
+def _named(metrics: Sequence[Metric]) -> str:
+    return ", ".join(metric.dotted for metric in metrics)
 
 
 def _given(run: RunTables, key: str) -> Any:

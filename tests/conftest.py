@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from backbench.reports.record import STEP_COLUMNS
+from backbench.reports.record import STEP_COLUMNS, typed
 
 pytest_plugins = ["scripted"]
 
@@ -54,8 +54,9 @@ def make_steps() -> Callable[..., pd.DataFrame]:
     """A step table from partial rows; what is left out is 0 (times in ns)."""
 
     def make(*rows: dict[str, Any]) -> pd.DataFrame:
-        defaults = {name: False if kind == "bool" else 0 for name, kind in STEP_COLUMNS.items()}
+        nothing = {"bool": False, "int64?": None}
+        defaults = {name: nothing.get(kind, 0) for name, kind in STEP_COLUMNS.items()}
         full = [defaults | {"step": i, "kv_blocks_total": 1} | row for i, row in enumerate(rows)]
-        return pd.DataFrame(full, columns=list(STEP_COLUMNS)).astype(STEP_COLUMNS)
+        return typed(pd.DataFrame(full, columns=list(STEP_COLUMNS)), STEP_COLUMNS)
 
     return make

@@ -83,7 +83,7 @@ class Arrivals:
         if self.spec in RATE_KINDS:
             assert self.rate is not None
             with np.errstate(over="ignore", invalid="ignore"):
-                gaps = np.rint(self._gaps(generator, max(count - 1, 0)) * (1e9 / self.rate))
+                gaps = np.rint(self.gaps(generator, max(count - 1, 0)) * (1e9 / self.rate))
             self._require_in_time(bool(gaps.sum() < LATEST_NS), count)
             # Whole ns are summed, so a last-bit difference between two machines' log() stays in one gap.
             return [0, *np.cumsum(gaps.astype(np.int64)).tolist()][:count]
@@ -103,8 +103,8 @@ class Arrivals:
                 "numbers too extreme to compute with; raise its rate."
             )
 
-    def _gaps(self, generator: np.random.Generator, count: int) -> NDArray[np.float64]:
-        """Gaps of mean 1."""
+    def gaps(self, generator: np.random.Generator, count: int) -> NDArray[np.float64]:
+        """`count` gaps between arrivals of a process with a rate, in units of their mean."""
         if self.spec == "constant":
             return np.ones(count)
         if self.spec == "poisson":

@@ -3,6 +3,7 @@
     make("sharegpt", WorkloadOptions(num_requests=64))
     make("batch:64x1024+129", WorkloadOptions(vocab_size=151_936))
     make("trace.jsonl.gz", WorkloadOptions(time_scale=0.5))
+    make("mix:sharegpt=0.7,azure-code=0.3", WorkloadOptions(rate=4))
 
 A rate replaces a trace's recorded times and keeps its requests in order. A file's format is told from its
 content, plain or gzipped (workloads/readers/detect.py says how).
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from backbench.errors import WorkloadError, shown
-from backbench.workloads import sources
-from backbench.workloads.draft import OFFER_OPTIONS, TRACE_OPTIONS, Draft
+from backbench.workloads import mix, sources
+from backbench.workloads.draft import OFFER_OPTIONS, SESSION_OPTIONS, TRACE_OPTIONS, Draft
 from backbench.workloads.options import DEFAULT_CONCURRENCY, WorkloadOptions
 from backbench.workloads.readers.detect import detect
-from backbench.workloads.readers.text import is_file
+from backbench.workloads.readers.format import Format
 from backbench.workloads.realise import realise
 from backbench.workloads.request import Workload
 
@@ -48,7 +49,7 @@ def names() -> list[CatalogueEntry]:
             "sharegpt",
             "ShareGPT chats: real lengths with synthetic tokens, or real text from --dataset FILE",
             closed,
-            OFFER_OPTIONS | {"dataset", "bad_rows"},
+            OFFER_OPTIONS | SESSION_OPTIONS | {"dataset", "bad_rows"},
             sources.sharegpt,
         ),
         CatalogueEntry(
@@ -76,7 +77,7 @@ def names() -> list[CatalogueEntry]:
             "synthetic",
             "drawn lengths, with optional shared prefixes and multi-turn sessions",
             closed | lengths,
-            OFFER_OPTIONS | {"input_lengths", "output_lengths", "shared_prefix", "turns"},
+            OFFER_OPTIONS | SESSION_OPTIONS | {"input_lengths", "output_lengths", "shared_prefix"},
             lambda _, options: sources.synthetic(options),
         ),
         CatalogueEntry(
@@ -93,6 +94,13 @@ def names() -> list[CatalogueEntry]:
             frozenset({"all_at_once"}),
             sources.batch,
         ),
+        CatalogueEntry(
+            mix.FORM,
+            "several of these, or files, as one: each keeps its lengths, and all arrive by one process",
+            closed,
+            mix.OPTIONS,
+            lambda name, options: mix.draft_mix(name, options, _accepted, _draft),
+        ),
     ]
 
 
@@ -103,22 +111,36 @@ def make(name_or_file: str, options: WorkloadOptions | None = None) -> Workload:
     a missing or malformed file, options that conflict or do not apply, and requests that do not fit.
     """
     options = options or WorkloadOptions()
-    entry = _entry(name_or_file)
-    if entry is not None:
-        options.require_accepted(name_or_file, entry.options)
-        return realise(entry.make(name_or_file, options), options)
-    path = Path(name_or_file)
-    if is_file(path):
-        found = detect(path)
-        options.require_accepted(path.name, found.options)
-        return realise(found.draft(path, options), options)
-    raise WorkloadError(_unknown(name_or_file))
+    return realise(_draft(name_or_file, options), options)
 
 
-def _entry(name: str) -> CatalogueEntry | None:
+def _draft(name_or_file: str, options: WorkloadOptions) -> Draft:
+    found = _found(name_or_file)
+    options.require_accepted(
+        Path(name_or_file).name if isinstance(found, Format) else name_or_file, found.options
+    )
+    if isinstance(found, Format):
+        return found.draft(Path(name_or_file), options)
+    return found.make(name_or_file, options)
+
+
+def _accepted(name_or_file: str) -> frozenset[str]:
+    return _found(name_or_file).options
+
+
+def _found(name_or_file: str) -> CatalogueEntry | Format:
+    """What the name or the file is; a catalogue name wins. WorkloadError where it is nothing."""
+    found = entry_of(name_or_file) or detect(Path(name_or_file))
+    if found is None:
+        raise WorkloadError(_unknown(name_or_file))
+    return found
+
+
+def entry_of(name: str) -> CatalogueEntry | None:
+    """The catalogue's entry of that name, or of that form (`batch:...`, `mix:...`)."""
     kind = name.partition(":")[0]
     for entry in names():
-        if entry.name == name or (kind == "batch" and entry.name.startswith("batch:")):
+        if entry.name == name or (":" in entry.name and entry.name.partition(":")[0] == kind):
             return entry
     return None
 

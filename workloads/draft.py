@@ -9,8 +9,10 @@ from typing import Any
 
 from backbench.errors import WorkloadError, shown
 from backbench.workloads import transform
+from backbench.workloads.lengths import parse_lengths
 from backbench.workloads.options import Offer, WorkloadOptions, choose_offer
 from backbench.workloads.readers.text import BadRows
+from backbench.workloads.streams import stream
 from backbench.workloads.trace import TraceRow
 
 MAXIMUM_FILE_REQUESTS = 100_000
@@ -18,9 +20,13 @@ MAXIMUM_FILE_REQUESTS = 100_000
 SYNTHETIC_NOTE = "synthetic tokens: the lengths are real, the text is not."
 OFFER_OPTIONS = frozenset({"num_requests", "rate", "arrival", "cv", "concurrency", "all_at_once"})
 """Options of every workload whose requests may be offered in any way."""
-TIME_OPTIONS = frozenset({"time_scale", "max_gap_s"})
+TIME_OPTIONS = frozenset({"time_scale", "rate_scale", "max_gap_s"})
 """Options of requests with recorded times."""
-TRACE_OPTIONS = OFFER_OPTIONS | TIME_OPTIONS | {"window_s", "sample", "sessions"}
+SESSION_OPTIONS = frozenset({"turns", "think_ms", "think_scale"})
+"""Options of sessions whose turns are drawn, or that have no think times."""
+TRACE_OPTIONS = (
+    OFFER_OPTIONS | TIME_OPTIONS | {"window_s", "sample", "sessions", "think_scale", "length_scale"}
+)
 """Options of a trace of lengths."""
 
 
@@ -67,8 +73,8 @@ def draft_trace(
             records += [record] if record else []
         rows, record = transform.rebase(rows)
         records += [record] if record else []
-    elif options.window_s is not None or options.max_gap_s is not None:
-        raise WorkloadError(f"{shown(name)} has no times, so --window and --max-gap do not apply.")
+    elif options.window_s is not None:
+        raise WorkloadError(f"{shown(name)} has no times, so --window does not apply.")
     if options.window_s is not None:
         rows, record = transform.window(rows, *options.window_s)
         records.append(record)
@@ -78,7 +84,8 @@ def draft_trace(
     if options.sessions is not None:
         rows, record = transform.limit_sessions(rows, options.sessions)
         records.append(record)
-    chosen, timing = settle_times(cut(name, rows, count, bad), options)
+    chosen = cut(name, rows, count, bad)
+    chosen, timing = settle_times(chosen, options) if timed else _settle_untimed(name, chosen, options)
     source = source | (bad.record() if bad is not None else {})
     return Draft(name, chosen, offer, source, records + timing, (SYNTHETIC_NOTE, *notes), clip=True)
 
@@ -95,6 +102,18 @@ def settle_times(
         settled, record = transform.cap_gaps(settled, options.max_gap_s)
         records.append(record)
     return settled, records
+
+
+def _settle_untimed(
+    name: str, rows: list[TraceRow], options: WorkloadOptions
+) -> tuple[list[TraceRow], list[dict[str, Any]]]:
+    """Sessions without times of their own still have think times that may be too long."""
+    if options.max_gap_s is None:
+        return rows, []
+    if all(row.follow is None or row.follow.think_ns is None for row in rows):
+        raise WorkloadError(f"{shown(name)} has neither times nor think times, so --max-gap does not apply.")
+    capped, record = transform.cap_think(rows, options.max_gap_s)
+    return capped, [record]
 
 
 def _untick(
@@ -136,3 +155,13 @@ def cut(name: str, rows: Iterable[TraceRow], count: int | None, bad: BadRows | N
     if count is not None and len(chosen) < count:
         raise WorkloadError(f"{shown(name)} has {len(chosen)} requests, not {count}; lower --num-requests.")
     return chosen
+
+
+def think_times_ns(options: WorkloadOptions, count: int) -> list[int]:
+    """`count` think times from `--think-ms`; 0 without. WorkloadError where there are no turns."""
+    if options.think_ms is None:
+        return [0] * count
+    if options.turns is None:
+        raise WorkloadError("--think-ms is between turns; give --turns, too.")
+    drawn = parse_lengths(options.think_ms).sample(stream(options.seed, "think times"), count)
+    return [time_ms * 1_000_000 for time_ms in drawn]

@@ -22,6 +22,12 @@ LONGEST_S = 1e9
 """Bound on times within a trace."""
 
 
+def spec_of(given: Any) -> str:
+    """A distribution as `workloads.lengths` reads it, or one number: always that."""
+    text = str(given).strip()
+    return f"fixed:{text}" if text.isascii() and text.isdigit() else text
+
+
 @dataclass(frozen=True)
 class WorkloadOptions:
     """None everywhere means: the workload's own default. Lengths are in tokens."""
@@ -36,7 +42,12 @@ class WorkloadOptions:
         maximum=MOST_REQUESTS,
     )
     rate: float | None = option(
-        None, "Open loop at R requests a second.", group="load", metavar="R", minimum=1e-6, maximum=1e6
+        None,
+        "Open loop at R requests a second; of sessions, so many begin.",
+        group="load",
+        metavar="R",
+        minimum=1e-6,
+        maximum=1e6,
     )
     arrival: str | None = option(
         None,
@@ -56,7 +67,7 @@ class WorkloadOptions:
     )
     concurrency: int | None = option(
         None,
-        "Closed loop with N requests in flight.",
+        "Closed loop with N sessions at once, think times included; without sessions, N requests.",
         group="load",
         unset="16 on a CPU, 64 on a GPU",
         minimum=1,
@@ -64,15 +75,31 @@ class WorkloadOptions:
     )
     time_scale: float | None = option(
         None,
-        "A trace's own times, multiplied by X: 0.5 is twice as fast.",
+        "A trace's own times, multiplied by X, think times too: 0.5 is twice as fast.",
         group="load",
         metavar="X",
         above=0,
         maximum=1e6,
     )
+    rate_scale: float | None = option(
+        None,
+        "A trace's own times, X times as many requests a second; think times stay.",
+        group="load",
+        metavar="X",
+        minimum=1e-6,
+        maximum=1e6,
+    )
+    think_scale: float | None = option(
+        None,
+        "Think and tool times of sessions, multiplied by X; 0 is none.",
+        group="load",
+        metavar="X",
+        minimum=0,
+        maximum=1e6,
+    )
     max_gap_s: float | None = option(
         None,
-        "Shorten a trace's silences to S seconds.",
+        "Shorten a trace's silences, and think times, to S seconds.",
         name="max_gap",
         group="load",
         metavar="S",
@@ -80,7 +107,9 @@ class WorkloadOptions:
         maximum=LONGEST_S,
     )
     yes: bool = option(False, "Go on where the schedule is longer than a day.", group="load")
-    all_at_once: bool = option(False, "Every request at time zero.", group="load")
+    all_at_once: bool = option(
+        False, "Every request at time zero; of sessions, the first turns.", group="load"
+    )
     dataset: Path | None = option(
         None, "Real text for sharegpt, in ShareGPT_V3 form.", group="requests", metavar="FILE"
     )
@@ -108,12 +137,28 @@ class WorkloadOptions:
         group="requests",
         metavar="GROUPSxTOKENS",
     )
-    turns: int | None = option(
+    turns: str | None = option(
         None,
-        "synthetic: turns a session, each repeating the session so far.",
+        "Turns a session: a number, or a distribution such as uniform:2:6; sharegpt: at most so many.",
         group="requests",
-        minimum=1,
-        maximum=1000,
+        metavar="N|SPEC",
+        read=spec_of,
+    )
+    think_ms: str | None = option(
+        None,
+        "Think time before each later turn, in ms: a number, or a distribution such as lognormal:5000:0.6.",
+        group="requests",
+        unset="none",
+        metavar="MS|SPEC",
+        read=spec_of,
+    )
+    length_scale: float | None = option(
+        None,
+        "Prompts and outputs of a trace, multiplied by X, and the blocks they share with them.",
+        group="requests",
+        metavar="X",
+        above=0,
+        maximum=100,
     )
     tick: str | None = option(
         None,
@@ -200,7 +245,7 @@ _ALWAYS = frozenset(
 OFFERS = (
     frozenset({"rate", "arrival", "cv"}),
     frozenset({"concurrency"}),
-    frozenset({"time_scale"}),
+    frozenset({"time_scale", "rate_scale"}),
     frozenset({"all_at_once"}),
 )
 """The ways to offer requests, by their options; they exclude each other."""
@@ -234,10 +279,11 @@ def choose_offer(options: WorkloadOptions, *, has_times: bool, all_at_once: bool
     The default is all at once if `all_at_once`, recorded times if the workload has them (`has_times`), and
     otherwise a closed loop of DEFAULT_CONCURRENCY, which suits a machine of any speed.
     """
+    rescaled = "--time-scale" if options.rate_scale is None else "--rate-scale"
     given = {
         "--arrival" if options.rate is None else "--rate": options.rate is not None or options.arrival,
         "--concurrency": options.concurrency is not None,
-        "--time-scale": options.time_scale is not None,
+        rescaled: options.time_scale is not None or options.rate_scale is not None,
         "--all-at-once": options.all_at_once,
     }
     named = [name for name, present in given.items() if present]
@@ -251,10 +297,10 @@ def choose_offer(options: WorkloadOptions, *, has_times: bool, all_at_once: bool
         raise WorkloadError("--cv needs --arrival gamma or weibull and a --rate.")
     if options.concurrency is not None:
         return Offer("closed_loop", concurrency=options.concurrency)
-    if options.time_scale is not None:
+    if given[rescaled]:
         if not has_times:
-            raise WorkloadError("--time-scale needs recorded times, and this workload has none; give --rate.")
-        return Offer("trace", time_scale=options.time_scale)
+            raise WorkloadError(f"{rescaled} needs recorded times, and this workload has none; give --rate.")
+        return Offer("trace", time_scale=1.0 if options.time_scale is None else options.time_scale)
     if options.all_at_once or all_at_once:
         return Offer("all_at_once")
     if has_times:

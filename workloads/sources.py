@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from backbench.errors import WorkloadError, shown
-from backbench.workloads.draft import SYNTHETIC_NOTE, Draft, draft_trace
+from backbench.workloads.draft import SYNTHETIC_NOTE, Draft, draft_trace, think_times_ns
 from backbench.workloads.lengths import parse_lengths
 from backbench.workloads.options import WorkloadOptions, choose_offer
 from backbench.workloads.packed import packed_azure, packed_mooncake, packed_sharegpt_lengths
 from backbench.workloads.readers.mooncake import TICK_NS
 from backbench.workloads.readers.sharegpt import DEFAULT_REQUESTS, draft_conversations, draft_file, passes
 from backbench.workloads.streams import stream
-from backbench.workloads.trace import Segment, TraceRow
+from backbench.workloads.trace import Follow, Segment, TraceRow
 
 DEFAULT_INPUT = "lognormal:256:0.6:1024"
 DEFAULT_OUTPUT = "lognormal:128:0.6:512"
-SESSIONS_A_WAVE = 8
-"""Turns of this many sessions are interleaved, so that a turn does not follow its predecessor at once."""
 
 
 def synthetic(options: WorkloadOptions) -> Draft:
@@ -29,33 +30,36 @@ def synthetic(options: WorkloadOptions) -> Draft:
     specs = (options.input_lengths or DEFAULT_INPUT, options.output_lengths or DEFAULT_OUTPUT)
     inputs = parse_lengths(specs[0]).sample(stream(options.seed, "input lengths"), count)
     outputs = parse_lengths(specs[1]).sample(stream(options.seed, "output lengths"), count)
-    turns = options.turns or 1
     groups, prefix_tokens = _parse_prefix(options.shared_prefix)
     session_groups = stream(options.seed, "prefix groups").integers(max(groups, 1), size=count).tolist()
-    so_far: dict[int, int] = {}
-    rows = []
-    for index in range(count):
-        wave, place = divmod(index, SESSIONS_A_WAVE * turns)
-        session = wave * SESSIONS_A_WAVE + place % SESSIONS_A_WAVE if turns > 1 else index
-        history_tokens = so_far.get(session, 0) + inputs[index]
-        so_far[session] = history_tokens + outputs[index]
-        segments = [Segment("prefix", session_groups[session], prefix_tokens)] if groups else []
-        if turns > 1:
-            segments.append(Segment(f"history/{session}", 0, history_tokens))
-        rows.append(
-            TraceRow(
-                input_tokens=prefix_tokens + history_tokens,
-                output_tokens=outputs[index],
-                segments=tuple(segments),
-                session=str(session) if turns > 1 else None,
-            )
-        )
-    notes = ["synthetic lengths and tokens."]
-    if turns > 1:
-        notes.append("a turn repeats its session with drawn answers and does not wait for the one before.")
-    source = {"kind": "synthetic", "input_lengths": specs[0], "output_lengths": specs[1], "turns": turns}
-    source["shared_prefix"] = options.shared_prefix
-    return Draft("synthetic", rows, choose_offer(options, has_times=False), source, notes=tuple(notes))
+    think_ns = think_times_ns(options, count)
+    rows: list[TraceRow] = []
+    for index, (session, turn) in enumerate(_places(options, count)):
+        prefix = (Segment("prefix", session_groups[session], prefix_tokens),) if groups else ()
+        row = TraceRow(prefix_tokens + inputs[index], outputs[index], segments=prefix)
+        if options.turns is not None:
+            row = replace(row, session=str(session), key=f"row {index}")
+        if turn > 0:
+            before = rows[-1]
+            assert before.key is not None
+            context_tokens = before.input_tokens + before.output_tokens
+            follow = Follow(before.key, think_ns[index], before.key, context_tokens)
+            row = replace(row, input_tokens=context_tokens + inputs[index], segments=(), follow=follow)
+        rows.append(row)
+    source: dict[str, Any] = {"kind": "synthetic", "input_lengths": specs[0], "output_lengths": specs[1]}
+    source |= {"turns": options.turns, "shared_prefix": options.shared_prefix}
+    if options.think_ms is not None:
+        source["think_ms"] = options.think_ms
+    offer = choose_offer(options, has_times=False)
+    return Draft("synthetic", rows, offer, source, notes=("synthetic lengths and tokens.",))
+
+
+def _places(options: WorkloadOptions, count: int) -> Iterator[tuple[int, int]]:
+    """(session, turn) of the first `count` rows, both from 0: session by session, the last one may be cut."""
+    spec = options.turns or "fixed:1"
+    turns = parse_lengths(spec).sample(stream(options.seed, "turns"), count)
+    every = ((session, turn) for session, many in enumerate(turns) for turn in range(many))
+    return itertools.islice(every, count)
 
 
 def _parse_prefix(spec: str | None) -> tuple[int, int]:
@@ -109,6 +113,11 @@ def sharegpt(name: str, options: WorkloadOptions) -> Draft:
     """Real text from `--dataset`, or the packed lengths, in an order drawn from the seed."""
     if options.dataset is not None:
         return draft_file(name, Path(options.dataset), options)
+    if options.turns is not None:
+        raise WorkloadError(
+            "sharegpt without a file knows the lengths of first turns only; give --dataset FILE, or leave "
+            "out --turns."
+        )
     return draft_conversations(
         name,
         lambda max_total: _packed_conversations(options.seed, max_total),

@@ -34,30 +34,43 @@ class TokenSource:
             self._blocks[key] = self.draw(f"block/{block_tokens}", block_id, block_tokens)
         return self._blocks[key]
 
-    def prompt(self, index: int, row: TraceRow) -> tuple[int, ...]:
-        """Exactly `row.input_tokens` tokens for the request at position `index`."""
+    def prompt(self, index: int, row: TraceRow, context: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The prompt of the request at position `index`: `context`, then its own tokens.
+
+        Exactly `row.input_tokens` of them, but for recorded text, whose own part is what it is.
+        """
         count = row.input_tokens
         if row.prompt is not None:
-            return row.prompt[:count]
-        head: tuple[int, ...] = ()
+            return (context + row.prompt)[:count]
+        recorded: tuple[int, ...] = ()
         for part in row.segments:
-            head += self.draw(part.stream, part.index, min(part.tokens, count - len(head)))
+            recorded += self.draw(part.stream, part.index, min(part.tokens, count - len(recorded)))
         if row.block_ids:
             needed = -(-count // row.block_tokens)
             blocks = (self.block(i, row.block_tokens) for i in row.block_ids[:needed])
-            head = tuple(token for block in blocks for token in block)[:count]
+            recorded += tuple(token for block in blocks for token in block)[len(recorded) : count]
+        head = context[:count] + recorded[len(context) :]
         return head + self.draw("prompt", index, count - len(head))
+
+    def answer(self, index: int, row: TraceRow) -> tuple[int, ...]:
+        """What stands for its answer in later turns until the real one is known."""
+        return self.draw("answer", index, row.output_tokens) if row.answer is None else row.answer
 
 
 def content_hash(requests: Iterable[Request]) -> str:
     """SHA-256 (hex) of the realised stream: arrival ns, token ids and output lengths, in order.
 
     Each request enters as little-endian int64 (arrival, prompt length, output length) and int32 ids, so the
-    value does not depend on machine, process or how the requests were made.
+    value does not depend on machine, process or how the requests were made. A later turn enters with four
+    more int64: the request it follows, think time, the one whose context it extends (-1: none), kept tokens.
     """
     digest = hashlib.sha256(b"backbench workload 1\n")
     for request in requests:
         lengths = (request.arrival_ns, len(request.prompt), request.output_tokens)
         digest.update(np.array(lengths, dtype="<i8").tobytes())
         digest.update(np.array(request.prompt, dtype="<i4").tobytes())
+        if request.follows is not None:
+            extends = -1 if request.extends is None else request.extends
+            turn = (request.follows, request.think_ns, extends, request.kept_tokens)
+            digest.update(np.array(turn, dtype="<i8").tobytes())
     return digest.hexdigest()

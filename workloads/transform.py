@@ -1,17 +1,18 @@
 """What may be done to a trace before it is replayed. Each returns rows and its record for the parameters.
 
-Window, sampling, session limit and tick spreading work on rows as they stream by; clipping, on those chosen.
+Window, sampling, session limit and tick spreading work on rows as they stream by; clipping and scaling, on
+those chosen.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from backbench.workloads.streams import stream
-from backbench.workloads.trace import TraceRow
+from backbench.workloads.trace import Segment, TraceRow
 
 Record = dict[str, Any]
 TICK_ROWS = 1000
@@ -19,9 +20,64 @@ TICK_SLACK_NS = 1_000_000
 
 
 def scale_time(rows: Iterable[TraceRow], factor: float) -> tuple[Iterator[TraceRow], Record]:
-    """Multiply every arrival by `factor`: 0.5 sends twice as fast."""
-    scaled = (replace(row, arrival_ns=round(row.arrival_ns * factor)) for row in rows)
+    """Multiply every recorded time by `factor`, think times too: 0.5 sends twice as fast."""
+    scaled = (
+        _rethought(replace(row, arrival_ns=round(row.arrival_ns * factor)), lambda ns: round(ns * factor))
+        for row in rows
+    )
     return scaled, {"kind": "time_scale", "factor": factor}
+
+
+def scale_rate(rows: Iterable[TraceRow], factor: float) -> tuple[Iterator[TraceRow], Record]:
+    """Let `factor` times as many arrive a second; think times stay as they are."""
+    scaled = (replace(row, arrival_ns=round(row.arrival_ns / factor)) for row in rows)
+    return scaled, {"kind": "rate_scale", "factor": factor}
+
+
+def scale_think(rows: Iterable[TraceRow], factor: float) -> tuple[Iterator[TraceRow], Record]:
+    """Multiply think and tool times alone by `factor`; 0 sends a turn as soon as the answer before ended."""
+    scaled = (_rethought(row, lambda ns: round(ns * factor)) for row in rows)
+    return scaled, {"kind": "think_scale", "factor": factor}
+
+
+def _rethought(row: TraceRow, change: Callable[[int], int]) -> TraceRow:
+    """The row with another think time, where it has one."""
+    if row.follow is None or row.follow.think_ns is None:
+        return row
+    return replace(row, follow=replace(row.follow, think_ns=change(row.follow.think_ns)))
+
+
+def scale_lengths(rows: Iterable[TraceRow], factor: float) -> tuple[list[TraceRow], Record]:
+    """Multiply prompts and outputs by `factor`, at least 1 token; blocks with them, so that the same share of
+    a prompt is shared. Recorded text cannot be scaled and is cut or kept as it is."""
+    scaled: list[TraceRow] = []
+    blocks: dict[str, int] = {}
+    for row in rows:
+        # A block stays whole tokens long, and the prompt made of blocks follows it.
+        block_tokens = max(1, round(row.block_tokens * factor)) if row.block_ids else row.block_tokens
+        if row.block_ids:
+            blocks[str(row.block_tokens)] = block_tokens
+        own = block_tokens / row.block_tokens if row.block_ids else factor
+        segments = (Segment(each.stream, each.index, _scaled(each.tokens, own)) for each in row.segments)
+        follow = row.follow
+        if follow is not None:
+            follow = replace(follow, kept_tokens=round(follow.kept_tokens * own))
+        scaled.append(
+            replace(
+                row,
+                input_tokens=_scaled(row.input_tokens, own),
+                output_tokens=_scaled(row.output_tokens, factor),
+                block_tokens=block_tokens,
+                segments=tuple(segments),
+                follow=follow,
+                answer=None if row.answer is None else row.answer[: _scaled(len(row.answer), factor)],
+            )
+        )
+    return scaled, {"kind": "length_scale", "factor": factor, "block_tokens": blocks}
+
+
+def _scaled(tokens: int, factor: float) -> int:
+    return max(1, round(tokens * factor))
 
 
 def rebase(rows: Iterable[TraceRow]) -> tuple[Iterator[TraceRow], Record | None]:
@@ -39,7 +95,7 @@ def rebase(rows: Iterable[TraceRow]) -> tuple[Iterator[TraceRow], Record | None]
 
 
 def cap_gaps(rows: Iterable[TraceRow], longest_s: float) -> tuple[list[TraceRow], Record]:
-    """Shorten every silence between two arrivals to `longest_s`; what follows moves up."""
+    """Shorten every silence between two arrivals to `longest_s`; what follows moves up. Think times, too."""
     longest_ns = round(longest_s * 1e9)
     capped: list[TraceRow] = []
     removed_ns = gaps = previous_ns = 0
@@ -49,8 +105,18 @@ def cap_gaps(rows: Iterable[TraceRow], longest_s: float) -> tuple[list[TraceRow]
         if capped and excess_ns > 0:
             removed_ns += excess_ns
             gaps += 1
-        capped.append(replace(row, arrival_ns=row.arrival_ns - removed_ns))
+        moved = replace(row, arrival_ns=row.arrival_ns - removed_ns)
+        capped.append(_rethought(moved, lambda ns: min(ns, longest_ns)))
     return capped, {"kind": "max_gap", "seconds": longest_s, "gaps": gaps, "removed_s": removed_ns / 1e9}
+
+
+def cap_think(rows: Iterable[TraceRow], longest_s: float) -> tuple[list[TraceRow], Record]:
+    """Shorten every think time to `longest_s`."""
+    longest_ns = round(longest_s * 1e9)
+    given = list(rows)
+    capped = [_rethought(row, lambda ns: min(ns, longest_ns)) for row in given]
+    turns = sum(before.follow != after.follow for before, after in zip(given, capped, strict=True))
+    return capped, {"kind": "max_gap", "seconds": longest_s, "turns": turns}
 
 
 def on_ticks(rows: Iterable[TraceRow], tick_ns: int) -> tuple[Iterator[TraceRow], bool]:

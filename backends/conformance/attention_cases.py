@@ -112,6 +112,9 @@ def quick_cases(dtype: torch.dtype, *, interpret: bool = False) -> Iterator[Atte
     yield make_case("prefix", dtype, window=24)
     yield make_case("mixed", dtype, softcap=20.0)
     yield make_case("decode", dtype, softcap=20.0, window=40)
+    if dtype != torch.float32:
+        for shape in ("decode", "mixed"):
+            yield make_case(shape, dtype, head_dim=128, kv_dtype=torch.float8_e4m3fn)
     yield from _behaviours(dtype)
 
 

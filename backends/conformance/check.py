@@ -129,7 +129,7 @@ def _operation_jobs(
         return
     checker = OperationChecker(backend.operations, reference, device)
     for dtype in dtypes:
-        for case in operation_cases(level):
+        for case in operation_cases(level, sorted(backend.operations.roundings)):
             yield partial(checker.check, case, dtype)
         for draws in sampling_cases(level):
             yield partial(checker.check, draws, dtype)

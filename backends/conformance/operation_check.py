@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,17 @@ from backbench.backends.conformance.finding import Finding
 from backbench.backends.conformance.matrix import CheckRow, Status
 from backbench.backends.conformance.sampling_check import SamplingCase, check_sampling
 from backbench.backends.conformance.tolerance import deviation, limit
-from backbench.backends.interface import AttentionSpec, Device, Operations, Rotary, Rotation
+from backbench.backends.interface import AttentionSpec, Device, Operations, Rotary, Rotation, RoundedRows
+from backbench.backends.quantization import rounded_rows
 
 SEED = 20261123
 EPS = 1e-6
+AS_COARSE = {
+    "int8-token": torch.bfloat16,
+    "fp8-token": torch.float8_e4m3fn,
+    "fp8-group128": torch.float8_e4m3fn,
+}
+"""Activation -> the dtype one rounding of which is as large: half a step of the largest int8 code is 2^-8."""
 
 
 def rotary_table(positions: int, rotary_dim: int, base: float = 10_000.0) -> Tensor:
@@ -36,22 +44,31 @@ class OperationCase:
     """Hidden size; for `rotate` the head dimension."""
     norms: bool = False
     rotary_dim: int | None = None
+    rounding: str | None = None
+    """Activation in whose codes the rows are left."""
 
     @property
     def name(self) -> str:
         parts = [self.operation, f"t{self.tokens}", f"h{self.width}"]
+        parts += [self.rounding] if self.rounding else []
         parts += ["norms"] if self.norms else []
         parts += [f"rotary{self.rotary_dim}"] if self.rotary_dim else []
         return " ".join(parts)
 
 
-def operation_cases(level: str) -> Iterator[OperationCase]:
-    """The elementwise cases of a level; sampling has its own."""
+def operation_cases(level: str, roundings: Iterable[str] = ()) -> Iterator[OperationCase]:
+    """The elementwise cases of a level; sampling has its own.
+
+    roundings: the codes in which norm and gate can leave their rows.
+    """
     widths = (64, 96, 1024) if level == "quick" else (64, 96, 896, 1024, 4096, 8192)
     counts = (1, 5) if level == "quick" else (1, 5, 64, 513)
     for operation in ("embed", "rms_norm", "add_rms_norm", "gate"):
         for tokens, width in zip(counts * len(widths), widths * len(counts), strict=True):
             yield OperationCase(operation, tokens, width)
+    for operation, rounding in itertools.product(("add_rms_norm", "gate"), roundings):
+        for tokens, width in zip(counts, (256, 4096, 1024, 384), strict=False):
+            yield OperationCase(operation, tokens, width, rounding=rounding)
     for width in (64, 128) if level == "quick" else (32, 64, 80, 96, 128, 256):
         for norms in (False, True):
             yield OperationCase("rotate", 7, width, norms)
@@ -99,7 +116,8 @@ class OperationChecker:
         rounded = problem.run(self.reference, self.device.torch_device)
         finding = Finding()
         for value, torch_value, wanted, name in zip(got, rounded, problem.wanted, problem.names, strict=True):
-            allowed = limit(deviation(torch_value, wanted), wanted, dtype)
+            coarse = dtype if case.rounding is None or name == "residual" else AS_COARSE[case.rounding]
+            allowed = limit(deviation(torch_value, wanted), wanted, coarse)
             finding = finding.merged(Finding.measure(value, wanted, allowed, name))
             if value.dtype != dtype:
                 finding = finding.also([f"{name} is {value.dtype}, not {dtype}"])
@@ -134,14 +152,40 @@ def _add_rms_norm(case: OperationCase, normal: Callable[..., Tensor]) -> Problem
     wanted = x.double() + residual.double()
 
     def run(operations: Operations, at: torch.device) -> tuple[Tensor, ...]:
-        return operations.add_rms_norm(x.to(at), residual.clone().to(at), weight.to(at), EPS)
+        given = (x.to(at), residual.clone().to(at), weight.to(at), EPS)
+        if case.rounding is not None and case.rounding in operations.roundings:
+            rows, total = operations.rounded_add_rms_norm(*given, case.rounding)
+            return _numbers(rows), total
+        normed, total = operations.add_rms_norm(*given)
+        return _rounded(normed, case.rounding), total
 
     return Problem(run, (oracle.rms_norm(wanted, weight, EPS), wanted), ("norm", "residual"))
 
 
 def _gate(case: OperationCase, normal: Callable[..., Tensor]) -> Problem:
     gate_up = 3 * normal(case.tokens, 2 * case.width)
-    return Problem(lambda ops, at: (ops.gate(gate_up.to(at)),), (oracle.gate(gate_up),), ("gated",))
+
+    def run(operations: Operations, at: torch.device) -> tuple[Tensor, ...]:
+        if case.rounding is not None and case.rounding in operations.roundings:
+            return (_numbers(operations.rounded_gate(gate_up.to(at), case.rounding)),)
+        return (_rounded(operations.gate(gate_up.to(at)), case.rounding),)
+
+    return Problem(run, (oracle.gate(gate_up),), ("gated",))
+
+
+def _rounded(x: Tensor, rounding: str | None) -> Tensor:
+    """x as the numbers of its codes, where it is rounded."""
+    if rounding is None:
+        return x
+    codes, scale = rounded_rows(x, rounding)
+    return _numbers(RoundedRows(codes, scale, x.dtype))
+
+
+def _numbers(rows: RoundedRows) -> Tensor:
+    """What the codes mean, in the dtype of what was rounded."""
+    scale = rows.scale.view(rows.shape[0], -1)
+    groups = rows.codes.float().unflatten(1, (scale.shape[1], -1))
+    return (groups * scale[..., None]).flatten(1).to(rows.dtype)
 
 
 def _rotate(

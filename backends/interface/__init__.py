@@ -17,7 +17,7 @@ from backbench.backends.interface.attention import (
 from backbench.backends.interface.backend import Backend, Selection
 from backbench.backends.interface.device import Device
 from backbench.backends.interface.kernels import KernelCase, KernelLaunch, Kernels
-from backbench.backends.interface.linear import Linear, PackedWeight
+from backbench.backends.interface.linear import Linear, PackedWeight, RoundedRows
 from backbench.backends.interface.operations import Operations, SamplingBatch
 from backbench.backends.interface.tuner import Config, Problem, Tuner
 from backbench.backends.interface.weight import Scheme, Weight, WeightSpec, join
@@ -40,6 +40,7 @@ __all__ = [
     "Problem",
     "Rotary",
     "Rotation",
+    "RoundedRows",
     "SamplingBatch",
     "Scheme",
     "Selection",

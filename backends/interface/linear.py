@@ -7,10 +7,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from backbench.backends.interface.device import Device
 from backbench.backends.interface.weight import Scheme, Weight, WeightSpec
+
+
+@dataclass(frozen=True)
+class RoundedRows:
+    """Rows [M, K] in codes, as a quantized weight's scheme rounds them: a number is code * scale."""
+
+    codes: Tensor
+    """int8 or float8_e4m3fn [M, K]."""
+    scale: Tensor
+    """f32 [M], or [M, groups]."""
+    dtype: torch.dtype
+    """Of the numbers that were rounded, and of a product by them."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """[M, K]."""
+        return self.codes.shape
 
 
 class Linear(ABC):
@@ -29,6 +47,14 @@ class Linear(ABC):
     @abstractmethod
     def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         """x [M, K] times the weight's transpose, plus bias [N]: [M, N] in x's dtype."""
+
+    def rounding(self, packed: Any) -> str | None:
+        """The activation (`quantization.ACTIVATIONS`) as which `run_rounded` takes rows; None = none."""
+        return None
+
+    def run_rounded(self, rows: RoundedRows, packed: Any, bias: Tensor | None = None) -> Tensor:
+        """As `run`, of rows that whoever made them has rounded as `rounding` says."""
+        raise NotImplementedError(f"{self.name} linear rounds rows itself.")
 
     def unpack(self, packed: Any) -> Weight | None:
         """The weight as `pack` was given it; None = it cannot be had back, and the caller keeps it."""

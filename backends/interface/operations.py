@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backbench.backends.interface.attention import AttentionSpec, Rotation
 from backbench.backends.interface.device import Device
+from backbench.backends.interface.linear import RoundedRows
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Operations(ABC):
     """A named set of elementwise operations. The torch set is the reference for each."""
 
     name: str
+    roundings: frozenset[str] = frozenset()
+    """Activations (`quantization.ACTIVATIONS`) in whose codes the `rounded_` methods can leave their rows."""
 
     @abstractmethod
     def refusals(self, dtype: torch.dtype, device: Device) -> list[str]:
@@ -68,6 +71,16 @@ class Operations(ABC):
     @abstractmethod
     def gate(self, gate_up: Tensor) -> Tensor:
         """silu(gate_up[:, :F]) * gate_up[:, F:] of gate_up [T, 2F]: [T, F] (Shazeer 2020, SwiGLU)."""
+
+    def rounded_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, activation: str
+    ) -> tuple[RoundedRows, Tensor]:
+        """`add_rms_norm` with the norm rounded as one of `roundings`."""
+        raise NotImplementedError(f"{self.name} operations round nothing.")
+
+    def rounded_gate(self, gate_up: Tensor, activation: str) -> RoundedRows:
+        """`gate` rounded as one of `roundings`."""
+        raise NotImplementedError(f"{self.name} operations round nothing.")
 
     @abstractmethod
     def sample(self, logits: Tensor, sampling: SamplingBatch) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from backbench.backends.interface.attention import AttentionSpec
 from backbench.backends.interface.device import Device
+from backbench.backends.interface.weight import Scheme
 
 Config = Mapping[str, Any]
 """A launch: tile sizes, warps, stages."""
@@ -56,9 +57,13 @@ class Tuner(ABC):
 
     @abstractmethod
     def products(
-        self, weights: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
+        self,
+        weights: Sequence[tuple[int, int]],
+        dtype: torch.dtype,
+        device: Device,
+        schemes: Sequence[Scheme] = (Scheme(),),
     ) -> Iterator[Problem]:
-        """Every bucket of products by `weights` [n, k], each once."""
+        """Every bucket of products by `weights` [n, k] in each scheme, each once."""
 
     @abstractmethod
     def attention(self, specs: Sequence[AttentionSpec], device: Device) -> Iterator[Problem]:

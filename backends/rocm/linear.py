@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Device, Linear, Weight, WeightSpec
+from backbench.backends.interface import Device, Linear, RoundedRows, Weight, WeightSpec
 from backbench.backends.rocm import aiter
 from backbench.backends.triton.linear import TritonLinear
 from backbench.errors import BackendError
@@ -61,3 +61,9 @@ class RocmLinear(Linear):
             return self.other.run(x, packed.weight, bias)
         result: Tensor = packed.product(A=x, B=packed.weight, bias=bias)
         return result
+
+    def rounding(self, packed: PackedLinear) -> str | None:
+        return self.other.rounding(packed.weight) if packed.product is None else None
+
+    def run_rounded(self, rows: RoundedRows, packed: PackedLinear, bias: Tensor | None = None) -> Tensor:
+        return self.other.run_rounded(rows, packed.weight, bias)

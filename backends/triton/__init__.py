@@ -29,6 +29,7 @@ KERNELS = Kernels(
             ("packed_gemm", "linear"),
             ("byte_gemm", "linear"),
             ("rounding", "linear"),
+            ("fused_rounding", "operations"),
             ("elementwise", "operations"),
             ("sampling", "operations"),
             ("thresholds", "operations"),

@@ -334,7 +334,7 @@ MATRIX_LAUNCHES = {
 PREFETCHES = (0, 2, 4)
 """Cache lines of each weight row, on NVIDIA."""
 DECODE_LAUNCHES = """128/3/4/1/1 64/3/4/2/2 128/2/4/2/2 32/4/2/4/2 64/4/4/1/1 64/2/4/2/1 64/3/4/3/2
-128/3/8/1/1 32/2/4/2/2 64/2/4/1/1 32/2/2/2/1"""
+128/3/8/1/1 32/2/4/2/2 64/2/4/1/1 32/2/2/2/1 128/3/4/2/2 64/3/4/4/2"""
 """keys / stages / warps of a tile / programs a compute unit / tiles a program takes at least"""
 PREFILL_LAUNCHES = """128/64/2/8/128 128/64/3/8/0 64/64/2/4/168 128/128/3/8/0 128/128/2/8/0 64/64/3/4/0
 128/32/2/8/0 64/32/2/4/0 128/64/2/4/0"""

@@ -26,6 +26,9 @@ from backbench.backends.triton.launch import (
     wait_for_predecessor,
 )
 
+MANY_ROWS = 512
+"""Rows above which a norm's launch is made for bandwidth, not for latency."""
+
 
 @triton.jit
 def embed_kernel(ids, table, out, table_stride, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
@@ -61,6 +64,22 @@ def embed(ids: Tensor, table: Tensor) -> Tensor:
 
 
 @triton.jit
+def summed(value, residual, place, inside):
+    """f32 value + `residual` at `place`, in the residual's dtype, which holds the sum from then on."""
+    carried = tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    total = (value + carried).to(residual.dtype.element_ty)
+    tl.store(residual + place, total, mask=inside)
+    return total.to(tl.float32)
+
+
+@triton.jit
+def normed(value, gain, width, eps):
+    """f32 value [BLOCK] over its root mean square, times gain; both are 0 past `width`."""
+    mean_square = tl.sum(value * value, axis=0) / width
+    return value * (1.0 / tl.sqrt_rn(mean_square + eps)) * gain
+
+
+@triton.jit
 def rms_norm_kernel(
     x,
     residual,
@@ -78,25 +97,27 @@ def rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     wait_for_predecessor(PDL)
     value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        carried = tl.load(residual + row * width + column, mask=inside, other=0.0).to(tl.float32)
-        total = (value + carried).to(residual.dtype.element_ty)
-        tl.store(residual + row * width + column, total, mask=inside)
-        value = total.to(tl.float32)
-    mean_square = tl.sum(value * value, axis=0) / width
-    value = value * (1.0 / tl.sqrt_rn(mean_square + eps)) * scale
+        value = summed(value, residual, row * width + column, inside)
+    value = normed(value, gain, width, eps)
     tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
+
+
+def norm_warps(block: int, many: bool) -> int:
+    """Warps that norm a row of `block` columns.
+
+    Few rows: latency counts, so many warps share a row. Many rows: 16 values a thread keep loads wide.
+    """
+    return min(max(block // (512 if many else 256), 1), 16)
 
 
 @cache
 def _bound_norm(place: Place, add: bool, width: int, many: bool) -> BoundKernel:
     block = power_of_two(width)
-    # Few rows: latency counts, so many warps share a row. Many rows: 16 values a thread keep loads wide.
-    warps = min(max(block // (512 if many else 256), 1), 16)
-    return place.bind(rms_norm_kernel, ADD=add, BLOCK=block, num_warps=warps)
+    return place.bind(rms_norm_kernel, ADD=add, BLOCK=block, num_warps=norm_warps(block, many))
 
 
 def norm_launch(
@@ -104,7 +125,7 @@ def norm_launch(
 ) -> Launch:
     """`out` [T, H] = norm(x [+ residual]) * weight; x [T, H] with unit column stride."""
     rows, width = x.shape
-    bound = _bound_norm(place, residual is not None, width, rows > 512)
+    bound = _bound_norm(place, residual is not None, width, rows > MANY_ROWS)
     carried = x if residual is None else residual
     return Launch(bound, (rows, 1, 1), (x, carried, weight, out, x.stride(0), width, eps))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backbench.backends import quantization
-from backbench.backends.interface import Device, Scheme, Weight, WeightSpec
+from backbench.backends.interface import Device, RoundedRows, Scheme, Weight, WeightSpec
 from backbench.backends.interface.device import kernels_refused
 from backbench.backends.interface.weight import PACKED
 from backbench.backends.torch.linear import DTYPES, TorchLinear
@@ -18,6 +18,7 @@ from backbench.backends.triton import configs, quantized_configs
 from backbench.backends.triton.configs import GemmConfig, Product, ZeroBias
 from backbench.backends.triton.quantized_weight import (
     NATIVE_ACTIVATIONS,
+    ROUNDINGS,
     QuantizedWeight,
     pack_weight,
     unpack_weight,
@@ -74,15 +75,34 @@ class TritonLinear(TorchLinear):
     def run(self, x: Tensor, packed: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Tensor:
         from backbench.backends.triton.launch import place_of
 
-        arch, units, _ = place_of(x.device)
         if isinstance(packed, QuantizedWeight):
-            from backbench.backends.triton.quantized import run_quantized
-
-            shape = (x.shape[0], packed.n, packed.k)
-            way = quantized_configs.choose(arch, units, *shape, packed.scheme, x.dtype)
-            return run_quantized(x, packed, way, bias)
+            return self._quantized(x, packed, bias)
+        arch, units, _ = place_of(x.device)
         n, k = packed.shape
         return self.product(x, packed, configs.choose(arch, units, x.shape[0], n, k, x.dtype), bias)
+
+    def rounding(self, packed: Tensor | QuantizedWeight) -> str | None:
+        """Those whose scales come from the row itself, unless its columns are put in another order first."""
+        if not isinstance(packed, QuantizedWeight) or packed.order is not None:
+            return None
+        return packed.scheme.activation if packed.scheme.activation in ROUNDINGS else None
+
+    def run_rounded(
+        self, rows: RoundedRows, packed: Tensor | QuantizedWeight, bias: Tensor | None = None
+    ) -> Tensor:
+        assert isinstance(packed, QuantizedWeight)
+        return self._quantized(rows, packed, bias)
+
+    def _quantized(
+        self, x: Tensor | RoundedRows, packed: QuantizedWeight, bias: Tensor | None = None
+    ) -> Tensor:
+        from backbench.backends.triton.launch import place_of
+        from backbench.backends.triton.quantized import run_quantized
+
+        arch, units, _ = place_of(packed.codes.device)
+        shape = (x.shape[0], packed.n, packed.k)
+        way = quantized_configs.choose(arch, units, *shape, packed.scheme, x.dtype)
+        return run_quantized(x, packed, way, bias)
 
     def product(self, x: Tensor, weight: Tensor, way: Product | None, bias: Tensor | None = None) -> Tensor:
         """x [M, K] by weight [N, K] transposed in the given way; None = the library, plainly."""

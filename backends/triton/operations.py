@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import AttentionSpec, Device, Operations, Rotation, SamplingBatch
+from backbench.backends.interface import (
+    AttentionSpec,
+    Device,
+    Operations,
+    Rotation,
+    RoundedRows,
+    SamplingBatch,
+)
 from backbench.backends.interface.device import kernels_refused
+from backbench.backends.triton.quantized_weight import ROUNDINGS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -19,6 +27,7 @@ class TritonOperations(Operations):
     """
 
     name = "triton"
+    roundings = frozenset(ROUNDINGS)
 
     def refusals(self, dtype: torch.dtype, device: Device) -> list[str]:
         reasons = kernels_refused(device)
@@ -52,6 +61,18 @@ class TritonOperations(Operations):
         from backbench.backends.triton.elementwise import gate
 
         return gate(gate_up)
+
+    def rounded_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, activation: str
+    ) -> tuple[RoundedRows, Tensor]:
+        from backbench.backends.triton.fused_rounding import rounded_add_rms_norm
+
+        return rounded_add_rms_norm(x, residual, weight, eps, activation), residual
+
+    def rounded_gate(self, gate_up: Tensor, activation: str) -> RoundedRows:
+        from backbench.backends.triton.fused_rounding import rounded_gate
+
+        return rounded_gate(gate_up, activation)
 
     def sample(self, logits: Tensor, sampling: SamplingBatch) -> Tensor:
         from backbench.backends.triton.sampling import sample

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backbench.backends import quantization
-from backbench.backends.interface import Scheme
+from backbench.backends.interface import RoundedRows, Scheme
 from backbench.backends.triton.byte_gemm import byte_gemm_kernel, byte_vector_kernel
 from backbench.backends.triton.launch import BoundKernel, Launch, Place, parts, place_of, power_of_two
 from backbench.backends.triton.packed_gemm import packed_gemm_kernel, packed_vector_kernel
@@ -25,6 +25,8 @@ from backbench.backends.triton.rounding import (
 
 BAND = 8
 """Blocks of rows that are multiplied by a block of the weight in turn."""
+FEW_ROWS = 16
+"""Rows up to which what rounds them is launched for latency, not for bandwidth."""
 ENDLESS = 2**30
 """Columns of a group that holds them all."""
 BF16_SCALES = (torch.bfloat16, torch.uint8, quantization.FP8)
@@ -56,13 +58,17 @@ def rounding_launch(
     kind, group, scaling = quantization.ACTIVATIONS[activation]
     depth = x.shape[1]
     spans = power_of_two(parts(depth, TILE))
-    bound = _bound_rounding(place, scaling == "static", group is not None, TOPS[kind], spans)
+    # Few rows: latency counts, so many warps share a row.
+    warps = min(max(spans // 2, 4), 16) if x.shape[0] <= FEW_ROWS else 4 if spans <= 64 else 8
+    bound = _bound_rounding(place, scaling == "static", group is not None, TOPS[kind], spans, warps)
     given = scale if input_scale is None else input_scale
     return Launch(bound, (x.shape[0], 1, 1), (x, given, codes, scale, depth, x.stride(0)))
 
 
 @cache
-def _bound_rounding(place: Place, static: bool, grouped: bool, top: float, spans: int) -> BoundKernel:
+def _bound_rounding(
+    place: Place, static: bool, grouped: bool, top: float, spans: int, warps: int
+) -> BoundKernel:
     return place.bind(
         round_rows_kernel,
         STATIC=static,
@@ -71,12 +77,14 @@ def _bound_rounding(place: Place, static: bool, grouped: bool, top: float, spans
         SMALLEST=quantization.SMALLEST_SCALE,
         SPANS=spans,
         SPAN=TILE,
-        num_warps=4 if spans <= 64 else 8,
+        num_warps=warps,
     )
 
 
-def rounded(x: Tensor, weight: QuantizedWeight) -> Rows:
-    """x as the weight's scheme rounds it."""
+def rounded(x: Tensor | RoundedRows, weight: QuantizedWeight) -> Rows:
+    """x as the weight's scheme rounds it, unless it is."""
+    if isinstance(x, RoundedRows):
+        return Rows(x.codes, x.scale)
     activation = weight.scheme.activation
     if activation is None:
         return Rows(x)
@@ -199,7 +207,7 @@ def _byte_launch(
 ) -> Launch:
     count, depth = rows.x.shape
     width = weight.n
-    step = step_of(weight.scheme, place.arch)
+    step = config.depth or step_of(weight.scheme, place.arch)
     chunk = step * (config.spans if config.block_m == 0 else 1)
     fits = (depth % chunk == 0, depth <= chunk)
     half = out.dtype == torch.float16 or rows.x.dtype == torch.float16
@@ -247,7 +255,7 @@ def _bound_bytes(
     return place.bind(
         byte_gemm_kernel,
         BLOCK_M=config.block_m,
-        BLOCK_K=step_of(scheme, place.arch),
+        BLOCK_K=config.depth or step_of(scheme, place.arch),
         SWAP=config.swap,
         PARTIAL=config.split > 1,
         BAND=BAND,
@@ -320,11 +328,13 @@ def _bound_writing(
     return place.bind(write_bytes_kernel, GROUP_N=scale_rows, BLOCK=2048, **shared)
 
 
-def multiply(x: Tensor, weight: QuantizedWeight, config: Kernel, bias: Tensor | None = None) -> Tensor:
+def multiply(
+    x: Tensor | RoundedRows, weight: QuantizedWeight, config: Kernel, bias: Tensor | None = None
+) -> Tensor:
     """x [M, K] by the weight transposed, plus bias [N]: [M, N] in x's dtype, by our kernels."""
     rows = rounded(x, weight)
-    out = torch.empty((x.shape[0], weight.n), dtype=x.dtype, device=x.device)
-    for launch in product_launches(place_of(x.device), rows, weight, bias, out, config):
+    out = torch.empty((x.shape[0], weight.n), dtype=x.dtype, device=rows.x.device)
+    for launch in product_launches(place_of(out.device), rows, weight, bias, out, config):
         launch.start()
     return out
 
@@ -336,12 +346,12 @@ def dequantized(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def multiply_dequantized(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+def multiply_dequantized(
+    x: Tensor | RoundedRows, weight: QuantizedWeight, bias: Tensor | None = None
+) -> Tensor:
     """As `multiply`, by the vendor's library: rows and weight as numbers of x's dtype."""
-    numbers, scale = x, None
-    if weight.scheme.activation is not None:
-        rows = rounded(x, weight)
-        numbers, scale = rows.x.to(x.dtype), rows.scale
+    rows = rounded(x, weight)
+    numbers, scale = rows.x.to(x.dtype), rows.scale
     if scale is not None and scale.dim() == 2:
         numbers = (numbers.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1).to(x.dtype)
         scale = None
@@ -351,7 +361,7 @@ def multiply_dequantized(x: Tensor, weight: QuantizedWeight, bias: Tensor | None
     return (product if bias is None else product + bias.float()).to(x.dtype)
 
 
-def multiply_scaled(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+def multiply_scaled(x: Tensor | RoundedRows, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """As `multiply`, by `torch._scaled_mm`."""
     rows = rounded(x, weight)
     assert rows.scale is not None
@@ -366,13 +376,16 @@ def multiply_scaled(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = No
     )
 
 
-def run_quantized(x: Tensor, weight: QuantizedWeight, way: Any, bias: Tensor | None = None) -> Tensor:
+def run_quantized(
+    x: Tensor | RoundedRows, weight: QuantizedWeight, way: Any, bias: Tensor | None = None
+) -> Tensor:
     """x [M, K] by the weight transposed, plus bias [N], in the given way."""
-    if weight.order is not None:
-        x = x.index_select(1, weight.order)
-    x = x if x.stride(1) == 1 else x.contiguous()
+    if isinstance(x, Tensor):
+        if weight.order is not None:
+            x = x.index_select(1, weight.order)
+        x = x if x.stride(1) == 1 else x.contiguous()
     if x.shape[0] == 0:
-        return x.new_empty((0, weight.n))
+        return weight.codes.new_empty((0, weight.n), dtype=x.dtype)
     if isinstance(way, Kernel):
         return multiply(x, weight, way, bias)
     if isinstance(way, ScaledProduct):

@@ -11,12 +11,24 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from backbench.backends import quantization
 from backbench.backends.interface import KernelCase, Scheme
 from backbench.backends.interface.weight import PACKED
 from backbench.backends.triton import quantized_configs
-from backbench.backends.triton.aot_cases import HIDDEN, UNITS, WEIGHTS, WHOLE_RUN, imagined, on_meta
+from backbench.backends.triton.aot_cases import (
+    FEED_FORWARD,
+    FEW,
+    HIDDEN,
+    MANY,
+    UNITS,
+    WEIGHTS,
+    WHOLE_RUN,
+    imagined,
+    on_meta,
+)
+from backbench.backends.triton.fused_rounding import rounded_gate_launch, rounded_norm_launch
 from backbench.backends.triton.launch import Launch, Place, parts
 from backbench.backends.triton.linear import scheme_refused
 from backbench.backends.triton.quantized import (
@@ -26,8 +38,8 @@ from backbench.backends.triton.quantized import (
     rounding_launch,
     writing_launch,
 )
-from backbench.backends.triton.quantized_configs import BUCKETS, Kernel
-from backbench.backends.triton.quantized_weight import CODES, QuantizedWeight, words_a_span
+from backbench.backends.triton.quantized_configs import BUCKETS, Kernel, Way
+from backbench.backends.triton.quantized_weight import CODES, ROUNDINGS, QuantizedWeight, words_a_span
 
 SCHEMES = {
     **quantization.SCHEMES,
@@ -63,6 +75,13 @@ def quantized_cases() -> list[KernelCase]:
         refuses = partial(refusals, Scheme(activation.partition("-")[0], activation=activation))
         launch = partial(rounding, activation)
         found.append(KernelCase("quantized/round", activation, False, launch, refuses))
+    for rows, targets in ((MANY, ()), (FEW, (WHOLE_RUN,))):
+        for activation in ROUNDINGS:
+            refuses = partial(refusals, Scheme(activation.partition("-")[0], activation=activation))
+            for kernel, build in (("norm", rounded_norm), ("gate", rounded_gate)):
+                launch = partial(build, activation, rows)
+                variant = f"{kernel} {activation}" + (f" rows{rows}" if rows == FEW else "")
+                found.append(KernelCase("quantized/round", variant, False, launch, refuses, targets))
     found.append(KernelCase("quantized/finish", "int8 4 parts", False, finish))
     return [*found, *_chosen()]
 
@@ -107,14 +126,14 @@ def rows_of(scheme: Scheme, dtype: torch.dtype, count: int, k: int) -> Rows:
     """Rows as the scheme's kernels take them."""
     if scheme.activation is None:
         return Rows(on_meta(count, k, dtype=dtype))
-    kind, group, _ = quantization.ACTIVATIONS[scheme.activation]
-    shape = (count,) if group is None else (count, parts(k, group))
-    return Rows(on_meta(count, k, dtype=KINDS[kind]), on_meta(*shape, dtype=torch.float32))
+    return Rows(*codes_of(scheme.activation, count, k))
 
 
 def product(scheme: Scheme, dtype: torch.dtype, size: int, n: int, k: int, target: str) -> Launch:
-    """A product launched by the written rule."""
-    way = quantized_configs.written(target, UNITS, size, n, k, scheme, dtype)
+    """A product launched by the written rule; of one row by the vector kernel, wherever that is chosen."""
+    way: Way = quantized_configs.vector(target, k, scheme)
+    if size > 1:
+        way = quantized_configs.written(target, UNITS, size, n, k, scheme, dtype)
     assert isinstance(way, Kernel)
     return _launch(scheme, dtype, size, n, k, way, target)
 
@@ -136,13 +155,32 @@ def finish(target: str) -> Launch:
 
 def rounding(activation: str, target: str) -> Launch:
     """Rows as codes."""
-    kind, group, scaling = quantization.ACTIVATIONS[activation]
     count, k = 16, WEIGHTS[0][1]
-    x, codes = on_meta(count, k, dtype=torch.bfloat16), on_meta(count, k, dtype=KINDS[kind])
-    shape = (count,) if group is None else (count, parts(k, group))
-    given = on_meta(1, dtype=torch.float32) if scaling == "static" else None
-    scale = on_meta(*shape, dtype=torch.float32)
+    x, (codes, scale) = on_meta(count, k, dtype=torch.bfloat16), codes_of(activation, count, k)
+    static = quantization.ACTIVATIONS[activation][2] == "static"
+    given = on_meta(1, dtype=torch.float32) if static else None
     return rounding_launch(Place.of(imagined(target)), x, activation, given, codes, scale)
+
+
+def rounded_norm(activation: str, rows: int, target: str) -> Launch:
+    """A norm that leaves codes."""
+    place, x = Place.of(imagined(target)), on_meta(rows, HIDDEN, dtype=torch.bfloat16)
+    codes = codes_of(activation, rows, HIDDEN)
+    return rounded_norm_launch(place, x, x, x[0], 1e-6, activation, *codes)
+
+
+def rounded_gate(activation: str, rows: int, target: str) -> Launch:
+    """A gate that leaves codes."""
+    gate_up = on_meta(rows, 2 * FEED_FORWARD, dtype=torch.bfloat16)
+    codes = codes_of(activation, rows, FEED_FORWARD)
+    return rounded_gate_launch(Place.of(imagined(target)), gate_up, activation, *codes)
+
+
+def codes_of(activation: str, count: int, k: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales that take no memory."""
+    kind, group, _ = quantization.ACTIVATIONS[activation]
+    shape = (count,) if group is None else (count, parts(k, group))
+    return on_meta(count, k, dtype=KINDS[kind]), on_meta(*shape, dtype=torch.float32)
 
 
 def writing(scheme: Scheme, target: str) -> Launch:

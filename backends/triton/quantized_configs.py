@@ -17,6 +17,8 @@ BUCKETS = (1, 16, 32, 64, 128, 256, 1024, 8192)
 """Row counts a choice is made for; a count belongs to the smallest bucket that holds it, or the largest."""
 TILE = 128
 """Columns that the matrix units take of eight-bit codes at a time, and of a row that share a scale."""
+HOPPER = ("sm90", "sm100", "sm103")
+"""Where a matrix instruction takes 64 rows of the weight: there matrix kernels serve one row of x, too."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Kernel:
     """Spans of four-bit codes, or lines of eight-bit ones, fetched while the predecessor still runs."""
     early: bool = False
     """Four-bit codes are scaled before they are multiplied, not sums of a group after."""
+    depth: int = 0
+    """Columns of eight-bit codes that a matrix kernel takes at a time; 0 = as many as `step_of` says."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def library_takes(arch: str, n: int, k: int, scheme: Scheme, dtype: torch.dtype)
         and scheme.activation in ("fp8-token", "fp8-tensor")
         and scheme.group is None
         and not scheme.zero_point
-        and arch in ("sm90", "sm100", "sm103")
+        and arch in HOPPER
         and dtype == torch.bfloat16
         and n % 16 == k % 16 == 0
     )
@@ -177,17 +181,23 @@ def parts_for(units: int, programs: int, steps: int, least: int) -> int:
     return parts
 
 
+def vector(arch: str, k: int, scheme: Scheme) -> Kernel:
+    """The launch of one row's vector kernel."""
+    step = 128 if scheme.weight in PACKED else step_of(scheme, arch)
+    most = 16 if scheme.weight in PACKED and not arch.startswith("gfx1") else 8
+    return Kernel(0, 4, 4, spans=min(most, 1 << (-(-k // step) - 1).bit_length()))
+
+
 def _written_packed(
     arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype
 ) -> Way:
     spans = -(-k // 128)
-    if size == 1:
-        most = 8 if arch.startswith("gfx1") else 16
-        return Kernel(0, 4, 4, spans=min(most, 1 << (spans - 1).bit_length()))
+    hopper = arch in HOPPER
+    if size == 1 and not hopper:
+        return vector(arch, k, scheme)
     if size > 128:
         return Dequantized()
     early = not whole(scheme) and dtype == torch.bfloat16
-    hopper = arch in ("sm90", "sm100", "sm103")
     stages = 2 if arch.startswith("gfx") else 4
     rows, wide = max(16, min(size, 64)), 128 if hopper else 64
     split = parts_for(units, -(-n // wide) * -(-size // rows), spans, 4)
@@ -197,9 +207,9 @@ def _written_packed(
 def _written_bytes(
     arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype
 ) -> Way:
-    if size == 1:
-        return Kernel(0, 4, 4, spans=min(8, 1 << (-(-k // step_of(scheme, arch)) - 1).bit_length()))
-    hopper = arch in ("sm90", "sm100", "sm103")
+    hopper = arch in HOPPER
+    if size == 1 and not hopper:
+        return vector(arch, k, scheme)
     stages = 2 if arch.startswith("gfx") else 4
     if size <= 64:
         rows, wide = max(size, 16), 64
@@ -221,7 +231,9 @@ VECTOR_BYTES = "4/32/4 2/32/4 4/16/4 8/8/4 2/16/2 4/8/2 4/16/8 8/16/8 2/8/2 1/32
 """rows / spans / warps"""
 MATRIX_PACKED = "64/4/4s 128/4/4s 128/8/4s 64/4/6s 64/4/4 32/4/4"
 MATRIX_BYTES = "64/4/4s 64/4/6s 128/4/4s 128/8/4s 64/4/4 16/2/5"
-"""rows of the weight / warps / stages; s = the weight is the wide operand"""
+DEEP_BYTES = "64/4/3/256s 64/4/4/256s 128/8/3/256s 32/4/4/256"
+NARROW_PACKED = "32/4/6 16/2/4 16/4/6"
+"""rows of the weight / warps / stages [ / columns at a time]; s = the weight is the wide operand"""
 LARGE_BYTES = "128/128/8/3 128/128/4/3 128/256/8/3 64/128/4/4 64/256/8/3"
 """rows of x / rows of the weight / warps / stages"""
 SPLITS = (1, 2, 4)
@@ -236,14 +248,19 @@ def launches(arch: str, units: int, size: int, n: int, k: int, scheme: Scheme) -
             yield Kernel(0, block, warps, spans=spans)
     if size <= 256:
         texts = (MATRIX_PACKED if small else MATRIX_BYTES).split()
+        whole_rows = scheme.group is None and scheme.activation != "fp8-group128"
+        if arch.startswith("sm") and not small and size <= 16 and whole_rows and k % 256 == 0:
+            texts += DEEP_BYTES.split()
+        if small and size <= 16 and n <= 8192:
+            texts += NARROW_PACKED.split()
         earlies = (True, False) if small and not whole(scheme) else (False,)
         for text, split, early in itertools.product(texts, SPLITS, earlies):
-            block, warps, stages = (int(number) for number in text.strip("s").split("/"))
+            block, warps, stages, *depth = (int(number) for number in text.strip("s").split("/"))
             rows = max(16, min(size, 64 if small or size <= 64 else 128))
             programs = -(-n // block) * -(-size // rows)
             if split == 1 or programs * split <= 8 * units:
                 swap, ahead = text.endswith("s"), 4 if rows <= 64 else 0
-                yield Kernel(rows, block, warps, stages, 1, split, swap, ahead, early)
+                yield Kernel(rows, block, warps, stages, 1, split, swap, ahead, early, *depth)
     if size > 64 and not small:
         for text in LARGE_BYTES.split():
             rows, block, warps, stages = (int(number) for number in text.split("/"))

@@ -20,6 +20,8 @@ SIGNS = (14, 12, 15, 13)
 """Of a word's fp4 codes, the bits of their signs."""
 NATIVE_ACTIVATIONS = ("int8-token", "int8-tensor", "fp8-token", "fp8-tensor", "fp8-group128")
 """Roundings whose codes and scales the kernels take apart; of others they take the numbers (`rounding`)."""
+ROUNDINGS = ("int8-token", "fp8-token", "fp8-group128")
+"""Those of them that norm and gate can do in their own launch (`fused_rounding`): no scale is given."""
 
 
 @dataclass
@@ -108,7 +110,7 @@ def words_of(q: Tensor, scheme: Scheme) -> Tensor:
     spans = -(-k // (CODES * words))
     found = q.new_empty((spans, n, words), dtype=torch.int16)
     empty = 8 if scheme.weight == "int4" else 0
-    step = max(1, 2**26 // max(k, 1))  # rows at a time: codes unpacked take eight times the memory
+    step = max(1, 2**23 // max(k, 1))  # rows at a time: codes unpacked take many times the memory
     for start in range(0, n, step):
         codes = unpacked(q[start : start + step])
         codes = torch.nn.functional.pad(codes, (0, spans * CODES * words - k), value=empty)
@@ -146,7 +148,7 @@ def bytes_of(words: Tensor, scheme: Scheme, k: int) -> Tensor:
     """The inverse of `words_of`: uint8 [n, k/2] of int16 words [S, n, words]."""
     spans, n, size = words.shape
     found = words.new_empty((n, k // 2), dtype=torch.uint8)
-    step = max(1, 2**26 // max(k, 1))
+    step = max(1, 2**23 // max(k, 1))
     for start in range(0, n, step):
         word = words[:, start : start + step].to(torch.int32).transpose(0, 1)
         codes = torch.stack(

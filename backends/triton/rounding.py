@@ -24,6 +24,46 @@ def to_e4m3(number):
 
 
 @triton.jit
+def row_steps(value, GROUPED: tl.constexpr, TOP: tl.constexpr):
+    """f32 [spans]: what codes of `value` [spans, columns] are multiples of, its largest magnitude over TOP.
+
+    TOP: 448 for e4m3, 127.5 for int8. GROUPED: every span has its own; else all have the same.
+    """
+    largest = tl.max(tl.abs(value), axis=1)
+    if not GROUPED:
+        largest = tl.zeros_like(largest) + tl.max(largest, axis=0)
+    return tl.div_rn(largest, tl.full(largest.shape, TOP, tl.float32))
+
+
+@triton.jit
+def store_codes(value, step, codes, scale, row, first, depth, GROUPED: tl.constexpr, SMALLEST: tl.constexpr):
+    """Spans `first` on of row `row`, f32 [spans, columns] that are 0 past `depth`, over their steps [spans].
+
+    Rounded they go to codes [row, depth]; the steps to scale [row], or [row, groups] where GROUPED: every
+    span has its own.
+    """
+    SPANS: tl.constexpr = value.shape[0]
+    SPAN: tl.constexpr = value.shape[1]
+    span = first + tl.arange(0, SPANS)
+    k = span[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+    divisor = tl.maximum(step, SMALLEST)
+    number = tl.div_rn(value, tl.zeros_like(value) + divisor[:, None])
+    if codes.dtype.element_ty == tl.int8:
+        number = tl.minimum(tl.maximum(number, -128.0), 127.0)
+        # The sum's last bits are the integer: nothing can be simplified away.
+        bits = (number + NEAREST_EVEN).to(tl.int32, bitcast=True) - 0x4B400000
+        rounded = bits.to(tl.int8)
+    else:
+        rounded = to_e4m3(number).to(codes.dtype.element_ty)
+    tl.store(codes + row * depth + k, rounded, mask=k < depth)
+    if GROUPED:
+        groups = tl.cdiv(depth, SPAN)
+        tl.store(scale + row * groups + span, step, mask=span < groups)
+    else:
+        tl.store(scale + row + span, step, mask=span == 0)
+
+
+@triton.jit
 def round_rows_kernel(
     x,
     input_scale,
@@ -53,25 +93,8 @@ def round_rows_kernel(
     if STATIC:
         step = tl.full((SPANS,), 0.0, tl.float32) + tl.load(input_scale)
     else:
-        step = tl.max(tl.abs(value), axis=1)
-        if not GROUPED:
-            step = tl.zeros((SPANS,), tl.float32) + tl.max(step, axis=0)
-        step = tl.div_rn(step, tl.full((SPANS,), TOP, tl.float32))
-    divisor = tl.maximum(step, SMALLEST)
-    number = tl.div_rn(value, tl.zeros((SPANS, SPAN), tl.float32) + divisor[:, None])
-    if codes.dtype.element_ty == tl.int8:
-        number = tl.minimum(tl.maximum(number, -128.0), 127.0)
-        # The sum's last bits are the integer: nothing can be simplified away.
-        bits = (number + NEAREST_EVEN).to(tl.int32, bitcast=True) - 0x4B400000
-        rounded = bits.to(tl.int8)
-    else:
-        rounded = to_e4m3(number).to(codes.dtype.element_ty)
-    tl.store(codes + row * depth + k, rounded, mask=k < depth)
-    if GROUPED:
-        groups = tl.cdiv(depth, SPAN)
-        tl.store(scale + row * groups + span, step, mask=span < groups)
-    else:
-        tl.store(scale + row + span, step, mask=span == 0)
+        step = row_steps(value, GROUPED, TOP)
+    store_codes(value, step, codes, scale, row, 0, depth, GROUPED, SMALLEST)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -1,4 +1,4 @@
-"""What `bench tune` can tune of the Triton backend: products of few rows, and paged attention.
+"""What `bench tune` can tune of the Triton backend: dense and quantized products, and paged attention.
 
 Both are timed on data that no cache holds: products on rotating weights, attention on rotating blocks of a
 pool of random keys.
@@ -6,6 +6,7 @@ pool of random keys.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -15,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import AttentionSpec, Batch, Config, Device, Problem, Tuner
+from backbench.backends.interface import AttentionSpec, Batch, Config, Device, Problem, Scheme, Tuner
 from backbench.backends.triton import configs
 from backbench.backends.triton.attention import TritonRunner
 from backbench.backends.triton.cache import PagedCache
 from backbench.backends.triton.configs import ATTENTION_BUCKETS, KERNEL_BUCKETS, ROW_BUCKETS, ZeroBias
 from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.triton.quantized_configs import BUCKETS
+from backbench.backends.triton.quantized_tune import QuantizedProblem
 from backbench.backends.tuning.timing import graph_time_us
 
 COLD_WEIGHT_BYTES = 2**30
@@ -316,17 +319,23 @@ class GemmProblem(Problem):
 
 
 class TritonTuner(Tuner):
-    """Skinny products and paged attention; kernels are imported at first use."""
+    """Products of few rows, quantized ones of any, and paged attention; kernels are imported at first use."""
 
     def file(self, device: Device) -> Path:
         return configs.table_file(device.arch, device.units)
 
     def products(
-        self, weights: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
+        self,
+        weights: Sequence[tuple[int, int]],
+        dtype: torch.dtype,
+        device: Device,
+        schemes: Sequence[Scheme] = (Scheme(),),
     ) -> Iterator[Problem]:
-        for n, k in dict.fromkeys(weights):
-            for rows in ROW_BUCKETS:
-                yield GemmProblem(rows, n, k, dtype, device)
+        for scheme, (n, k) in itertools.product(schemes, dict.fromkeys(weights)):
+            if scheme.dense:
+                yield from (GemmProblem(rows, n, k, dtype, device) for rows in ROW_BUCKETS)
+            else:
+                yield from (QuantizedProblem(rows, n, k, scheme, dtype, device) for rows in BUCKETS)
 
     def attention(self, specs: Sequence[AttentionSpec], device: Device) -> Iterator[Problem]:
         layers = {configs.entry_key(spec, kind): (spec, kind) for spec in specs for kind in ATTENTION_BUCKETS}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backbench.backends.interface import Batch, Operations
-from backbench.engine.execution.device_queue import DeviceQueue, Mark
+from backbench.engine.execution.device_queue import DeviceQueue, Stretch
 from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
 from backbench.engine.execution.step_shape import StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
@@ -38,18 +38,21 @@ class StepInFlight:
     """A launched step whose results may not be there yet."""
 
     def __init__(
-        self, plan: StepPlan, inputs: StepInputs, results: list[Tensor], done: Mark, graph: bool
+        self, plan: StepPlan, inputs: StepInputs, results: list[Tensor], work: Stretch, graph: bool
     ) -> None:
-        """`results`: on the host from `done` on; none where the step samples nothing."""
+        """`results`: on the host when `work` is done; none where the step samples nothing."""
         self.plan = plan
         self.inputs = inputs
         self.graph = graph
         self._results = results
-        self._done = done
+        self._work = work
+        self.device_ns: int | None = None
+        """How long the device took, once `read` has waited for it; None on a CPU."""
 
     def read(self) -> tuple[list[int], list[float] | None, list[int] | None]:
         """Wait for the step; (tokens, log-probabilities, top tokens) of the slices that sampled, in order."""
-        self._done.synchronize()
+        self._work.synchronize()
+        self.device_ns = self._work.device_ns()
         if not self._results:
             return [], None, None
         lists: list[Any] = [result.tolist() for result in self._results]
@@ -131,8 +134,10 @@ class Runner:
             if output is not None:
                 results.extend(_start_reading(output, inputs.num_live_samples))
 
+        work = self.queue.stretch()
         self.queue.submit(compute)
-        return StepInFlight(plan, inputs, results, self.queue.mark(), graph=captured is not None)
+        work.end()
+        return StepInFlight(plan, inputs, results, work, graph=captured is not None)
 
     @torch.inference_mode()
     def capture(self, *, sampled: bool = False, filtered: bool = False, logprobs: bool = False) -> int:

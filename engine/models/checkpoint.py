@@ -75,8 +75,8 @@ class ModelSource(ABC):
         """The model's shape; raises EngineError where this engine cannot compute it."""
         return from_hf(self.hf_config)
 
-    def on_the_fly(self, change: OnTheFly) -> ModelSource:
-        """The same model, its products changed while they are loaded."""
+    def on_the_fly(self, change: OnTheFly | None) -> ModelSource:
+        """The same model, its products changed while they are loaded; None = as they are."""
         found = copy(self)
         vars(found)["config"] = replace(self.config, on_the_fly=change)  # where cached_property keeps it
         return found

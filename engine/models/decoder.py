@@ -16,6 +16,7 @@ from backbench.backends.interface import (
     GraphSupport,
     PackedWeight,
     Rotation,
+    RoundedRows,
     Selection,
 )
 from backbench.backends.quantization import name_of
@@ -24,6 +25,9 @@ from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.rope import rotary_table
 from backbench.engine.models.weights import Held, LayerWeights, Weights
 from backbench.errors import BackendError
+
+Rows = Tensor | RoundedRows
+"""Rows of a product: numbers, or codes where what makes them has rounded them for it."""
 
 
 def attention_specs(
@@ -176,12 +180,12 @@ class Decoder:
         Writes every token's keys and values into `caches`. Rows of padding hold anything.
         """
         operations, eps = self.operations, self.config.rms_norm_eps
-        residual = operations.embed(ids, self.weights.embedding)
-        x = operations.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
+        residual = x = operations.embed(ids, self.weights.embedding)
+        normed: Rows = operations.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index > 0:
-                x, residual = operations.add_rms_norm(x, residual, layer.weights.attention_norm, eps)
-            q = self._write(layer, x, positions, batch, cache)
+                normed, residual = self._add_norm(x, residual, layer.weights.attention_norm, layer.qkv)
+            q = self._write(layer, normed, positions, batch, cache)
             if wanted is not None and index == len(self.layers) - 1:
                 # No later layer reads what the other tokens would become.
                 q, residual, batch = q[wanted.tokens], residual[wanted.tokens], wanted.batch
@@ -190,9 +194,9 @@ class Decoder:
             out = torch.empty_like(q)
             layer.runner.run(q, cache, batch, out)
             x = self.linear.run(out.flatten(1), layer.attention_output)
-            x, residual = operations.add_rms_norm(x, residual, layer.weights.ffn_norm, eps)
-            gated = operations.gate(self.linear.run(x, layer.gate_up))
-            x = self.linear.run(gated, layer.down)
+            normed, residual = self._add_norm(x, residual, layer.weights.ffn_norm, layer.gate_up)
+            gated = self._gate(self._product(normed, layer.gate_up), layer.down)
+            x = self._product(gated, layer.down)
         return x + residual
 
     @torch.inference_mode()
@@ -214,10 +218,34 @@ class Decoder:
         rows = torch.arange(num_seqs, device=device) % num_tokens
         self.logits(hidden[rows]).float()
 
-    def _write(self, layer: Layer, x: Tensor, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
+    def _add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, packed: Any) -> tuple[Rows, Tensor]:
+        """`add_rms_norm` for a product by `packed`."""
+        eps, rounding = self.config.rms_norm_eps, self._rounding(packed)
+        if rounding is None:
+            return self.operations.add_rms_norm(x, residual, weight, eps)
+        return self.operations.rounded_add_rms_norm(x, residual, weight, eps, rounding)
+
+    def _gate(self, gate_up: Tensor, packed: Any) -> Rows:
+        """`gate` for a product by `packed`."""
+        rounding = self._rounding(packed)
+        if rounding is None:
+            return self.operations.gate(gate_up)
+        return self.operations.rounded_gate(gate_up, rounding)
+
+    def _rounding(self, packed: Any) -> str | None:
+        """How what makes a product's rows rounds them; None = the product does what is needed."""
+        rounding = self.linear.rounding(packed)
+        return rounding if rounding in self.operations.roundings else None
+
+    def _product(self, x: Rows, packed: Any, bias: Tensor | None = None) -> Tensor:
+        if isinstance(x, RoundedRows):
+            return self.linear.run_rounded(x, packed, bias)
+        return self.linear.run(x, packed, bias)
+
+    def _write(self, layer: Layer, x: Rows, positions: Tensor, batch: Batch, cache: Any) -> Tensor:
         """Queries [T, q_heads, head_dim], rotated; the keys and values go into the cache."""
         runner = layer.runner
-        qkv = self.linear.run(x, layer.qkv, layer.weights.qkv_bias)
+        qkv = self._product(x, layer.qkv, layer.weights.qkv_bias)
         if runner.fused_write:
             return runner.rotate_and_write(qkv, positions, layer.rotation, cache, batch)
         q, k, v = self.operations.rotate(qkv, positions, layer.rotation, layer.spec)

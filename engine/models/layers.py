@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from backbench.backends.interface import Scheme, Weight, WeightSpec, join
 from backbench.engine.models.rope import RopeConfig
@@ -50,6 +51,8 @@ class Product(TensorSpec):
 
     scheme: Scheme = DENSE
     """How the weight is kept on the device."""
+    input_norms: Tensor | None = field(default=None, compare=False, repr=False)
+    """f32 [k]: the norm of each input feature over calibration rows, where the weight is pruned by it."""
 
     @property
     def n(self) -> int:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from backbench.backends.interface import Scheme, Weight, join
-from backbench.backends.quantization import name_of, named, quantize, require_divisible, rows_at_once
+from backbench.backends.quantization import (
+    ROUNDED_AT_ONCE,
+    name_of,
+    named,
+    quantize,
+    require_divisible,
+    rows_at_once,
+)
 from backbench.engine.models.layers import ModelSpec, Product
 from backbench.errors import BackendError, EngineError
 
@@ -25,16 +32,32 @@ class OnTheFly:
     scheme: Scheme
     head: bool = False
     """The output head, too. A tied one gets a copy of its own then: the embedding stays as it is."""
+    calibrated: bool = False
+    """Weights are pruned by their inputs' norms as well (Wanda), which `calibration.wanda` measures."""
+    norms: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """First source of a product -> f32 [k], once they are measured."""
 
     @classmethod
     def asked(cls, config: EngineConfig) -> OnTheFly | None:
         """What the engine's settings ask for; None = nothing. Raises EngineError where they contradict."""
+        if config.sparsity is None and config.sparsity_method is not None:
+            raise EngineError("--sparsity-method says which weights become 0; give --sparsity, too.")
+        if config.calibrate is not None and config.sparsity_method != "wanda":
+            raise EngineError("--calibrate has nothing to serve; give --sparsity-method wanda.")
         if config.quantize in (None, "none") and config.sparsity is None:
             if config.quantize_head and config.quantize is None:
                 raise EngineError("--quantize-head needs --quantize or --sparsity, which say how.")
             return None
         scheme = Scheme() if config.quantize in (None, "none") else named(config.quantize)
-        return cls(replace(scheme, sparsity=config.sparsity), config.quantize_head)
+        wanda = config.sparsity_method == "wanda"
+        return cls(replace(scheme, sparsity=config.sparsity), config.quantize_head, wanda)
+
+    def require_norms(self) -> None:
+        """Raises EngineError where weights are to be pruned by inputs that nobody has measured."""
+        if self.calibrated and not self.norms:
+            raise EngineError(
+                "Wanda measures inputs first; give the source that calibration.wanda.calibrated makes."
+            )
 
     def put_on(self, spec: ModelSpec) -> ModelSpec:
         """The decoder with its products in this scheme.
@@ -52,7 +75,7 @@ class OnTheFly:
             except BackendError as error:
                 name = product.sources[0][0].removesuffix(".weight")
                 raise EngineError(f"{name} cannot be {name_of(self.scheme)}: {error}") from None
-            return replace(product, scheme=self.scheme)
+            return replace(product, scheme=self.scheme, input_norms=self.norms.get(product.sources[0][0]))
 
         return replace(spec.with_products(rounded), head=rounded(spec.head) if self.head else spec.head)
 
@@ -65,13 +88,14 @@ def round_product(product: Product, sources: Iterator[Tensor]) -> Weight:
     scheme = product.scheme
     whole = all(rows % scheme.group_n == 0 for _, rows in product.sources[:-1])
     if whole:
-        return join([_rounded(dense, scheme) for dense in sources])
-    return _rounded(torch.cat(list(sources)), scheme)
+        return join([_rounded(dense, product) for dense in sources])
+    return _rounded(torch.cat(list(sources)), product)
 
 
-def _rounded(dense: Tensor, scheme: Scheme) -> Weight:
+def _rounded(dense: Tensor, product: Product) -> Weight:
+    scheme = product.scheme
     if scheme.sparsity is not None:
-        dense = pruned(dense, scheme.sparsity)
+        dense = pruned(dense, scheme.sparsity, product.input_norms)
     return quantize(dense, scheme)
 
 
@@ -84,7 +108,7 @@ def pruned(dense: Tensor, sparsity: str, norms: Tensor | None = None) -> Tensor:
     """
     result = dense.clone()
     share = None if sparsity == "2:4" else float(sparsity.partition(":")[2])
-    for rows in result.split(rows_at_once(dense.shape[1], Scheme(), dense.device)):
+    for rows in result.split(rows_at_once(dense.shape[1], Scheme(), dense.device, ROUNDED_AT_ONCE)):
         importance = rows.abs() if norms is None else rows.abs().float() * norms.float()
         width = rows.shape[1] if share is not None else 4
         count = 2 if share is None else int(share * width + 1e-9)

@@ -1,24 +1,112 @@
-"""`bench workloads`, `bench models`, `bench backends`: what there is."""
+"""`bench workloads`, `bench models`, `bench backends`: what there is; and what one workload is like."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from backbench.harness.commands.flags import subject_flag
+from backbench.harness.commands.flags import GroupedCommand, flag, subject_flag
+from backbench.harness.options import GROUPS
+from backbench.options import options_of
+from backbench.workloads.options import WorkloadOptions
 
+if TYPE_CHECKING:
+    from backbench.workloads.request import Workload
+
+DRAWN_REQUESTS = 1000
+"""Of a workload that has as many as one asks for, where neither a number nor a model is given."""
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 
 
-@click.command()
-@_JSON
-def workloads(as_json: bool) -> None:
-    """List the workloads; a data set's file is one too."""
+def _with_workload_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed([each for each in options_of(WorkloadOptions) if each.group]):
+        function = flag(option, GROUPS[option.group])(function)
+    return function
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("name", required=False, metavar="[NAME|FILE]")
+@subject_flag(
+    "model",
+    help="Its context, tokenizer and vocabulary hold, and as many requests as `bench run` would take here.",
+    default=None,
+    unset=f"no context; {DRAWN_REQUESTS} requests, or all of a file",
+)
+@_with_workload_options
+@subject_flag("seed")
+@click.option(
+    "--block-size",
+    type=click.IntRange(1, 65_536),
+    default=16,
+    metavar="N",
+    help="Tokens a block of the prefix cache holds. [16]",
+)
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write a page, too."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the list, or the workload, as JSON.")
+def workloads(
+    name: str | None,
+    model: str | None,
+    seed: int,
+    block_size: int,
+    html: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """List the workloads; or draw one, or a data set's file, before anything is run.
+
+    Lengths, arrivals over time and their bursts, ideal prefix hits, sessions, and what a model's context
+    would cut off.
+    """
+    from backbench.errors import HarnessError
+
+    load = {option.field: given[option.name] for option in options_of(WorkloadOptions) if option.group}
+    load = {field: value for field, value in load.items() if value is not None}
+    if name is None:
+        if load or html or model:
+            raise HarnessError("options draw a workload; name one, such as `bench workloads azure-conv`.")
+        _list_workloads(as_json)
+        return
+    from backbench.harness.commands.output import echo, print_json
+    from backbench.harness.commands.workload_view import print_profile
+    from backbench.harness.workload_page import render_workload
+    from backbench.harness.workload_profile import profile
+
+    made = _make(name, model, seed, load)
+    found = profile(made, block_size)
+    if as_json:
+        print_json(found)
+    else:
+        print_profile(found)
+    if html is not None:
+        html.write_text(render_workload(made, block_size), encoding="utf-8")
+        echo(f"Page: {html}", err=as_json)
+
+
+def _make(name: str, model: str | None, seed: int, load: dict[str, Any]) -> Workload:
+    """As `bench run` would make it for the model; without one, as it was recorded."""
+    if model is not None:
+        from backbench.harness.experiment import make_workload
+        from backbench.harness.options import RunOptions
+        from backbench.harness.subjects.engine import EngineSubject
+
+        asked = RunOptions(workload=name, backend="torch", model=model, seed=seed, load=load)
+        return make_workload(asked, EngineSubject(asked).limits())
+    from backbench.workloads.catalogue import entry_of, make
+
+    entry = entry_of(name)
+    if entry is not None and "num_requests" in entry.defaults and "dataset" not in load:
+        load = {"num_requests": DRAWN_REQUESTS} | load
+    return make(name, WorkloadOptions(seed=seed, **load))
+
+
+def _list_workloads(as_json: bool) -> None:
     from backbench.harness.commands.output import print_json, print_table
-    from backbench.options import options_of
     from backbench.workloads.catalogue import names
-    from backbench.workloads.options import WorkloadOptions
 
     flags = {option.field: option.flag for option in options_of(WorkloadOptions)}
     entries = names()

@@ -48,9 +48,9 @@ def compare(
 ) -> None:
     """Put RUNS side by side: run directories and experiment directories (of `bench run --repeat`).
 
-    Better or worse is said only of ratios whose interval between runs leaves 1 out; runs that are not valid
-    are left out of it. Runs of another workload, model or metric schema are refused (exit 4) with the
-    differences named.
+    Better or worse is said only of ratios whose interval between runs leaves 1 out, all quantities judged
+    together; runs that are not valid are left out of it. Runs of another workload, model or metric schema are
+    refused (exit 4) with the differences named.
     """
     from backbench.harness.commands.stored import read, reading
     from backbench.harness.commands.sweeps import compare_sweep
@@ -146,8 +146,9 @@ def _print_json(arms: Sequence[Arm], hard: Sequence[Difference]) -> None:
     import json
 
     from backbench.harness.commands.output import print_json
-    from backbench.reports.arms import arm_differences, ratio_table
+    from backbench.reports.arms import arm_differences
     from backbench.reports.conclusion import conclusion, how_to_tell, left_out
+    from backbench.reports.ratios import ratio_table
 
     ratios = ratio_table(arms)
     for name in [name for name in ratios.columns if hard and name.endswith(" verdict")]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backbench.reports.arms import Arm
+    from backbench.reports.record.search import Search
 
 MOST_LINES = 20
 """Runs that are named as not valid; of more, how many."""
@@ -18,8 +19,12 @@ def print_experiment(path: Path) -> None:
     from backbench.harness.commands.output import headline, print_clipping, print_report_table
     from backbench.harness.commands.stored import read, say
     from backbench.reports.arms import open_arms
+    from backbench.reports.record.search import is_search, read_search
     from backbench.reports.tables import quantization_table, repeats_table
 
+    if is_search(path):
+        print_search(read_search(path))
+        return
     arms = open_arms([path], read)
     first = arms[0].runs[0].record
     say(headline(first), err=False)
@@ -30,6 +35,37 @@ def print_experiment(path: Path) -> None:
         print_report_table(quantized)
     print_report_table(repeats_table(arms))
     say_left_out(arms)
+
+
+def print_search(search: Search) -> None:
+    """The answer, and every probe from the lowest load to the highest."""
+    from backbench.harness.commands.output import headline, print_table
+    from backbench.harness.commands.stored import read, say
+    from backbench.reports.arms import open_arms
+    from backbench.reports.quantities import format_value, quantity
+    from backbench.reports.quantities import read as value
+
+    shown = [
+        quantity("metrics", *path)
+        for path in (("ttft_s", "p50"), ("tpot_s", "p50"), ("output_tokens_per_s", "whole_run"))
+    ]
+    probes = sorted(search.probes, key=lambda each: each.load)
+    records = {each.run: read(search.path / each.run)[1] for each in probes}
+    say(headline(records[probes[0].run]).rpartition(":")[0], err=False)
+    columns = ("Load", *(f"{each.name} {each.limit_s:g} s" for each in search.limits), "Verdict")
+    rows = [
+        (
+            search.words(each.load),
+            *(search.share(each, limit) for limit in search.limits),
+            each.verdict,
+            *(format_value(value(records[each.run], wanted).value, wanted.unit) for wanted in shown),
+        )
+        for each in probes
+    ]
+    columns = (*columns, *(wanted.label for wanted in shown))
+    print_table("Requests within the limit, with 95 % intervals", columns, rows, right=range(1, len(columns)))
+    say(search.conclusion(), err=False)
+    say_left_out(open_arms([search.path], read))
 
 
 def print_conclusion(arms: Sequence[Arm]) -> None:
@@ -63,7 +99,10 @@ def experiment_json(path: Path) -> dict[str, Any]:
     from backbench.reports.arms import compared_in, measured, open_arms
     from backbench.reports.conclusion import conclusion, left_out
     from backbench.reports.record.experiment import read_experiment
+    from backbench.reports.record.search import is_search, read_search
 
+    if is_search(path):
+        return read_search(path).as_json() | {"path": str(path)}
     arms = open_arms([path], read)
     quantities = {
         ".".join(each.path): {

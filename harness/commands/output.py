@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LONGEST_LINE = 290
 """Characters of an error line, "error: " included."""
 PLAIN = {"–": "-", "—": "-", "×": "x", "µ": "u", "±": "+-", "Δ": "d", "≤": "<=", "≥": ">=", "…": "..."}
+PLAIN |= dict(zip("▁▂▃▄▅▆▇█", "_.-=+*%#", strict=True))
 """How a stream that does not know these writes them."""
 
 
@@ -154,7 +155,8 @@ def used_text(record: RunRecord) -> str:
         return str(record.backend.get("server_title") or record.backend.get("asked") or "?")
     if len(set(used.values())) == 1:
         return next(iter(used.values()))
-    return ", ".join(f"{operation} {name}" for operation, name in used.items())
+    each = ", ".join(f"{operation} {name}" for operation, name in used.items())
+    return each or str(record.backend.get("asked") or "?")
 
 
 def print_tuning(record: RunRecord) -> None:
@@ -184,9 +186,10 @@ def headline(record: RunRecord) -> str:
     names = own_names(record)
     device = (record.system.get("device") or {}).get("name", "?")
     counts = record.metrics.get("counts") or {}
+    dtype = record.model.get("dtype") or "?"
     return printable(
         (f"{names}: " if names else "")
-        + f"{record.workload.get('name')} on {record.model.get('name')} ({record.model.get('dtype')}), "
+        + f"{record.workload.get('name')} on {record.model.get('name')} ({dtype}), "
         f"{used_text(record)}, {device}: {counts.get('completed')} of {counts.get('intended')} requests, "
         f"{record.run['status']}"
     )

@@ -50,6 +50,7 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of a model on text that does not ship with this product."""
     from backbench.backends.interface.device import detect
+    from backbench.engine.calibration.samples import sample_of
     from backbench.engine.config import EngineConfig
     from backbench.engine.engine import Engine
     from backbench.engine.models.checkpoint import find_model
@@ -57,7 +58,6 @@ def perplexity(
     from backbench.engine.perplexity import perplexity as measure
     from backbench.harness.commands.output import print_json, print_table
     from backbench.harness.provenance import redacted
-    from backbench.harness.samples import sample_of
 
     source = find_model(model)
     device = detect(prefer=prefer)

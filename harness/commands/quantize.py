@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backbench.engine.calibration.samples import CALIBRATION_SEED, LENGTH, SEQUENCES
 from backbench.engine.config import SCHEMES
 from backbench.harness.commands.flags import subject_flag
 from backbench.harness.commands.perplexity import MOST_SEQUENCES, MOST_TOKENS
 
 if TYPE_CHECKING:
     from backbench.backends.interface import Scheme
-    from backbench.harness.samples import Sample
+    from backbench.engine.calibration.samples import Sample
 
 
 @click.command()
@@ -44,15 +45,21 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--sequences",
-    default=64,
+    default=SEQUENCES,
     show_default=True,
     type=click.IntRange(1, MOST_SEQUENCES),
     help="Sequences to calibrate on, at most.",
 )
 @click.option(
-    "--length", default=256, show_default=True, type=click.IntRange(2, MOST_TOKENS), help="Tokens a sequence."
+    "--length",
+    default=LENGTH,
+    show_default=True,
+    type=click.IntRange(2, MOST_TOKENS),
+    help="Tokens a sequence.",
 )
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(0), help="Of drawn sequences.")
+@click.option(
+    "--seed", default=CALIBRATION_SEED, show_default=True, type=click.IntRange(0), help="Of drawn sequences."
+)
 @subject_flag("device", parameter="prefer")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new or empty directory."
@@ -76,12 +83,12 @@ def quantize(
     """Write MODEL with quantized or sparse weights as a compressed-tensors checkpoint."""
     from backbench.backends.interface.device import detect
     from backbench.engine.calibration.recipe import Recipe
+    from backbench.engine.calibration.samples import sample_of
     from backbench.engine.calibration.writing import check, require_new, write_quantized
     from backbench.engine.models.checkpoint import DirectorySource, find_model
     from backbench.errors import EngineError
     from backbench.harness.commands.output import echo, print_json
     from backbench.harness.provenance import redacted
-    from backbench.harness.samples import sample_of
 
     scheme = None if scheme == "none" else scheme
     recipe = Recipe(_scheme(scheme, sparsity), method, prune, bool(quantize_head))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from backbench.errors import INTERRUPTED, INVALID, WRONG
-from backbench.harness.commands.experiments import experiment_json, print_experiment
+from backbench.errors import INCONCLUSIVE, INTERRUPTED, INVALID, WRONG
+from backbench.harness.commands.experiments import experiment_json, print_experiment, print_search
 from backbench.harness.commands.flags import GroupedCommand, flag
 from backbench.harness.commands.output import echo, print_json, printing
 from backbench.harness.options import GROUPS, Talk, option_names
@@ -50,10 +50,11 @@ def run(
 ) -> None:
     """Replay a workload on the engine with one backend or against a server, and write a run directory.
 
+    With --find-load the highest load at which --slo holds is searched, a run a probe, the model loaded once.
     With --repeat N or several backends (-b torch,sdpa) every run is a process of its own, the backends take
     turns, and an experiment directory holds them all; docs/comparing.md has the journey.
 
-    Exit codes: 0 ok, 2 usage or a fault, 4 not valid, 5 wrong results, 130 interrupted.
+    Exit codes: 0 ok, 2 usage or a fault, 3 no load holds, 4 not valid, 5 wrong results, 130 interrupted.
     """
     # Threads that wait spin for some microseconds, then sleep. Without a spin, waking them doubled a run's
     # time on two idle cores; with GNU's default spin, a machine that anything else ran on was ten times
@@ -66,6 +67,8 @@ def run(
 
     talk = Talk(quiet=bool(quiet), verbose=bool(verbose))
     options = _options(given, config)
+    if options.find_load:
+        _find_load(options, as_json, no_report, talk)
     if is_series(options):
         _run_series(options, as_json, no_report, talk)
     with open_observer(talk) as observer:
@@ -106,6 +109,32 @@ def _run_series(options: RunOptions, as_json: bool, no_report: bool, talk: Talk)
             if report is not None:
                 echo(f"Report:               {report}")
     raise SystemExit(done.code)
+
+
+def _find_load(options: RunOptions, as_json: bool, no_report: bool, talk: Talk) -> NoReturn:
+    """Search the highest load, and end with 0 where one holds."""
+    from backbench.harness.load_search import find_load
+    from backbench.harness.progress import open_observer
+    from backbench.harness.subjects.choice import subject_class
+    from backbench.reports.page.export import write_report
+
+    with open_observer(talk) as observer:
+        done = find_load(options, observer, subject_class(options))
+    path = done.search.path
+    if not done.search.probes:
+        raise KeyboardInterrupt
+    report = None if no_report else path / "report.html"
+    if report is not None:
+        write_report([path], report)
+    with printing(f"the runs are in {path}"):
+        if as_json:
+            print_json(done.search.as_json() | {"directory": str(path)})
+        else:
+            print_search(done.search)
+            echo(f"Experiment directory: {path}")
+            if report is not None:
+                echo(f"Report:               {report}")
+    raise SystemExit(done.code or (0 if done.search.held else INCONCLUSIVE))
 
 
 def _options(given: dict[str, Any], config: Path | None) -> RunOptions:

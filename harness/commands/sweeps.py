@@ -82,8 +82,9 @@ def _concluded(condition: str, arms: Sequence[Arm]) -> str:
 def _as_json(condition: str, arms: Sequence[Arm]) -> dict[str, Any]:
     import json
 
-    from backbench.reports.arms import arms_incomparable, ratio_table
+    from backbench.reports.arms import arms_incomparable
     from backbench.reports.conclusion import conclusion
+    from backbench.reports.ratios import ratio_table
 
     hard = arms_incomparable(arms)
     return {

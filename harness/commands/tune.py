@@ -28,6 +28,8 @@ COLUMNS = ("Operation", "Shape", "Dtype", "Before", "Best", "Gain", "Tried", "La
 @subject_flag("backend", parameter="backend_name", default="triton")
 @subject_flag("model", required=True, help="Whose shapes are tuned.")
 @subject_flag("dtype", default="bfloat16")
+@subject_flag("quantize", default="none", help="Schemes of the products that are tuned, separated by commas.")
+@subject_flag("kv_dtype", help="Of the KV cache that attention is tuned on.")
 @subject_flag("device", parameter="prefer")
 @click.option(
     "--block-size",
@@ -49,6 +51,8 @@ def tune(
     backend_name: str,
     model: str,
     dtype: str,
+    quantize: str,
+    kv_dtype: str | None,
     prefer: str | None,
     block_sizes: tuple[int, ...],
     operations: str,
@@ -70,7 +74,8 @@ def tune(
     if dtype == "float32":
         raise HarnessError("bench tune measures bf16 and fp16; float32 runs on written launches.")
     device = _gpu(prefer)
-    problems = list(_problems(tuner, model, dtype, block_sizes, chosen, device))
+    asked = (dtype, quantize, kv_dtype, block_sizes)
+    problems = list(_problems(tuner, model, *asked, chosen, device))
     file = out or tuner.file(device)
     findings = []
     for finding in measured(problems, file, device):
@@ -154,30 +159,40 @@ def _problems(
     tuner: Tuner,
     model: str,
     dtype_name: str,
+    quantize: str,
+    kv_dtype: str | None,
     block_sizes: tuple[int, ...],
     operations: set[str],
     device: Device,
 ) -> Iterator[Problem]:
     import torch
 
+    from backbench.backends.interface import Scheme
+    from backbench.backends.quantization import named
     from backbench.engine.limits import GPU_BLOCK_SIZE
     from backbench.engine.models.checkpoint import find_model
     from backbench.harness.kernels.linear import weight_shapes
 
     config, dtype = find_model(model).config, getattr(torch, dtype_name)
+    schemes = [Scheme() if name == "none" else named(name) for name in quantize.split(",")]
     if "gemm" in operations:
-        yield from tuner.products(list(weight_shapes(config).values()), dtype, device)
+        yield from tuner.products(list(weight_shapes(config).values()), dtype, device, schemes)
     if "attention" in operations:
         sizes = block_sizes or (GPU_BLOCK_SIZE,)
-        specs = [spec for size in sizes for spec in _specs(config, dtype, size, device)]
+        specs = [spec for size in sizes for spec in _specs(config, dtype, kv_dtype, size, device)]
         yield from tuner.attention(specs, device)
 
 
-def _specs(config: ModelConfig, dtype: torch.dtype, block_size: int, device: Device) -> list[AttentionSpec]:
+def _specs(
+    config: ModelConfig, dtype: torch.dtype, kv_dtype: str | None, block_size: int, device: Device
+) -> list[AttentionSpec]:
+    import torch
+
     from backbench.engine.config import EngineConfig
     from backbench.engine.limits import realise_limits
     from backbench.engine.models.decoder import attention_specs
 
     limits = realise_limits(EngineConfig(block_size=block_size), config, device)
-    found = attention_specs(config, dtype=dtype, limits=limits)
+    kept = None if kv_dtype is None else getattr(torch, kv_dtype)
+    found = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kept)
     return list(dict.fromkeys(found))

@@ -90,15 +90,18 @@ def conclude(outcome: Outcome) -> Outcome:
 
 
 def sentence(finding: Finding) -> str:
-    """One metric in words: candidate over baseline, its interval, and what could have been seen."""
-    change = "worse" if finding.loss >= 0 else "better"
+    """One metric in words: candidate over baseline, its interval, and what could have been seen.
+
+    It is called worse or better only where the whole interval is.
+    """
+    change = ", worse" if finding.low > 0 else ", better" if finding.high < 0 else ""
     middle, *ends = (
         1 / (1 + loss) if gated(finding.metric).quantity.higher_is_better else 1 + loss
         for loss in (finding.loss, finding.low, finding.high)
     )
     seen = f"margin {finding.margin:.0%}, could have seen >= {finding.detectable:.1%}"
     span = f"{min(ends):.3f} to {max(ends):.3f}, n = {finding.pairs} pairs"
-    return f"{finding.metric} {middle:.3f}x the baseline's, {change} ({span}; {seen})"
+    return f"{finding.metric} {middle:.3f}x the baseline's{change} ({span}; {seen})"
 
 
 def headline(outcome: Outcome) -> str:

@@ -3,7 +3,7 @@ the shapes that release 7.0.2 returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from backbench.harness.sensors.telemetry import Row
@@ -11,20 +11,35 @@ from backbench.harness.sensors.telemetry import Row
 ABSENT = "N/A"
 """What amdsmi returns where the driver offers no reading."""
 MIB = 2**20
+THROTTLERS = {
+    "prochot_residency_acc": 0x08,
+    "ppt_residency_acc": 0x04,
+    "socket_thm_residency_acc": 0x40,
+    "vr_thm_residency_acc": 0x40,
+    "hbm_thm_residency_acc": 0x40,
+}
+"""Counters of the time a throttler was at work -> the bit that NVML has for its kind (hardware slowdown,
+power cap, hardware thermal slowdown), so that the record has one meaning for it."""
 
 
 class AmdSmiSensor:
     """One AMD GPU. A reading the driver does not offer is left out, and is asked once."""
 
-    def __init__(self, index: int = 0) -> None:
-        """`index` counts the devices torch sees. Raises RuntimeError where amdsmi does not answer."""
+    def __init__(self, index: int, addresses: Sequence[str]) -> None:
+        """`index` counts the devices torch sees; `addresses` from `names_of`.
+
+        Raises RuntimeError where amdsmi does not answer or lists no GPU there.
+        """
         import amdsmi
 
         self._smi = amdsmi
         self._index = index
+        self._throttled_before: dict[str, int] = {}
+        self.missing: list[str] = []
+        """Columns that the driver does not offer."""
         try:
             amdsmi.amdsmi_init()
-            self._handle = _handle_of(amdsmi, index)
+            self._handle = _handle_of(amdsmi, addresses)
         except amdsmi.AmdSmiException as error:
             raise RuntimeError(f"amdsmi does not answer: {error}") from None
         self._readers: dict[str, Callable[[], float | int]] = {
@@ -35,6 +50,8 @@ class AmdSmiSensor:
             "temperature_c": self._temperature_c,
             "memory_used_bytes": self._memory_used_bytes,
             "utilization": lambda: number(amdsmi.amdsmi_get_gpu_activity(self._handle)["gfx_activity"]),
+            "processes": lambda: len(amdsmi.amdsmi_get_gpu_process_list(self._handle)),
+            "throttle_reasons": self._throttle_reasons,
         }
 
     def sample(self) -> list[Row]:
@@ -42,8 +59,9 @@ class AmdSmiSensor:
         for name, read in list(self._readers.items()):
             try:
                 row[name] = read()
-            except (self._smi.AmdSmiException, LookupError):
+            except (self._smi.AmdSmiException, LookupError, AttributeError):  # the last: an older release
                 del self._readers[name]  # this driver or partition does not offer it
+                self.missing.append(name)
         return [row]
 
     def describe(self) -> dict[str, Any]:
@@ -81,6 +99,18 @@ class AmdSmiSensor:
         count = self._smi.amdsmi_get_energy_count(self._handle)
         return number(count["energy_accumulator"]) * number(count["counter_resolution"]) / 1e6
 
+    def _throttle_reasons(self) -> int:
+        """Bits of the throttlers that were at work since the last sample; none in the first one."""
+        metrics = self._smi.amdsmi_get_gpu_metrics_info(self._handle)
+        now = {name: int(number(metrics[name])) for name in THROTTLERS if metrics.get(name, ABSENT) != ABSENT}
+        if not now:
+            raise LookupError("the driver counts no throttling")
+        before, self._throttled_before = self._throttled_before, now
+        bits = 0
+        for name, count in now.items():
+            bits |= THROTTLERS[name] if count > before.get(name, count) else 0
+        return bits
+
     def _clock_mhz(self, which: str) -> float:
         kind = getattr(self._smi.AmdSmiClkType, which)
         return number(self._smi.amdsmi_get_clock_info(self._handle, kind)["clk"])
@@ -104,13 +134,18 @@ def text(value: str) -> str:
     return value
 
 
-def _handle_of(amdsmi: Any, index: int) -> Any:
-    """The handle of torch's device `index`: by PCI address, since HIP_VISIBLE_DEVICES renumbers."""
+def names_of(index: int) -> tuple[str, ...]:
+    """The PCI address of torch's device `index`: amdsmi has an order of its own, and HIP_VISIBLE_DEVICES
+    renumbers."""
     import torch
 
     properties: Any = torch.cuda.get_device_properties(index)
-    address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}"
+    return (f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}",)
+
+
+def _handle_of(amdsmi: Any, addresses: Sequence[str]) -> Any:
+    """The handle of the GPU at one of these addresses."""
     for handle in amdsmi.amdsmi_get_processor_handles():
-        if str(amdsmi.amdsmi_get_gpu_device_bdf(handle)).lower().startswith(address):
+        if str(amdsmi.amdsmi_get_gpu_device_bdf(handle)).lower().startswith(tuple(addresses)):
             return handle
-    raise RuntimeError(f"amdsmi lists no GPU at {address}")
+    raise RuntimeError(f"amdsmi lists no GPU at {' or '.join(addresses)}")

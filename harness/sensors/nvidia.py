@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from backbench.harness.sensors.telemetry import Row
 
 
 class NvmlSensor:
-    """One NVIDIA GPU through NVML. A reading the driver does not offer is null, and is asked once."""
+    """One NVIDIA GPU, or a MIG slice of one, through NVML. A reading the driver does not offer is null, and
+    is asked once: a slice has memory and processes of its own, and no power, clocks or temperature."""
 
-    def __init__(self, index: int = 0) -> None:
-        """`index` counts the devices torch sees. Raises RuntimeError where NVML does not answer."""
+    def __init__(self, index: int, uuids: Sequence[str]) -> None:
+        """`index` counts the devices torch sees; `uuids` from `names_of`.
+
+        Raises RuntimeError where NVML does not answer or knows none of them.
+        """
         import pynvml
 
         self._nvml = pynvml
         self._index = index
+        self.missing: list[str] = []
+        """Columns that the driver does not offer."""
         try:
             pynvml.nvmlInit()
-            self._handle = _handle_of(index)
+            self._handle = _handle_of(uuids)
             self._memory_info = _memory_info_of(self._handle)
         except pynvml.NVMLError as error:
             raise RuntimeError(f"NVML does not answer: {error}") from None
@@ -47,6 +53,7 @@ class NvmlSensor:
                 row[name] = read()
             except self._nvml.NVMLError:
                 del self._readers[name]  # this driver or partition does not offer it
+                self.missing.append(name)
         return [row]
 
     def describe(self) -> dict[str, Any]:
@@ -100,22 +107,29 @@ def _memory_info_of(handle: Any) -> Callable[[], Any]:
     return second
 
 
-def _handle_of(index: int) -> Any:
-    """The NVML handle of torch's device `index`: by UUID, since CUDA_VISIBLE_DEVICES renumbers.
+def names_of(index: int) -> tuple[str, ...]:
+    """The UUIDs by which NVML may know torch's device `index`; its number does not do, since
+    CUDA_VISIBLE_DEVICES renumbers.
 
     CUDA says of a MIG slice the slice's UUID, and NVML knows whole cards and slices by different prefixes.
     A driver that says the card's instead leaves the slice's in CUDA_VISIBLE_DEVICES, where it was chosen.
     """
-    import pynvml
     import torch
 
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if index < len(chosen) and chosen[index].strip().startswith("MIG-"):
-        return pynvml.nvmlDeviceGetHandleByUUID(chosen[index].strip())
+        return (chosen[index].strip(),)
     uuid = str(torch.cuda.get_device_properties(index).uuid)
-    if uuid.startswith(("GPU-", "MIG-")):
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    try:
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except pynvml.NVMLError_NotFound:
-        return pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+    return (uuid,) if uuid.startswith(("GPU-", "MIG-")) else (f"GPU-{uuid}", f"MIG-{uuid}")
+
+
+def _handle_of(uuids: Sequence[str]) -> Any:
+    """The handle of the first of these that NVML knows."""
+    import pynvml
+
+    for uuid in uuids[:-1]:
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError_NotFound:
+            continue
+    return pynvml.nvmlDeviceGetHandleByUUID(uuids[-1])

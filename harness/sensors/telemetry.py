@@ -1,4 +1,4 @@
-"""Samples of power, clocks, temperature and memory during a run, from a thread of their own."""
+"""Samples of power, clocks, temperature and memory during a run, gathered by a thread of their own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PERIOD_S = 0.05
 
 
 class Sensor(Protocol):
-    """One source of samples. Each row holds columns of `reports.record.TELEMETRY_COLUMNS` but the time."""
+    """One source of samples. A row holds columns of `reports.record.TELEMETRY_COLUMNS`."""
 
     def sample(self) -> list[Row]:
-        """One row a device."""
+        """What is to be said now; a row without `time_ns` is of this moment."""
 
     def close(self) -> None: ...
 
@@ -44,6 +44,7 @@ class Telemetry:
 
     def __enter__(self) -> Telemetry:
         if self._sensors:
+            self._sample()  # before anything that is measured
             self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
             self._thread.start()
         return self

@@ -227,6 +227,7 @@ class EngineSubject:
 
         The peaks are measured by copying GiBs, which the engine's pool would leave no room for.
         """
+        from backbench.engine.calibration.wanda import calibrated
         from backbench.engine.engine import Engine
 
         options = self._options
@@ -237,6 +238,9 @@ class EngineSubject:
         if not self.on_cpu and not isinstance(self._unquantized, str):
             stage(f"Predicting with {self._unquantized.name} unquantized")
             self._predict_unquantized(dtype)
+        if self.config.sparsity_method == "wanda":
+            stage("Calibrating")
+            self.source = calibrated(self.source, self.config, self.device)
         stage(f"Loading {options.model}")
         self._engine = Engine.open(
             self.source,

@@ -16,10 +16,12 @@ from functools import lru_cache
 from math import floor, sqrt
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from backbench.reports.metrics.statistics import CONFIDENCE, Floats
 
+FEWEST_PAIRS = 6
+"""Pairs from which the sign flip can reject anything at 5 % from both sides: 2 of 64 flips."""
 MOST_PAIRS = 16
 """Pairs up to which every subset is looked at: 65,535 of them."""
 
@@ -43,7 +45,7 @@ def typical(values: Floats) -> Estimate:
     n = len(logs)
     if n < 2:
         return Estimate(float(np.exp(logs.mean())), None, None, n)
-    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * standard_error(logs)
+    reach = student_reach(n - 1) * standard_error(logs)
     low, mid, high = np.exp([logs.mean() - reach, logs.mean(), logs.mean() + reach])
     return Estimate(float(mid), float(low), float(high), n)
 
@@ -51,12 +53,12 @@ def typical(values: Floats) -> Estimate:
 def difference(pairs: Floats) -> Estimate:
     """The typical difference of pairs: Hodges and Lehmann's estimate with the sign flip's interval.
 
-    Too few pairs for that interval (below 6 for 95 %) take Student's, which assumes normal noise.
+    Too few pairs for that interval (below `FEWEST_PAIRS`) take Student's, which assumes normal noise.
     """
     n = len(pairs)
     interval = sign_flip_interval(pairs)
     if interval is None and n >= 2:
-        reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * standard_error(pairs)
+        reach = student_reach(n - 1) * standard_error(pairs)
         interval = float(pairs.mean()) - reach, float(pairs.mean()) + reach
     low, high = interval or (None, None)
     return Estimate(hodges_lehmann(pairs), low, high, n)
@@ -65,6 +67,55 @@ def difference(pairs: Floats) -> Estimate:
 def standard_error(values: Floats) -> float:
     """Of the mean; needs two values."""
     return float(values.std(ddof=1)) / sqrt(len(values))
+
+
+def student_reach(freedom: float) -> float:
+    """Standard errors to each side of a mean in Student's interval."""
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def student_p(pairs: Floats) -> float:
+    """Student's two-sided p-value of "the mean is not zero"."""
+    return _student_p(float(pairs.mean()), standard_error(pairs), len(pairs) - 1)
+
+
+def welch(before: Floats, after: Floats) -> tuple[float, float]:
+    """(standard error of the difference of means, degrees of freedom), however each spreads (Welch 1947)."""
+    errors = [standard_error(each) ** 2 for each in (before, after)]
+    total = sum(errors)
+    parts = sum(error**2 / (len(each) - 1) for error, each in zip(errors, (before, after), strict=True))
+    return sqrt(total), total**2 / parts if parts else 1.0
+
+
+def welch_p(before: Floats, after: Floats) -> float:
+    """The two-sided p-value of "the means differ"."""
+    error, freedom = welch(before, after)
+    return _student_p(float(after.mean() - before.mean()), error, freedom)
+
+
+def _student_p(value: float, error: float, freedom: float) -> float:
+    if error == 0:
+        return float(value == 0)
+    return 2 * float(stdtr(freedom, -abs(value) / error))
+
+
+def joint_sign_flip_p(pairs: Floats) -> Floats:
+    """Two-sided sign-flip p-values of the columns of f64[pairs, quantities], adjusted for all of them.
+
+    Without a difference the arms of a pair might have changed places in all quantities at once: so all flip
+    together, and each quantity is held against the largest of all under every flip (Westfall & Young 1993,
+    maxT): what quantities have in common is allowed for without being known. A quantity's statistic is its
+    sum over the root of its sum of squares, which no flip changes.
+    """
+    n = len(pairs)
+    scale = np.sqrt((pairs**2).sum(axis=0))
+    unit = np.divide(pairs, scale, out=np.zeros_like(pairs), where=scale > 0)
+    # Half of all flips: the other half has every sum negated.
+    flips = 1 - 2 * ((np.arange(1 << (n - 1))[:, None] >> np.arange(n)) & 1)
+    largest = np.abs(flips @ unit).max(axis=1)
+    found = np.abs(unit.sum(axis=0))
+    # What ties but for the order of its sums is a tie: n sums of terms up to 1.
+    return np.array([np.mean(largest >= each - n * 1e-12) for each in found])
 
 
 def hodges_lehmann(values: Floats) -> float:

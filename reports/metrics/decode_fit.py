@@ -2,9 +2,10 @@
 
     step time = intercept + per sequence * sequences + slope * context tokens
 
-The intercept is the weights and the host; the slope is reading the KV cache. Sequences have a term of their
-own: in a run that fills and drains, steps of more sequences also have more context, and a fit without the
-term would lay what each sequence costs at the KV read's door.
+The intercept is the weights, and by the host's stamps the host, too; the slope is reading the KV cache. Where
+the device timed its steps by events, its times are what is fitted. Sequences have a term of their own: in a
+run that fills and drains, steps of more sequences also have more context, and a fit without the term would
+lay what each sequence costs at the KV read's door.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from backbench.reports.metrics.metric import Metric, Missing, Part
 from backbench.reports.metrics.run import RunTables
-from backbench.reports.metrics.steps import plain_decodes, step_times_ns
+from backbench.reports.metrics.steps import decode_times_ns, plain_decodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from backbench.reports.metrics.statistics import Floats
 
 MIN_STEPS = 16
+DEVICE_EVENTS = "device events"
+"""What `timed_by` says of a fit to the device's own times; a fit to the host's stamps has no such field."""
 MOST_SHARED = 0.99
 """A term whose variance the other terms explain this far (R^2) is not identified: its standard error is
 ten times that of a term alone."""
@@ -58,10 +61,13 @@ def fit(steps: pd.DataFrame, floor: Mapping[str, float | Missing]) -> dict[str, 
     to nothing (R^2): it would name a cause that the steps do not show.
     """
     chosen = plain_decodes(steps)
-    seconds = step_times_ns(steps)[chosen] / 1e9
+    times_ns, on_device = decode_times_ns(steps)
+    seconds = times_ns / 1e9
     tokens = steps["context_tokens"].to_numpy(dtype=np.float64)[chosen]
     sequences = steps["num_seqs"].to_numpy(dtype=np.float64)[chosen]
-    head = {"steps": len(seconds), **floor}
+    head: dict[str, Any] = {"steps": len(seconds), **floor}
+    if on_device:
+        head["timed_by"] = DEVICE_EVENTS
     if len(seconds) < MIN_STEPS:
         return head | _nothing(f"{len(seconds)} plain decode steps, {MIN_STEPS} needed")
     if not np.ptp(tokens):

@@ -1,4 +1,7 @@
-"""Energy of a stretch of a run, from telemetry: the counter where it can be trusted, else sampled power."""
+"""Energy of a stretch of a run, from telemetry: the counter where it can be trusted, else sampled power.
+
+A counter that no power reading can be held against (a CPU's packages) is used, and the record says that too.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
     from backbench.reports.metrics.statistics import Floats
 
+BOARD = "board"
+SCOPES = {"nvidia": BOARD, "amd": "socket", "cpu": "CPU packages"}
+"""Vendor -> what its readings of power and energy are of."""
 AGREEMENT = 0.05
 """Counter and integrated power must agree this well ..."""
 MIN_COUNTER_S = 10.0
@@ -29,13 +35,17 @@ def section(
     tokens: dict[str, float | None],
     sensor_reasons: list[str],
     idle_power_w: float | None = None,
+    scope: str = BOARD,
 ) -> dict[str, Any]:
     """The record's `energy` section. Idle power is reported, never subtracted; absent is null, never 0.
 
     `tokens` are the output tokens seen inside each stretch, None where a chunk's count is unknown;
-    `sensor_reasons` say why a sensor is missing; `idle_power_w` was read before the engine took the device.
+    `sensor_reasons` say why a sensor is missing; `idle_power_w` was read before the engine took the device;
+    `scope` is what the readings are of.
     """
     gpu = telemetry[telemetry["device"] >= 0]
+    if gpu.empty:  # the host's own energy, where no card was sampled
+        gpu = telemetry[telemetry["energy_j"].notna()]
     stretches = {"whole_run": whole} | ({"steady_state": steady} if steady is not None else {})
     measured = {name: _stretch(gpu, window) for name, window in stretches.items()}
     best = measured.get("steady_state") or measured["whole_run"]
@@ -46,11 +56,13 @@ def section(
         "joules_per_output_token": None,
         "stretch": None,
         "idle_power_w": Missing("it was not read before the run") if idle_power_w is None else idle_power_w,
-        "scope": "board" if len(gpu) else Missing("no device was sampled"),
+        "scope": scope if len(gpu) else Missing("no device was sampled"),
         "measured": {name: each or unsampled for name, each in measured.items()},
         "sensor_reasons": list(sensor_reasons),
         "reasons": list(sensor_reasons),
     }
+    if (share := _sampler_share(gpu)) is not None:
+        result["sampler_cpu_share"] = share
     if best is None:
         result["reasons"] = result["reasons"] or ["no power was sampled"]
     elif not count:
@@ -70,7 +82,8 @@ def _of(run: RunTables) -> dict[str, Any]:
     }
     known = run.given.get("energy") or {}
     reasons = known.get("sensor_reasons") or []
-    return section(run.telemetry, run.steady, run.whole, tokens, reasons, known.get("idle_power_w"))
+    scope = known.get("scope") or BOARD
+    return section(run.telemetry, run.steady, run.whole, tokens, reasons, known.get("idle_power_w"), scope)
 
 
 def _counted(tokens: float) -> float | None:
@@ -110,13 +123,13 @@ def _stretch(gpu: pd.DataFrame, window: Window) -> dict[str, Any] | None:
 
 def _device(rows: pd.DataFrame, window: Window) -> dict[str, Any] | None:
     power = rows.dropna(subset=["power_w"])
+    if power.empty:
+        return _counted_alone(rows, window)
     times = power["time_ns"].to_numpy(dtype=np.float64)
     if window.seconds <= 0 or len(times) < 2 or times[0] > window.start_ns or times[-1] < window.end_ns:
         return None
     watts = power["power_w"].to_numpy(dtype=np.float64)
     integrated = integrate(times, watts, window)
-    near = np.diff(times[max(0, np.searchsorted(times, window.start_ns) - 1) :])
-    gaps_s = (near if len(near) else np.diff(times)) / 1e9
     counter = _counter(rows, window)
     ratio = counter / integrated if counter is not None and integrated > 0 else None
     reasons = []
@@ -132,9 +145,38 @@ def _device(rows: pd.DataFrame, window: Window) -> dict[str, Any] | None:
         "source": "hardware counter" if trusted else "trapezoid of sampled power",
         "reasons": reasons,
         "ratio": ratio,
-        "period_s": float(np.median(gaps_s)),
-        "gap_s": float(gaps_s.max()),
+        **_sampling(times, window),
     }
+
+
+def _counted_alone(rows: pd.DataFrame, window: Window) -> dict[str, Any] | None:
+    """By a counter beside which nothing says the power; None where its samples do not span the window."""
+    times = rows.dropna(subset=["energy_j"])["time_ns"].to_numpy(dtype=np.float64)
+    if window.seconds <= 0 or len(times) < 2 or times[0] > window.start_ns or times[-1] < window.end_ns:
+        return None
+    return {
+        "energy_j": _counter(rows, window),
+        "source": "hardware counter",
+        "reasons": ["no power reading to hold the counter against"],
+        "ratio": None,
+        **_sampling(times, window),
+    }
+
+
+def _sampling(times_ns: Floats, window: Window) -> dict[str, float]:
+    near = np.diff(times_ns[max(0, np.searchsorted(times_ns, window.start_ns) - 1) :])
+    gaps_s = (near if len(near) else np.diff(times_ns)) / 1e9
+    return {"period_s": float(np.median(gaps_s)), "gap_s": float(gaps_s.max())}
+
+
+def _sampler_share(rows: pd.DataFrame) -> float | None:
+    """CPU seconds a second of the process that sampled; None where none is known."""
+    known = rows[["time_ns", "sampler_cpu_s"]].dropna()
+    if len(known) < 2:
+        return None
+    first, last = known.iloc[0], known.iloc[-1]
+    seconds = (last["time_ns"] - first["time_ns"]) / 1e9
+    return float((last["sampler_cpu_s"] - first["sampler_cpu_s"]) / seconds) if seconds > 0 else None
 
 
 def integrate(times_ns: Floats, watts: Floats, window: Window) -> float:

@@ -64,7 +64,8 @@ def _kv_share(run: RunTables) -> float | Missing:
     return float((steps["kv_blocks_used"] / steps["kv_blocks_total"]).max())
 
 
-def _realised(run: RunTables) -> float | Missing:
+def realised_hit_ratio(run: RunTables) -> float | Missing:
+    """Prompt tokens found in the prefix cache, over those found or computed."""
     hits = _hits(run)
     asked = hits + int(run.measured_steps["num_prefill_tokens"].sum())
     return hits / asked if asked else Missing("no prompt token was scheduled")
@@ -74,7 +75,8 @@ def _hits(run: RunTables) -> int:
     return int(run.measured_steps["prefix_hit_tokens"].sum())
 
 
-def _ideal(run: RunTables) -> float | Missing:
+def ideal_hit_ratio(run: RunTables) -> float | Missing:
+    """What a cache of unlimited size would have found."""
     ratio = run.context.ideal_prefix_hit_ratio
     return Missing("the block size of the target's cache is unknown") if ratio is None else ratio
 
@@ -102,7 +104,7 @@ METRICS: tuple[Metric, ...] = (
         "ratio",
         None,
         "Share of the prompt tokens that a cache of unlimited size would hold, in whole blocks.",
-        _ideal,
+        ideal_hit_ratio,
         "Prefix cache",
     ),
     Metric(
@@ -111,7 +113,7 @@ METRICS: tuple[Metric, ...] = (
         "ratio",
         True,
         "Prompt tokens found in the cache when a request is first admitted, over those found or computed.",
-        _realised,
+        realised_hit_ratio,
         "Prefix cache",
         parts=(Part(summary=True),),
     ),

@@ -73,12 +73,18 @@ def _of_completed(run: RunTables, values_s: Floats) -> Samples:
 
 
 def itl(run: RunTables) -> Samples:
-    values, owners, _ = inter_token(run.rows)
+    values, owners, _ = _inter_token(run)
     return Samples(values, owners=owners)
 
 
+def _inter_token(run: RunTables) -> tuple[Floats, Ints, int]:
+    if run.context.token_times:
+        return inter_token(run.rows)
+    return (*_joined([], []), len(run.rows))
+
+
 def icl(run: RunTables) -> Samples:
-    values, owners = inter_chunk(run.rows)
+    values, owners = inter_chunk(run.rows) if run.context.token_times else _joined([], [])
     return Samples(values, owners=owners)
 
 
@@ -167,7 +173,7 @@ def _always(run: RunTables) -> bool:
 
 
 def _itl_summary(run: RunTables) -> dict[str, Any]:
-    values, owners, uncounted = inter_token(run.rows)
+    values, owners, uncounted = _inter_token(run)
     return summarise(values, owners=owners) | {"requests_without_counts": uncounted}
 
 

@@ -97,6 +97,8 @@ class Metric:
     """The keys of the value whose definition changed then; empty = the whole value."""
     changes: Callable[[RunTables], bool] = always
     """Whether that change can show in this run; where it cannot, an older record is recomputed too."""
+    later: bool = False
+    """Added within a metric schema, so that older records of the same schema lack it."""
 
     @property
     def dotted(self) -> str:

@@ -21,7 +21,8 @@ def _counts(run: RunTables) -> dict[str, int]:
         "completed": int(rows.completed.sum()),
         "failed": int(rows.failed.sum()),
         "unfinished": int((sent & ~rows.completed & ~rows.failed).sum()),
-        "never_sent": int((~sent).sum()),
+        # A turn that was given up counts as failed: it was never due.
+        "never_sent": int((~sent & ~rows.failed).sum()),
         "wrong_length": int((rows.completed & known & (rows.output_tokens != rows.requested_tokens)).sum()),
     }
 
@@ -60,6 +61,8 @@ def _context(run: RunTables) -> dict[str, Any]:
         name: Missing(UNKNOWN.get(name, "unknown")) if value is None else value
         for name, value in asdict(run.context).items()
     }
+    if run.context.token_times:  # as ever, and older records do not say so
+        del found["token_times"]
     return found | {"peaks": known_peaks(run)}
 
 

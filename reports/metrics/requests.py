@@ -39,6 +39,8 @@ class Context:
     """What a steady state lasts at least; runs of before there was a limit have none."""
     steady_fewest_requests: int = 0
     """How many requests finish in it at least, but for a batch that starts together."""
+    token_times: bool = True
+    """Each token's own time is known; else, of an imported run, only that of a request's first and last."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Context:

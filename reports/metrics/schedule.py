@@ -80,7 +80,7 @@ def _values(rows: Requests, context: Context, steps: pd.DataFrame | None) -> dic
         "index_of_dispersion": bursts(rows.intended_ns),
         "index_of_dispersion_sent": bursts(rows.sent_ns[sent]),
         "lag_s": summarise(lag_s),
-        "never_sent": int((~sent).sum()),
+        "never_sent": int((~sent & ~rows.failed).sum()),
     }
 
 

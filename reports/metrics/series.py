@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backbench.reports.metrics.run import RunTables
-from backbench.reports.metrics.steps import plain_decodes, step_times_ns
+from backbench.reports.metrics.steps import decode_times_ns, plain_decodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,9 @@ def panels(runs: Sequence[RunTables]) -> list[Panel]:
 
 
 def throughput(run: RunTables) -> Series | None:
-    """Output tokens a second, whoever asked for them; None when a chunk's token count is unknown."""
+    """Output tokens a second, whoever asked for them; None when a chunk's token count or time is unknown."""
+    if not run.context.token_times:
+        return None
     times, counts = chunks(run.everyone)
     inside = times > 0
     times, counts = times[inside], counts[inside]
@@ -146,10 +148,10 @@ def ecdf(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode_points(run: RunTables) -> tuple[np.ndarray, np.ndarray]:
-    """Context tokens and seconds of every plain decode step."""
+    """Context tokens and seconds of every plain decode step, as the fit takes them."""
     chosen = plain_decodes(run.steps)
     context = run.steps["context_tokens"].to_numpy(dtype=float)[chosen]
-    return context, step_times_ns(run.steps)[chosen] / 1e9
+    return context, decode_times_ns(run.steps)[0] / 1e9
 
 
 def thinned(count: int) -> np.ndarray:

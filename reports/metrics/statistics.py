@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -170,3 +171,23 @@ def summarise(
         return summary | estimate_pooled(given, owners, levels)
     ordered = np.concatenate((measured, np.full(failures, np.inf)))
     return summary | {name: estimate(ordered, level) for name, level in levels.items()}
+
+
+def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval of a share (Wilson, JASA 22, 1927): it has its level near 0 and 1, too, where an SLO is.
+
+    Without a trial it is all of [0, 1].
+    """
+    if not trials:
+        return 0.0, 1.0
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    share = successes / trials
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * trials)) / trials) / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def wilson_trials(level: float, confidence: float = CONFIDENCE) -> int:
+    """The fewest trials, all successes, whose interval lies above `level`."""
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    return math.ceil(z2 * level / (1 - level))

@@ -40,3 +40,14 @@ def plain_decodes(steps: pd.DataFrame) -> np.ndarray:
     seen_late[:-1] = launched_singly[1:] & (start[1:] < end[:-1])
     decodes: np.ndarray = ~prompts & (steps["num_decodes"] > 0).to_numpy(bool) & (end > 0) & ~seen_late
     return decodes
+
+
+def decode_times_ns(steps: pd.DataFrame) -> tuple[np.ndarray, bool]:
+    """What each of the `plain_decodes` took, f64, and whether that is the device's own time.
+
+    The device's events say it without the host's delays; where a step lacks them, the host's stamps do.
+    """
+    chosen = plain_decodes(steps)
+    own: np.ndarray = steps["device_ns"].to_numpy(dtype=np.float64, na_value=np.nan)[chosen]
+    on_device = len(own) > 0 and not np.isnan(own).any()
+    return (own, True) if on_device else (step_times_ns(steps)[chosen], False)

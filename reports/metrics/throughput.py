@@ -47,6 +47,8 @@ Rate = float | Missing
 def _in_both(run: RunTables, rate: Callable[[Window], Rate]) -> dict[str, Rate]:
     """The rate over the whole run and over its steady state."""
     steady, why_not = run.steady_or_why_not
+    if not run.context.token_times:
+        steady, why_not = None, "the tokens' own times are unknown"
     return {
         "steady_state": Missing(why_not or "") if steady is None else rate(steady),
         "whole_run": rate(run.whole),
@@ -88,27 +90,35 @@ def _warmup_finished(run: RunTables) -> int:
     return inside(run.everyone) - inside(run.rows)
 
 
+def _within(rows: Requests, name: str, limit_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which requests completed within the limit, and to which it applies: bool[requests] each."""
+    if name == "tpot":
+        values = per_request_tpot(rows)
+    else:
+        values = ((rows.first_ns if name == "ttft" else rows.last_ns) - rows.intended_ns) / 1e9
+    known = ~np.isnan(values)
+    within = np.less_equal(values, limit_s, where=known, out=np.zeros(len(rows), bool))
+    return within & rows.completed, ~(rows.completed & ~known)
+
+
+def met_and_due(rows: Requests, name: str, limit_s: float) -> tuple[int, int]:
+    """How many requests met a limit on "ttft", "tpot" or "e2e", and to how many it applies; failures miss."""
+    holds, applies = _within(rows, name, limit_s)
+    return int(holds[applies].sum()), int(applies.sum())
+
+
 def _goodput(run: RunTables) -> dict[str, Any] | Missing:
     """Requests that met every stated limit; a failed or unfinished one misses."""
     rows, limits = run.rows, run.context.slo_s
     if not limits:
         return Missing("no SLO was stated")
-    values = {
-        "ttft": (rows.first_ns - rows.intended_ns) / 1e9,
-        "tpot": per_request_tpot(rows),
-        "e2e": (rows.last_ns - rows.intended_ns) / 1e9,
-    }
     met = rows.completed.copy()
     attained: dict[str, float | Missing] = {}
     for name, limit_s in limits.items():
-        known = ~np.isnan(values[name])
-        applies = ~(rows.completed & ~known)
-        holds = np.less_equal(values[name], limit_s, where=known, out=np.zeros(len(rows), bool))
+        holds, applies = _within(rows, name, limit_s)
         met &= holds | ~applies
         attained[name] = (
-            float((holds & rows.completed)[applies].mean())
-            if applies.any()
-            else Missing("it applies to no request")
+            float(holds[applies].mean()) if applies.any() else Missing("it applies to no request")
         )
     return {
         "slo_s": dict(limits),

@@ -25,6 +25,9 @@ NOT_CALIBRATED = "not asked for (--no-calibrate-client)"
 UNCALIBRATED = f"the client's own cost is not known: {NOT_CALIBRATED}"
 BEYOND = "the client was beyond its limit: "
 
+FOREIGN = "foreign, unverified: imported from "
+"""How the reason begins of a run that another tool measured."""
+
 DISTURBED = "disturbed: "
 """How the reasons begin that are no fault of what was measured: the machine was not its own."""
 
@@ -49,6 +52,7 @@ def of_record(record: RunRecord, telemetry: pd.DataFrame) -> list[str]:
         record.run.get("error"),
         bool(device.get("interpreter")),
         record.target.get("client"),
+        (record.run.get("imported") or {}).get("tool"),
     )
 
 
@@ -61,10 +65,13 @@ def reasons(
     failure: str | None = None,
     interpreted: bool = False,
     client: dict[str, Any] | None = None,
+    imported: str | None = None,
 ) -> list[str]:
     """One line each; empty = nothing speaks against the run."""
     counts = metrics["counts"]
     found = []
+    if imported is not None:
+        found.append(FOREIGN + imported)
     if failure is not None:
         found.append(f"failed: {failure}")
     if interpreted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backbench.reports.arms import Arm, against, arms_incomparable, measured
+from backbench.reports.arms import Arm, arms_incomparable, measured
 from backbench.reports.compare import Ratio
 from backbench.reports.conclusion import conclusion, how_to_tell
 from backbench.reports.metrics.metric import Quantity
@@ -19,7 +19,9 @@ from backbench.reports.quantities import (
     quantity,
     read,
 )
+from backbench.reports.ratios import ratios
 from backbench.reports.record import RunRecord
+from backbench.reports.record.search import Search, is_search, read_search
 from backbench.reports.tables import stretch
 
 TTFT = quantity("metrics", "ttft_s", "p50")
@@ -94,7 +96,8 @@ def pair_sentence(reference: Arm, candidate: Arm) -> list[Words]:
     """ "triton serves 1.12× (1.08–1.16) the output tok/s of torch in steady state; ..." """
     names = (reference.label, candidate.label)
     wanted, window = output_throughput([*reference.records, *candidate.records])
-    rate = against(reference, candidate, wanted)
+    judged = ratios(reference, candidate, [wanted, TTFT, TPOT, JOULES])
+    rate = judged[wanted]
     if rate.value is None:
         return [Words(f"{names[1]} and {names[0]} have no output rate to compare.")]
     words = [
@@ -108,7 +111,7 @@ def pair_sentence(reference: Arm, candidate: Arm) -> list[Words]:
         (", its median TPOT ", TPOT),
         (", its energy per output token ", JOULES),
     ):
-        found = against(reference, candidate, what)
+        found = judged[what]
         if found.value is not None:
             words += [Words(joint), *_ratio(found)]
     return [*words, Words(".")]
@@ -120,9 +123,18 @@ def _ratio(found: Ratio) -> list[Words]:
     return [*words, Words(f" ({found.interval})", quiet=True)] if found.interval else words
 
 
+def search_of(arms: Sequence[Arm]) -> Search | None:
+    """The search for the highest load that all these arms are the probes of; None where they are no such."""
+    paths = {arm.experiment for arm in arms}
+    path = paths.pop() if len(paths) == 1 else None
+    return read_search(path) if path is not None and is_search(path) else None
+
+
 def sentences(arms: Sequence[Arm], most: int = 6) -> list[list[Words]]:
-    """One sentence for one arm; else who is fastest, and one for every arm after the first, if they compare
-    at all and are at most `most`."""
+    """What a search found; one sentence for one arm; else who is fastest, and one for every arm after the
+    first, if they compare at all and are at most `most`."""
+    if (search := search_of(arms)) is not None:
+        return [[Words(search.conclusion())]]
     if len(arms) == 1:
         return [one_arm_sentence(arms[0])]
     if arms_incomparable(arms):

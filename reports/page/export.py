@@ -85,7 +85,8 @@ def to_markdown(page: Page, gates: GateRows = ()) -> str:
     parts += [f"**Synthetic, not measured:** {', '.join(synthetic)}"] if synthetic else []
     for sentence in answer.sentences(arms, html.SIDE_BY_SIDE):
         parts.append("".join(f"**{each.text}**" if each.strong else each.text for each in sentence))
-    parts += ["These runs do not compare:\n\n" + "\n".join(f"- {each}" for each in hard)] if hard else []
+    apart = hard and answer.search_of(arms) is None
+    parts += ["These runs do not compare:\n\n" + "\n".join(f"- {each}" for each in hard)] if apart else []
     found = []
     if len(arms) > 1:
         found.append(tables.difference_table(sections.telling(arm_differences(arms))[0], page.names))

@@ -230,4 +230,4 @@ def _explained(fit: dict[str, float]) -> str:
     explained = "" if squared is None else f", R² of the fit {digits(squared, 2)}"
     if fit.get("per_sequence_s") is not None:
         explained += f", drawn at {digits(fit['median_sequences'])} sequences"
-    return explained
+    return explained + (", by the device's events" if fit.get("timed_by") else "")

@@ -150,7 +150,7 @@ def shown(page: Page, drawn: Sequence[Figure], gates: GateRows = ()) -> dict[str
         "repeated": any(len(arm.runs) > 1 for arm in arms),
         "repeats": tables.repeats_table(arms),
         "interval_note": tables.interval_note(arms),
-        "incomparable": hard,
+        "incomparable": [] if answer.search_of(arms) else hard,
         "differences": turned(tables.difference_table(telling, names)),
         "other_differences": replace(
             turned(tables.difference_table(rest, names)), title="Hashes, stamps and durations that differ"

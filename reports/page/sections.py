@@ -13,7 +13,15 @@ from backbench.reports.metrics.engine_steps import time_shares
 from backbench.reports.metrics.metric import ABSENT, Quantity
 from backbench.reports.page.run_data import Page, RunData, labels_of
 from backbench.reports.page.style import vendor
-from backbench.reports.quantities import DASH, QUANTITIES, digits, format_reading, format_value, quantity
+from backbench.reports.quantities import (
+    DASH,
+    QUANTITIES,
+    digits,
+    format_reading,
+    format_value,
+    quantity,
+    read,
+)
 from backbench.reports.record import RunRecord
 from backbench.reports.tables import Cell, Table, clipping
 
@@ -306,6 +314,11 @@ def schedule_notes(record: RunRecord) -> list[str]:
     if schedule.get("index_of_dispersion") is not None:
         dispersion = digits(schedule["index_of_dispersion"])
         notes.append(f"Index of dispersion of the arrivals: {dispersion} (Poisson has 1).")
+    gap = read(record, quantity("metrics", "fidelity", "prefix_hits")).value
+    if gap is not None:
+        side = "below" if gap < 0 else "above"
+        share = f"{abs(gap):.2%} of the prompt tokens"
+        notes.append(f"The realised prefix hit ratio was {share} {side} the ideal one.")
     if schedule.get("client_saturated"):
         notes.append("The client was saturated: the load is lower than intended.")
     missing = [

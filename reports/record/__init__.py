@@ -1,7 +1,7 @@
 """The run record: its schema, the directory that holds it, and the digests that say whether it was edited."""
 
 from backbench.reports.record.digests import digest_problems, record_digest, sha256, sign
-from backbench.reports.record.directory import RunDirectory
+from backbench.reports.record.directory import RunDirectory, typed
 from backbench.reports.record.schema import (
     RECORD_FILE,
     REPORT_FILE,
@@ -35,4 +35,5 @@ __all__ = [
     "record_digest",
     "sha256",
     "sign",
+    "typed",
 ]

@@ -179,6 +179,19 @@ class RunDirectory:
             raise ReportError(f"Cannot write {target}: {error.strerror or error}.") from None
 
 
+def typed(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """The frame with each of `columns` in its type: the nullable whole numbers as Int64."""
+    import numpy as np
+    import pandas as pd
+
+    for column, kind in columns.items():
+        if kind == "int64?":
+            frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
+        else:
+            frame[column] = frame[column].astype(np.dtype(kind.rstrip("?")))
+    return frame
+
+
 def _arrow_schema(columns: dict[str, str]) -> pa.Schema:
     import pyarrow as pa
 

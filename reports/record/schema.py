@@ -41,17 +41,23 @@ REQUEST_COLUMNS: dict[str, str] = {
     "output_tokens": "int64",
     "token_ns": "list<int64>",
     "token_counts": "list<int32>",
-    "usage_tokens": "int64?",
     "finished": "bool",
     "error": "string?",
     "warmup": "bool",
+    "turn": "int64?",
+    "follows": "int64?",
+    "think_ns": "int64?",
+    "usage_tokens": "int64?",
 }
 """One row a request. Times are relative to the run's start; `token_ns` has the time of every chunk and
 `token_counts` how many tokens it held (null inside the list when unknown); `usage_tokens` is their sum by a
 server that says it. A warm-up request is no measured one, but the tokens it got after the run's start took
-measured time."""
+measured time. A later turn of a session names the request it `follows`, and is sent `think_ns` after the
+answer to that one ended."""
 
-LATER_COLUMNS: dict[str, Any] = {"usage_tokens": None}
+LATER_COLUMNS: dict[str, Any] = dict.fromkeys(
+    ("turn", "follows", "think_ns", "usage_tokens", "device_ns", "sampler_cpu_s")
+)
 """Columns that older tables of the same schema lack -> what they say by it."""
 
 ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromkeys(
@@ -86,8 +92,10 @@ STEP_COLUMNS: dict[str, str] = {
     "prefix_hit_tokens": "int64",
     "preemptions": "int64",
     "graph": "bool",
+    "device_ns": "int64?",
 }
-"""One row an engine step: `engine.request.StepStats`, times relative to the run's start."""
+"""One row an engine step: `engine.request.StepStats`, times relative to the run's start. `device_ns` is how
+long the step took on the device by its own events; null on a CPU."""
 
 TELEMETRY_COLUMNS: dict[str, str] = {
     "time_ns": "int64",
@@ -110,11 +118,13 @@ TELEMETRY_COLUMNS: dict[str, str] = {
     "cpu_pressure_s": "float64?",
     "throttled_s": "float64?",
     "involuntary_switches": "int64?",
+    "sampler_cpu_s": "float64?",
 }
 """One row a sample and device; device -1 is the host. `processes` are those on the GPU, this one too. The
 CPU seconds and switches count up from some moment before the run: this process's with its threads; all
 processes' on the CPUs it may use; what a hypervisor gave to others meanwhile; in which some task waited for a
-CPU; in which the quota of the control group held this process back."""
+CPU; in which the quota of the control group held this process back. `sampler_cpu_s` are those of the process
+that read the row's device."""
 
 
 @dataclass(frozen=True)

@@ -209,3 +209,19 @@ def test_forks_in_a_pool_too_small_for_them(
     assert [one.token_ids for one in done] == [
         alone(prompt, params, index) for prompt in prompts for index in range(2)
     ]
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["", "graphs"])
+def test_each_step_is_timed_on_the_device_and_events_are_used_again(graphs: bool) -> None:
+    """Stretches of one queue follow each other, so that together they are no longer than all of it."""
+    config = EngineConfig(max_seqs=16, max_step_tokens=512, num_blocks=2048, graphs=graphs)
+    engine = Engine.open(
+        find_model("tiny"), backend="triton", device=detect(), dtype=torch.float32, config=config
+    )
+    engine.warm_up(GREEDY)
+    engine.generate(prompts(), GREEDY)
+    stats = engine.take_step_stats()
+    times_ns = [step.device_ns for step in stats if step.device_ns is not None]
+    assert len(times_ns) == len(stats) and min(times_ns) > 0
+    assert sum(times_ns) <= stats[-1].end_ns - stats[0].start_ns
+    assert len(engine.runner.queue._events) <= 2 * engine.max_steps_in_flight

@@ -7,10 +7,12 @@ a code, what follows differs by more than bits, with any backend and also in ano
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from engine_fixtures import WordTokenizer
 
 from backbench.backends.interface.device import cpu
 from backbench.engine.config import EngineConfig
@@ -26,7 +28,7 @@ PROMPTS = [torch.randint(0, 4096, (length,), generator=GENERATOR).tolist() for l
 
 def opened(scheme: str, **settings) -> Engine:
     sizes = {"max_seqs": 8, "block_size": 8, "num_blocks": 32, "max_len": 128} | settings
-    config = EngineConfig(quantize=scheme, quantize_head=True, **sizes)
+    config = EngineConfig(**{"quantize": scheme, "quantize_head": True} | sizes)
     return Engine.open(find_model("tiny"), backend="torch", device=cpu(), config=config)
 
 
@@ -77,3 +79,48 @@ def test_an_fp8_cache_holds_half_of_bf16_and_changes_little() -> None:
     together = tokens(engine)
     assert [tokens(engine, [prompt])[0] for prompt in PROMPTS] == together
     assert together != alone("none")
+
+
+KEPT = ({"quantize": "int8"}, {"quantize": "int4-g128"}, {"quantize": "none", "kv_dtype": "fp8"})
+by_what = pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.get("kv_dtype") or kept["quantize"])
+
+
+def kept_so(kept: dict[str, str], **settings) -> Engine:
+    """An engine whose weights or cache are quantized."""
+    return opened(kept["quantize"], quantize_head=kept["quantize"] != "none", **kept, **settings)
+
+
+@by_what
+@pytest.mark.parametrize("num_blocks", [32, 8])
+def test_forks(kept: dict[str, str], num_blocks: int) -> None:
+    """Sequences of one prompt are requests with the seeds that follow, also where they are preempted and a
+    block of the prompt's is copied when one of them writes into it."""
+    prompt, params = PROMPTS[2], replace(PARAMS, temperature=1.0, seed=11)
+    forked = kept_so(kept, num_blocks=num_blocks, prefix_cache=False)
+    lone = kept_so(kept, prefix_cache=False)
+    done = forked.generate([prompt], replace(params, n=3))
+    expected = [lone.generate([prompt], replace(params, seed=11 + index))[0] for index in range(3)]
+    assert [each.token_ids for each in done] == [each.token_ids for each in expected]
+    assert (forked.scheduler.preemptions > 0) == (num_blocks == 8)
+    assert forked.pool.num_used == 0
+
+
+@by_what
+def test_stop_strings_and_aborts(kept: dict[str, str]) -> None:
+    """One sequence ends at a string, another is dropped, and the third is as it is alone."""
+    engine = kept_so(kept, prefix_cache=False)
+    engine.tokenizer = WordTokenizer()
+    full = tokens(engine)
+    stop = f"{full[0][6]} {full[0][7]}"
+    engine.add_request("stopped", PROMPTS[0], replace(PARAMS, stop=(stop,)))
+    engine.add_request("dropped", PROMPTS[1], PARAMS)
+    engine.add_request("whole", PROMPTS[2], PARAMS)
+    got: dict[str, list[int]] = {}
+    while engine.has_work:
+        for token in engine.step():
+            got.setdefault(token.request_id, []).append(token.token_id)
+        if len(got.get("dropped", [])) == 3:
+            engine.abort("dropped")
+    first = next(end for end in range(1, 17) if stop in " ".join(map(str, full[0][:end])))
+    assert got == {"stopped": full[0][:first], "dropped": full[1][:3], "whole": full[2]}
+    assert engine.pool.num_used == 0

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from backbench.backends.interface.device import cpu
 from backbench.engine import perplexity
+from backbench.engine.calibration.samples import Sample
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.models.decoder import Decoder
 from backbench.errors import HarnessError
 from backbench.harness import accuracy
 from backbench.harness.accuracy import Setting, Unquantized
 from backbench.harness.options import RunOptions
-from backbench.harness.samples import Sample
 from backbench.harness.subjects.engine import EngineSubject
 
 FIXTURES = Path(__file__).parents[1] / "engine" / "models" / "fixtures"

@@ -54,6 +54,24 @@ def test_a_whole_experiment_on_a_script(tmp_path: Path) -> None:
     assert names == {"run.json", "requests.parquet", "steps.parquet", "telemetry.parquet"}
 
 
+def test_sessions_stand_in_the_record(tmp_path: Path) -> None:
+    """Four sessions of three turns, two at a time: three answers of 90 ms and two thoughts of 20 ms each."""
+    load = SCRIPTED.load | {"turns": "3", "think_ms": "20", "concurrency": 2}
+    outcome = experiment.run(
+        replace(SCRIPTED, load=load, out=tmp_path / "run", warmup=0), Observer(), scripted
+    )
+    record, frame = outcome.record, outcome.directory.read_requests()
+    assert record.metrics["whole_run"]["duration_s"] == pytest.approx(2 * (3 * 0.090 + 2 * 0.020))
+    assert record.metrics["ttft_s"]["max"] == pytest.approx(0.050), "thinking is not waiting"
+    assert record.workload["parameters"]["sessions"] == {"begun": 4, "later_turns": 8}
+    assert record.metrics["fidelity"]["exact_lengths"] == 1
+    assert frame["turn"].tolist() == [1, 2, 3] * 4
+    assert frame["follows"].isna().tolist() == [True, False, False] * 4
+    assert frame["prompt_tokens"].tolist() == [8, 21, 34] * 4
+    assert verify(outcome.directory) == []
+    assert "Outputs of the recorded length" in render_report([outcome.directory])
+
+
 def test_how_long_the_schedule_is_is_said_before_the_replay(tmp_path: Path) -> None:
     class Heard(Observer):
         def __init__(self) -> None:

@@ -16,13 +16,13 @@ from backbench.engine.config import EngineConfig
 from backbench.errors import BackbenchError, HarnessError
 from backbench.harness.commands.flags import help_of
 from backbench.harness.commands.run import _options, run
+from backbench.harness.objectives import parse_slo
 from backbench.harness.options import (
     GROUPS,
     RunOptions,
     option_names,
     over_file,
     parse_label,
-    parse_slo,
     parse_tags,
     read_file,
     run_options,

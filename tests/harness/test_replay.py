@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Any
 
 import pytest
 
 from backbench.errors import HarnessError
-from backbench.harness.replay import Progress, Replay, replay, salted_warmup
+from backbench.harness.replay import SWITCH_S, Progress, Replay, replay, salted_warmup
 from backbench.harness.subjects.target import TokenEvent
 from backbench.workloads.request import Request, Workload
 
@@ -256,3 +257,15 @@ def test_a_warm_up_shares_no_prompt_with_its_workload(make_workload: Any) -> Non
     firsts = {request.prompt[0] for request in workload.requests}
     assert firsts.isdisjoint(request.prompt[0] for request in made)
     assert made != salted_warmup(workload, 2, 100, seed=8)
+
+
+def test_other_threads_keep_the_interpreter_only_briefly_while_requests_are_due(
+    make_target: Any, make_workload: Any, clock: Any
+) -> None:
+    before, seen = sys.getswitchinterval(), []
+    target = make_target({0: [(10, 1)]})
+    poll = target.poll
+    target.poll = lambda deadline_ns: (seen.append(sys.getswitchinterval()), poll(deadline_ns))[1]
+    replay(target, make_workload([1]), clock=clock)
+    assert seen and max(seen) == pytest.approx(SWITCH_S)
+    assert sys.getswitchinterval() == before

@@ -136,6 +136,7 @@ def test_rounded_rows_have_no_flop_peak(made: tuple[Path, str]) -> None:
         (("--quantize", "int5"), "--quantize takes none, int8, "),
         (("--quantize-head",), "--quantize-head needs --quantize or --sparsity"),
         (("--sparsity", "4:2"), "--sparsity takes 2:4 or unstructured:SHARE"),
+        (("--sparsity-method", "wanda"), "--sparsity-method says which weights become 0; give --sparsity"),
     ],
 )
 def test_what_cannot_be_is_one_line(options: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -100,14 +100,15 @@ def simulate(machine: Machine, seed: int, requests: int, rate: float) -> tuple[p
         used = sum(-(-(each.computed + len(each.times)) // BLOCK) for each in running)
         row = (len(steps), int(start * 1e9), int(now * 1e9), int(seconds * 3e8), len(running))
         row += (prefill + len(decodes), prefill, len(decodes), context, len(running), waiting)
-        row += (used, BLOCKS, 0, 0, machine.vendor != "cpu" and not prefill)
+        row += (used, BLOCKS, 0, 0, machine.vendor != "cpu" and not prefill, None)
         steps.append(row)
         running = [each for each in running if len(each.times) < each.output]
     rows = []
     for each in everyone:
         arrival_ns = int(each.arrival_s * 1e9)
         row = (each.id, None, arrival_ns, arrival_ns + 90_000, each.times[0], each.times[-1], each.prompt)
-        row += (each.output, each.output, each.times, [1] * each.output, None, True, None, False)
+        row += (each.output, each.output, each.times, [1] * each.output, True, None, False)
+        row += (None, None, None, None)
         rows.append(row)
     return (
         pd.DataFrame(rows, columns=list(REQUEST_COLUMNS)),

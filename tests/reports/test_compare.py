@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbench.errors import ReportError
-from backbench.reports.arms import arms_of, ratio_table, require_comparable
+from backbench.reports.arms import arms_of, require_comparable
 from backbench.reports.compare import (
     HARD_FIELDS,
     differences,
     incomparable,
     labels,
 )
+from backbench.reports.ratios import ratio_table
 from backbench.reports.record import RunDirectory, RunRecord
 
 Runs = list[RunDirectory]

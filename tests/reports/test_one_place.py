@@ -33,7 +33,8 @@ METRICS = (
 USE_OF_METRIC = """
 import sys
 from dataclasses import replace
-from backbench.reports.arms import arms_of, ratio_table
+from backbench.reports.arms import arms_of
+from backbench.reports.ratios import ratio_table
 from backbench.reports.metrics.compute import sections
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables

@@ -27,11 +27,15 @@ from backbench.reports.record import (
     finite,
 )
 from backbench.reports.record.digests import record_digest
-from backbench.reports.record.schema import REQUESTS_FILE
+from backbench.reports.record.schema import LATER_COLUMNS
 
 
 def minimal_record() -> RunRecord:
     return RunRecord(run={"uuid": "u", "utc": "t", "command": "bench run", "seed": 1, "status": "complete"})
+
+
+ALONE = (None, None, None, None)
+"""Turn, followed request and think time of one that belongs to no session."""
 
 
 def request_frame() -> pd.DataFrame:
@@ -48,13 +52,13 @@ def request_frame() -> pd.DataFrame:
             3,
             [2**55 + 1, 2**55 + 3],
             [1, 2],
-            None,
             True,
             None,
             False,
+            *ALONE,
         ),
-        (1, "a", 5, None, None, None, 7, 3, 0, [], [], None, False, "never sent", False),
-        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], 4, True, None, False),
+        (1, "a", 5, None, None, None, 7, 3, 0, [], [], False, "never sent", False, *ALONE),
+        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None, False, *ALONE[:3], 4),
     ]
     return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS), dtype=object)
 
@@ -115,17 +119,19 @@ def test_tables_round_trip_without_rounding(directory: RunDirectory) -> None:
     assert frame["usage_tokens"][2] == 4
 
 
-def test_tables_of_before_there_was_a_column_are_read(directory: RunDirectory) -> None:
+def test_a_table_of_before_there_were_sessions_reads_as_one_without(directory: RunDirectory) -> None:
     directory.write_requests(request_frame())
-    path = directory.path / REQUESTS_FILE
-    table = pyarrow.parquet.read_table(path)
-    pyarrow.parquet.write_table(table.drop_columns(["usage_tokens"]), path)
+    file = directory.path / "requests.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(
+        table.drop_columns([name for name in LATER_COLUMNS if name in REQUEST_COLUMNS]), file
+    )
     frame = directory.read_requests()
-    assert list(frame.columns) == [
-        *(name for name in REQUEST_COLUMNS if name != "usage_tokens"),
-        "usage_tokens",
-    ]
-    assert frame["usage_tokens"].isna().all()
+    assert list(frame.columns) == list(REQUEST_COLUMNS)
+    assert frame[[name for name in LATER_COLUMNS if name in REQUEST_COLUMNS]].isna().all().all()
+    pyarrow.parquet.write_table(table.drop_columns(["turn", "error"]), file)
+    with pytest.raises(ReportError, match="other columns than its schema: error"):
+        directory.read_requests()
 
 
 def test_empty_tables_round_trip(directory: RunDirectory) -> None:

@@ -73,6 +73,19 @@ def test_a_fresh_run_verifies(directory: RunDirectory) -> None:
     assert verify(directory) == []
 
 
+def test_a_record_of_before_a_metric_was_added_still_verifies(directory: RunDirectory) -> None:
+    record = directory.read_record()
+    metrics = {key: each for key, each in record.metrics.items() if key != "fidelity"}
+    metrics["absent"] = {
+        key: why for key, why in record.metrics["absent"].items() if not key.startswith("fidelity.")
+    }
+    assert metrics["absent"] != record.metrics["absent"]
+    directory.write_record(sign(directory, replace(record, metrics=metrics)))
+    found = examine(directory)
+    assert found.problems == ()
+    assert any("of before they were added: metrics.fidelity." in each for each in found.unchecked)
+
+
 def test_reformatting_changes_nothing(directory: RunDirectory) -> None:
     edit(directory, lambda data: None)
     assert verify(directory) == []

@@ -1,4 +1,5 @@
 import math
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import strategies as st
 from backbench.errors import WorkloadError
 from backbench.reports.metrics.schedule import index_of_dispersion
 from backbench.workloads.arrivals import Arrivals
+from backbench.workloads.catalogue import make
+from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.statistics import gap_cv
+from backbench.workloads.streams import stream
 
 PROCESSES = [
     Arrivals("constant", 7.0),
@@ -192,3 +196,128 @@ def test_any_rate_gives_times_in_order_or_one_line(kind, rate, cv):
         return
     assert found == sorted(found)
     assert all(0 <= at < 2**62 for at in found)
+
+
+# Bounds of the tests below are four standard errors: a right process fails one in 16,000 seeds, and the
+# seeds are fixed. They come from the delta method on a renewal process's gaps (Cox and Lewis 1966).
+
+
+def moments(kind: str, cv: float) -> tuple[float, float]:
+    """Skewness and kurtosis of the gaps."""
+    if kind == "gamma":
+        return 2 * cv, 3 + 6 * cv * cv
+    low, high = 0.1, 100.0
+    for _ in range(100):
+        shape = (low + high) / 2
+        found = math.gamma(1 + 2 / shape) / math.gamma(1 + 1 / shape) ** 2 - 1
+        low, high = (shape, high) if found > cv * cv else (low, shape)
+    raw = [math.gamma(1 + power / shape) for power in range(5)]
+    variance = raw[2] - raw[1] ** 2
+    third = raw[3] - 3 * raw[1] * raw[2] + 2 * raw[1] ** 3
+    fourth = raw[4] - 4 * raw[1] * raw[3] + 6 * raw[1] ** 2 * raw[2] - 3 * raw[1] ** 4
+    return third / variance**1.5, fourth / variance**2
+
+
+@pytest.mark.parametrize("kind", ["gamma", "weibull"])
+@pytest.mark.parametrize("cv", [0.4, 1.0, 2.0])
+def test_renewal_processes_have_the_rate_cv_and_dispersion_asked(kind, cv):
+    count, rate = 40_000, 50.0
+    arrivals = times(Arrivals(kind, rate, cv), count + 1)
+    assert abs(count / (arrivals[-1] / 1e9) / rate - 1) < 4 * cv / math.sqrt(count)
+    # Var(sample CV) = CV^2 / n * ((kurtosis - 1) / 4 - skewness * CV + CV^2): 1 / n for exponential gaps.
+    skewness, kurtosis = moments(kind, cv)
+    spread = cv * math.sqrt(((kurtosis - 1) / 4 - skewness * cv + cv * cv) / count)
+    assert abs(gap_cv(arrivals) - cv) < 4 * spread
+    # Counts in windows of 200 mean gaps: the index tends to CV^2, and is off by
+    # (1/6 + CV^4/2 - skewness CV^3/3) / 200 there; its own spread is that of a variance of m counts.
+    windows = count // 200
+    expected = cv * cv + (1 / 6 + cv**4 / 2 - skewness * cv**3 / 3) / 200
+    found = index_of_dispersion(arrivals, round(200 / rate * 1e9))
+    assert abs(found - expected) < 4 * expected * math.sqrt(2 / (windows - 1))
+
+
+INTEGRALS = {
+    "ramp:2:20:60": lambda t: np.where(t < 60, 2 * t + 18 * t * t / 120, 660 + 20 * (t - 60)),
+    "steps:5@10,0@5,20@10": lambda t: np.where(t < 15, 5 * np.minimum(t, 10), 50 + 20 * (t - 15)),
+    "bursts:20:2:3": lambda t: 20 * (2 * (t // 5) + np.minimum(t % 5, 2)),
+    "sine:20:0.9:60": lambda t: 20 * (t + 0.9 * 60 / (2 * np.pi) * (1 - np.cos(2 * np.pi * t / 60))),
+}
+"""Expected arrivals until t (s), written out anew for each form."""
+
+
+@pytest.mark.parametrize("spec", list(INTEGRALS))
+def test_processes_of_changing_rate_are_poisson_in_the_time_of_their_rate(spec):
+    """Time rescaling: arrivals mapped through the integrated rate are a Poisson process of rate 1."""
+    count = 20_000
+    arrivals = times(Arrivals(spec), count + 1)
+    # Not only on average: each is the same unit-rate arrival, within the rounding of times to 1 us at 38/s.
+    gaps = np.random.Generator(np.random.PCG64(0)).standard_exponential(count)
+    mapped = INTEGRALS[spec](np.array(arrivals) / 1e9)
+    assert np.abs(mapped[1:] - np.cumsum(gaps)).max() < 38 * 1e-6
+    rescaled = np.rint(INTEGRALS[spec](np.array(arrivals) / 1e9) * 1e9).astype(np.int64)
+    assert abs(count / (rescaled[-1] / 1e9) - 1) < 4 / math.sqrt(count)
+    assert abs(gap_cv(rescaled) - 1) < 4 / math.sqrt(count)
+    found = index_of_dispersion(rescaled.tolist(), 20_000_000_000)
+    assert abs(found - 1) < 4 * math.sqrt(2 / (count / 20 - 1))
+
+
+def test_bursts_and_days_show_in_the_index_of_dispersion():
+    """In windows of a tenth of a period, counts vary as Poisson ones do, and with their means besides."""
+    for spec, window_s in (("bursts:20:2:3", 0.5), ("sine:20:0.9:60", 6.0)):
+        arrivals = times(Arrivals(spec), 20_001)
+        ends = np.arange(0, arrivals[-1] / 1e9, window_s)
+        means = np.diff(INTEGRALS[spec](ends))
+        expected = 1 + means.var() / means.mean()
+        assert expected > 5
+        # Counts N of means m about their mean: Var((N - mean)^2) = m + 2 m^2 + 4 a^2 m + 4 a m with
+        # a = m - mean. The mean's own spread adds at most its share of the index.
+        apart = means - means.mean()
+        squares = np.sum(means + 2 * means**2 + 4 * apart**2 * means + 4 * apart * means)
+        spread = (np.sqrt(squares) + expected * np.sqrt(means.sum())) / means.sum()
+        found = index_of_dispersion(arrivals, round(window_s * 1e9))
+        assert abs(found - expected) < 4 * spread
+
+
+def test_a_closed_loop_and_all_at_once_have_no_process():
+    for offer, count in (({"concurrency": 4}, 4), ({"all_at_once": True}, None)):
+        made = make("synthetic", WorkloadOptions(num_requests=9, **offer))
+        assert made.concurrency == count and made.schedule_s is None
+        assert {request.arrival_ns for request in made.requests} == {0}
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=IDS)
+def test_every_process_can_be_asked_for(process):
+    options = WorkloadOptions(num_requests=30, rate=process.rate, arrival=process.spec, cv=process.cv)
+    made = make("synthetic", options)
+    offered = made.parameters["offered"]
+    assert (offered["arrival"], offered["rate"], offered["cv"]) == (process.spec, process.rate, process.cv)
+    assert [r.arrival_ns for r in made.requests] == process.times_ns(stream(0, "arrivals"), 30)
+
+
+def test_streams_are_the_same_with_1_and_8_workers_and_in_another_process():
+    """Each worker makes the whole stream of the seed and takes its share: none has a seed of its own."""
+    asked = [
+        WorkloadOptions(
+            seed=3, num_requests=200, rate=each.rate, arrival=each.spec, cv=each.cv,
+            input_lengths="fixed:1", output_lengths="fixed:1",
+        )
+        for each in PROCESSES
+    ]  # fmt: skip
+    alone = [make("synthetic", options) for options in asked]
+    with multiprocessing.get_context("spawn").Pool(2) as two:
+        made = two.starmap(make, [("synthetic", options) for _ in range(8) for options in asked], chunksize=1)
+    for place, expected in enumerate(alone):
+        workers = made[place :: len(PROCESSES)]
+        assert {each.content_hash for each in workers} == {expected.content_hash}
+        shares = [request for worker, each in enumerate(workers) for request in each.requests[worker::8]]
+        assert tuple(sorted(shares, key=lambda request: request.id)) == expected.requests
+
+
+def test_workers_seeded_alike_are_seen_in_the_index_of_dispersion():
+    """What others have done: as many requests at once as there are workers, and the index says so."""
+    alike = sorted(8 * Arrivals("poisson", 25.0).times_ns(stream(0, "arrivals"), 5_000))
+    one = Arrivals("poisson", 200.0).times_ns(stream(0, "arrivals"), 40_000)
+    # About 200 windows of 1 s: (m - 1) times the index over its value is chi-squared.
+    for arrivals, expected in ((alike, 8), (one, 1)):
+        found = index_of_dispersion(arrivals, 1_000_000_000)
+        assert abs(found - expected) < 4 * expected * math.sqrt(2 / 190)

@@ -37,6 +37,7 @@ GOLDEN = {
     "synthetic": "6a884c59db8f8327cdc584c8dd7f8140cdfa5d588e8e753cddc1b7f84ca4935e",
     "nano256": "f0f0d4d3744c08568142ba974f434388c44dc1b70a86808ab5d5b59cdf31e619",
     "batch:64x1024+129": "4830f5b5c92720e8d11ddd47c9de20bd3d0e820e62dc8638bc5a158addcb3df6",
+    "mix:sharegpt=0.7,azure-code=0.3": "a200dcd1303c80efce16f7b1e8666b70491d7b25a7e02179c757f4c01b387140",
 }
 
 
@@ -47,7 +48,7 @@ def test_golden_hash(name):
 
 def test_every_entry_has_a_golden_hash_and_makes_a_serialisable_record():
     for entry in names():
-        name = "batch:64x1024+129" if entry.name.startswith("batch:") else entry.name
+        name = next(name for name in GOLDEN if name.partition(":")[0] == entry.name.partition(":")[0])
         assert name in GOLDEN
         made = workload(name, max_len=CONTEXT)
         assert json.loads(json.dumps(made.parameters)) == made.parameters
@@ -175,16 +176,17 @@ def test_shared_prefixes_and_turns():
     assert len({request.prompt[:192] for request in shared.requests}) == 4
     expected = (200 - 4) * 192 / (200 * 256)
     assert ideal_prefix_hit_ratio([r.prompt for r in shared.requests], 16) == pytest.approx(expected)
-    turns = workload("synthetic", turns=3, num_requests=48)
+    turns = workload("synthetic", turns=3, num_requests=48, shared_prefix="4x192")
     sessions: dict[str, list] = {}
     for request in turns.requests:
         sessions.setdefault(request.session, []).append(request)
     assert len(sessions) == 16
+    assert len({session[0].prompt[:192] for session in sessions.values()}) == 4
     for session in sessions.values():
         for before, after in itertools.pairwise(session):
             assert after.prompt[: len(before.prompt)] == before.prompt
             assert len(after.prompt) > len(before.prompt) + before.output_tokens
-            assert after.id >= before.id + 8
+            assert after.follows == before.id
 
 
 def sharegpt_file(tmp_path, answer_words: int = 9):

@@ -106,9 +106,9 @@ def test_kin_of_mooncake(tmp_path):
         {"session_id": "b", "timestamp": 20, "input_length": 100, "hash_ids": [3]},
     )
     made = opened(tmp_path, turns)
-    assert arrivals_ms(made) == [0, 20, 50.5]
+    assert arrivals_ms(made) == [0, 20, 0]
     assert [request.session for request in made.requests] == ["a", "b", "a"]
-    assert "answers take no time" in " ".join(made.notes)
+    assert [request.think_ns / 1e6 for request in made.requests] == [0, 0, 50.5]
     with pytest.raises(WorkloadError, match="line 1, field delay: there is no turn"):
         opened(tmp_path, mooncake({"session_id": "a", "delay": 1, "input_length": 5, "hash_ids": [1]}))
     with pytest.raises(WorkloadError, match=r"blocks of 1024 or 2048 tokens fit its hash_ids; give a longer"):
@@ -179,3 +179,13 @@ def test_ticks_are_told_without_losing_a_row(times):
     ticked = [time // TICK_NS * TICK_NS for time in times]
     _, found = on_ticks([TraceRow(1, 1, time) for time in ticked], TICK_NS)
     assert found == (len(set(ticked)) < len(ticked))
+
+
+def test_a_small_file_of_chats_is_taken_whole(tmp_path):
+    """Not refused because fewer than the usual number pass."""
+    said = ["How do I write a for loop over numbers?", "You can write for number in numbers: and go on."]
+    turns = [{"from": "human", "value": said[0]}, {"from": "gpt", "value": said[1]}]
+    text = json.dumps([{"id": "1", "conversations": turns}])
+    made = opened(tmp_path, text, tokenize=lambda text: [len(word) for word in text.split()])
+    assert [(len(request.prompt), request.output_tokens) for request in made.requests] == [(9, 10)]
+    assert made.concurrency is not None

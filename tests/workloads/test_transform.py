@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from backbench.workloads import transform
 from backbench.workloads.packed import packed_mooncake
 from backbench.workloads.readers.mooncake import TICK_NS
 from backbench.workloads.statistics import gap_cv
-from backbench.workloads.trace import TraceRow
+from backbench.workloads.trace import Follow, TraceRow
 
 SECOND_NS = 1_000_000_000
 
@@ -105,3 +107,12 @@ def test_spreading_moves_within_the_tick_and_does_not_look_ahead():
     spread = arrivals(transform.spread_ticks(rows, 4, TICK_NS)[0])
     assert [arrival // (3 * SECOND_NS) for arrival in spread] == [0, 0, 0, 1, 1, 2]
     assert arrivals(transform.spread_ticks(rows[:5], 4, TICK_NS)[0]) == spread[:5]
+
+
+def test_capped_silences_cap_think_times_too():
+    follow = Follow("a", 30 * SECOND_NS, "a", 0)
+    rows = [TraceRow(1, 1, key="a"), TraceRow(1, 1, 30 * SECOND_NS, follow=follow)]
+    capped, _ = transform.cap_gaps(rows, 2)
+    assert capped[1].follow is not None and capped[1].follow.think_ns == 2 * SECOND_NS
+    untimed = replace(rows[1], follow=replace(follow, think_ns=None))
+    assert transform.cap_gaps([rows[0], untimed], 2)[0][1].follow == untimed.follow

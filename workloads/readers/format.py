@@ -20,7 +20,7 @@ _ARRAY_CHARACTERS = 1 << 14
 
 @dataclass(frozen=True)
 class Head:
-    """A file's first line that is not empty (of a JSON array: its beginning): it tells the format."""
+    """A file's first line that is not empty (of JSON over many lines: its beginning): it tells the format."""
 
     text: str
 
@@ -56,7 +56,8 @@ def read_head(path: Path) -> Head:
         try:
             lines = iter(lambda: file.readline(_HEAD_CHARACTERS), "")
             text = next((line.strip() for line in lines if line.strip()), "")
-            while text.startswith("[") and len(text) < _ARRAY_CHARACTERS:
+            spread_out = text.startswith("[") or text == "{"
+            while spread_out and len(text) < _ARRAY_CHARACTERS:
                 more = next(lines, None)
                 if more is None:
                     break
@@ -78,6 +79,8 @@ class Format:
     """The fields of WorkloadOptions that it takes, besides those that every workload takes."""
     draft: Callable[[Path, WorkloadOptions], Draft]
     """The file as a workload. Raises WorkloadError naming file, line and field."""
+    folder: str = ""
+    """Names (a glob pattern) of the files of a folder that is one workload of this format; empty: none is."""
 
 
 def trace_format(

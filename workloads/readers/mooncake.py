@@ -1,13 +1,15 @@
 """Mooncake traces: JSONL with milliseconds, often on 3 s ticks, and ids of blocks of prompt tokens.
 
 Its kin are read as well: without block ids, with blocks of another size, and with the turns of a session that
-name a `delay` in ms after the turn before instead of a time.
+name a `delay` in ms after the answer before instead of a time. A turn with a time of its own waits for that
+answer where it would come too soon.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from backbench.workloads.draft import TRACE_OPTIONS, Draft, draft_trace
 from backbench.workloads.options import WorkloadOptions
 from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.text import BadRows, Clock, Place, read_jsonl, whole_list
-from backbench.workloads.trace import TraceRow
+from backbench.workloads.trace import TraceRow, follow_recorded
 
 BLOCK_TOKENS = 512
 OTHER_BLOCKS = (16, 32, 64, 128, 256, 1024, 2048)
@@ -25,19 +27,15 @@ HEAD_ROWS = 100
 TICK_NS = 3_000_000_000
 MS = 1_000_000
 FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
-DELAY_NOTE = "a turn is offered its delay after the turn before it was; answers take no time there."
 Line = tuple[Place, dict[str, Any]]
 
 
 def draft_mooncake(path: Path, options: WorkloadOptions) -> Draft:
     """The file as a workload. Raises WorkloadError naming file, line and field."""
     bad = BadRows(skip=options.bad_rows == "skip")
-    rows, block_tokens, delays = _open(path, bad)
+    rows, block_tokens = _open(path, bad)
     source = {"kind": "mooncake", "data": path.name, "block_tokens": block_tokens}
-    notes = (DELAY_NOTE,) if delays else ()
-    return draft_trace(
-        path.name, rows, source, options, count=options.num_requests, tick_ns=TICK_NS, notes=notes, bad=bad
-    )
+    return draft_trace(path.name, rows, source, options, count=options.num_requests, tick_ns=TICK_NS, bad=bad)
 
 
 def read_mooncake(path: Path, bad: BadRows | None = None) -> Iterator[TraceRow]:
@@ -45,35 +43,43 @@ def read_mooncake(path: Path, bad: BadRows | None = None) -> Iterator[TraceRow]:
     return _open(path, bad or BadRows())[0]
 
 
-def _open(path: Path, bad: BadRows) -> tuple[Iterator[TraceRow], int | None, bool]:
-    """The rows, the size of their blocks (None: they have no ids), and whether turns have delays."""
+def _open(path: Path, bad: BadRows) -> tuple[Iterator[TraceRow], int | None]:
+    """The rows, and the size of their blocks (None: they have no ids)."""
     lines = read_jsonl(path, ("input_length", "output_length"), bad)
     head = list(itertools.islice(lines, HEAD_ROWS))
     block_tokens = _block_tokens(path, head)
     rows = _rows(itertools.chain(head, lines), block_tokens, bad)
-    delays = any("delay" in row for _, row in head)
-    if delays:
+    if any("delay" in row for _, row in head):
         # Sessions interleave, and only their first turns say when they are.
         rows = iter(sorted(rows, key=lambda row: row.arrival_ns))
-    return rows, block_tokens, delays
+    return rows, block_tokens
 
 
 def _rows(lines: Iterator[Line], block_tokens: int | None, bad: BadRows) -> Iterator[TraceRow]:
     clock = Clock("timestamp")
-    latest_ns: dict[str, int] = {}
-    for place, row in lines:
+    turns: dict[str, TraceRow] = {}
+    for number, (place, row) in enumerate(lines):
         with bad.row():
             session = None if row.get("session_id") is None else str(row["session_id"])
-            arrival_ns = _arrival_ns(place, row, session, latest_ns, clock)
+            if session is not None:
+                place.require_encodable("session_id", session)
+            before = None if session is None else turns.get(session)
+            arrival_ns, think_ns = _times_ns(place, row, before, clock)
             input_tokens = place.whole("input_length", row["input_length"], 1)
-            yield TraceRow(
+            found = TraceRow(
                 input_tokens=input_tokens,
                 output_tokens=place.whole("output_length", row["output_length"], 1),
                 arrival_ns=arrival_ns,
                 block_ids=_block_ids(place, row, input_tokens, block_tokens),
                 block_tokens=block_tokens or 0,
                 session=session,
+                key=None if session is None else f"row {number}",
             )
+            if before is not None:
+                found = replace(found, follow=follow_recorded(before, found, think_ns))
+            if session is not None:
+                turns[session] = found
+            yield found
 
 
 def _block_ids(
@@ -91,21 +97,18 @@ def _block_ids(
     return block_ids
 
 
-def _arrival_ns(
-    place: Place, row: dict[str, Any], session: str | None, latest_ns: dict[str, int], clock: Clock
-) -> int:
-    """When the row is offered; keeps the latest turn of each session."""
+def _times_ns(
+    place: Place, row: dict[str, Any], before: TraceRow | None, clock: Clock
+) -> tuple[int, int | None]:
+    """When the row is offered, if answers took no time; and its delay, where it has one instead of a time."""
     if "timestamp" in row:
-        arrival_ns = clock.check(place, place.seconds_ns("timestamp", row["timestamp"], MS))
-    elif "delay" not in row:
+        return clock.check(place, place.seconds_ns("timestamp", row["timestamp"], MS)), None
+    if "delay" not in row:
         place.fail("timestamp", "is missing.")
-    elif session not in latest_ns:
+    if before is None:
         place.fail("delay", "there is no turn of its session_id before it.")
-    else:
-        arrival_ns = latest_ns[session] + place.seconds_ns("delay", row["delay"], MS)
-    if session is not None:
-        latest_ns[session] = arrival_ns
-    return arrival_ns
+    delay_ns = place.seconds_ns("delay", row["delay"], MS)
+    return before.arrival_ns + delay_ns, delay_ns
 
 
 def _block_tokens(path: Path, head: Sequence[Line]) -> int | None:

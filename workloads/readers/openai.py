@@ -7,7 +7,6 @@ log has it (`usage`, or the answer's text); otherwise the cap that the request s
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +23,11 @@ from backbench.workloads.draft import (
     cut,
     settle_times,
 )
-from backbench.workloads.lengths import parse_lengths
 from backbench.workloads.options import WorkloadOptions, choose_offer
 from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.json_array import read_objects
-from backbench.workloads.readers.text import BadRows, Clock, Place, whole_list
-from backbench.workloads.streams import stream
+from backbench.workloads.readers.prompts import chat_ids, output_or_drawn, read_messages, text_ids
+from backbench.workloads.readers.text import BadRows, Clock, Place
 from backbench.workloads.trace import TraceRow
 
 FIELDS = ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "timestamp")
@@ -73,8 +71,6 @@ def read_openai(path: Path, options: WorkloadOptions, bad: BadRows, log: Log) ->
         with bad.row():
             body = next((entry[name] for name in BODIES if isinstance(entry.get(name), dict)), entry)
             prompt = _prompt(place, body, options, log)
-            if not prompt:
-                place.fail("prompt", "is empty.")
             absolute_ns = _time_ns(place, entry, body)
             start_ns = absolute_ns if start_ns is None else start_ns
             row = TraceRow(
@@ -94,56 +90,12 @@ def read_openai(path: Path, options: WorkloadOptions, bad: BadRows, log: Log) ->
 
 
 def _prompt(place: Place, body: dict[str, Any], options: WorkloadOptions, log: Log) -> tuple[int, ...]:
-    prompt = body.get("prompt")
-    if isinstance(prompt, list):
-        return whole_list(place, "prompt", prompt)
-    field = "messages" if "messages" in body else "prompt"
-    messages = _messages(place, body["messages"]) if field == "messages" else []
-    text = "\n".join(f"{role}: {content}" for role, content in messages) if messages else prompt
-    if not isinstance(text, str):
-        place.fail(field, "give `messages`, or a `prompt` of text or token ids.")
-    if options.tokenize is None:
-        place.fail(field, "text needs a tokenizer; choose a model that has one.")
-    place.require_encodable(field, text)
-    if messages and options.tokenize_chat is not None:
-        ids = options.tokenize_chat([{"role": role, "content": content} for role, content in messages])
-        if ids is not None:
-            log.templated = True
-            return tuple(ids)
-    return tuple(options.tokenize(text))
-
-
-def _messages(place: Place, messages: object) -> list[tuple[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        place.fail("messages", "is no list of messages.")
-    found = []
-    for message in messages:
-        if not isinstance(message, dict):
-            place.fail("messages", f"{shown(message)} is no message.")
-        calls = message.get("tool_calls")
-        if message.get("content") is None and isinstance(calls, list) and calls:
-            content = json.dumps(calls, ensure_ascii=False)
-        else:
-            content = _content(place, message.get("content"))
-        found.append((str(message.get("role", "user")), content))
-    return found
-
-
-def _content(place: Place, content: object) -> str:
-    """Text, or the text of content parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        place.fail("messages.content", "missing, or neither text nor a list of parts.")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
-            place.fail(
-                "messages.content", f"a part of type {shown(kind)} is no text, and only text is replayed."
-            )
-        texts.append(part["text"])
-    return "".join(texts)
+    if isinstance(body.get("prompt"), list) or "messages" not in body:
+        return text_ids(place, "prompt", body.get("prompt"), options)
+    messages = read_messages(place, "messages", body["messages"])
+    ids, templated = chat_ids(place, "messages", messages, options)
+    log.templated |= templated
+    return ids
 
 
 def _output_tokens(
@@ -161,16 +113,10 @@ def _output_tokens(
     if text and options.tokenize is not None:
         place.require_encodable("response", text)
         return len(options.tokenize(text))
-    caps = [name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
-    if not caps and options.output_lengths is not None:
-        return parse_lengths(options.output_lengths).sample(stream(options.seed, "output lengths", index), 1)[
-            0
-        ]
-    if not caps:
-        place.fail(
-            "max_tokens", "missing, as are `usage` and `response`; give --output-lengths for such rows."
-        )
-    return place.whole(caps[0], body[caps[0]], 1)
+    names = ("max_completion_tokens", "max_tokens")
+    cap = next((name for name in names if body.get(name) is not None), "max_tokens")
+    reason = "missing, as are `usage` and `response`"
+    return output_or_drawn(place, cap, body.get(cap), options, index, reason)
 
 
 def _answer_text(answer: object) -> str | None:

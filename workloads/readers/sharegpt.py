@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backbench.errors import WorkloadError, shown
-from backbench.workloads.draft import OFFER_OPTIONS, Draft
+from backbench.workloads.draft import OFFER_OPTIONS, SESSION_OPTIONS, Draft, think_times_ns
+from backbench.workloads.lengths import parse_lengths
 from backbench.workloads.options import WorkloadOptions, choose_offer
 from backbench.workloads.readers.format import Format, Head
 from backbench.workloads.readers.json_array import read_objects
-from backbench.workloads.readers.text import BadRows, Place, is_file
+from backbench.workloads.readers.text import MAXIMUM_TOKENS, BadRows, Place, is_file
 from backbench.workloads.streams import stream
-from backbench.workloads.trace import TraceRow
+from backbench.workloads.trace import Follow, TraceRow
 
 DEFAULT_REQUESTS = 64
 FIELDS = frozenset({"id", "conversations", "from", "value", "role", "content"})
@@ -25,15 +26,16 @@ ANSWER_ROLES = frozenset({"gpt", "assistant", "chatgpt", "bing", "bard"})
 
 @dataclass(frozen=True)
 class Conversation:
-    """The first question and its answer."""
+    """The first question that an answer follows, that answer, and the questions and answers right after."""
 
     prompt: str
     answer: str
     line: int
+    later: tuple[tuple[str, str], ...] = ()
 
 
-def read_sharegpt(path: Path, bad: BadRows | None = None) -> Iterator[Conversation]:
-    """The first human turn that a gpt turn follows, of every conversation that has one.
+def read_sharegpt(path: Path, bad: BadRows | None = None, later: bool = False) -> Iterator[Conversation]:
+    """The first human turn that a gpt turn follows, of every conversation with one; if `later`, more of it.
 
     Over a third of the real file's entries start with a gpt turn: taking turns 0 and 1 blindly would send an
     answer as the prompt. Raises WorkloadError naming file, line and field.
@@ -44,12 +46,26 @@ def read_sharegpt(path: Path, bad: BadRows | None = None) -> Iterator[Conversati
             if not isinstance(entry.get("conversations"), list):
                 place.fail("conversations", "missing, or not a list of turns.")
             turns = [_turn(place, turn) for turn in entry["conversations"]]
-            for (role, text), (next_role, next_text) in itertools.pairwise(turns):
-                if role in PROMPT_ROLES and next_role in ANSWER_ROLES:
-                    for said in (text, next_text):
-                        place.require_encodable("conversations.value", said)
-                    yield Conversation(text, next_text, place.line)
-                    break
+            pairs = _pairs(turns)
+            if pairs:
+                for said in pairs[0]:
+                    place.require_encodable("conversations.value", said)
+                yield Conversation(*pairs[0], place.line, tuple(pairs[1:]) if later else ())
+
+
+def _pairs(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Questions with their answers, from the first one on as long as they take turns."""
+    pairs: list[tuple[str, str]] = []
+    start = 0
+    while start + 1 < len(turns):
+        (role, text), (next_role, next_text) = turns[start : start + 2]
+        answered = role in PROMPT_ROLES and next_role in ANSWER_ROLES
+        if answered:
+            pairs.append((text, next_text))
+        elif pairs:
+            break
+        start += 2 if answered else 1
+    return pairs
 
 
 def _turn(place: Place, turn: object) -> tuple[str, str]:
@@ -98,6 +114,8 @@ def draft_conversations(
             f"only {len(rows)} conversations pass the filter (at most {max_total} tokens together), not "
             f"{count}; lower --num-requests."
         )
+    times = zip(rows, think_times_ns(options, len(rows)), strict=True)
+    rows = [_thinking(row, think_ns) for row, think_ns in times]
     if max_total < 2048:
         notes = (*notes, f"conversations over the model's context of {max_total} tokens are left out.")
     source = {
@@ -105,7 +123,13 @@ def draft_conversations(
         **source,
         "filter": {"prompt": [4, 1024], "min_output": 4, "max_total": max_total},
     }
+    if options.turns is not None:
+        source |= {"turns": options.turns, "think_ms": options.think_ms}
     return Draft(name, rows, choose_offer(options, has_times=False), source, notes=notes)
+
+
+def _thinking(row: TraceRow, think_ns: int) -> TraceRow:
+    return row if row.follow is None else replace(row, follow=replace(row.follow, think_ns=think_ns))
 
 
 def passes(input_tokens: int, output_tokens: int, max_total: int) -> bool:
@@ -120,14 +144,51 @@ def _tokenized(path: Path, options: WorkloadOptions, max_total: int, bad: BadRow
         raise WorkloadError(
             f"{shown(str(path), 150)} holds text, which needs a tokenizer; choose a model that has one."
         )
-    conversations = list(read_sharegpt(path, bad))
+    conversations = list(read_sharegpt(path, bad, later=options.turns is not None))
+    spec = parse_lengths(options.turns or "fixed:1")
+    turns = spec.sample(stream(options.seed, "turns"), len(conversations))
     for index in stream(options.seed, "sharegpt order").permutation(len(conversations)).tolist():
         conversation = conversations[index]
         # Tokenized one by one, as only as many as the workload needs are worth the time.
         prompt = tuple(options.tokenize(conversation.prompt))
-        output_tokens = len(options.tokenize(conversation.answer))
-        if passes(len(prompt), output_tokens, max_total):
-            yield TraceRow(len(prompt), output_tokens, prompt=prompt)
+        answer = tuple(options.tokenize(conversation.answer))
+        if not passes(len(prompt), len(answer), max_total):
+            continue
+        row = TraceRow(len(prompt), len(answer), prompt=prompt)
+        if options.turns is None:
+            yield row
+            continue
+        row = replace(row, session=str(index), key=f"{index}/0", answer=answer)
+        yield row
+        later = conversation.later[: turns[index] - 1]
+        for said in itertools.chain.from_iterable(later):
+            Place(path, conversation.line).require_encodable("conversations.value", said)
+        yield from _later_turns(row, later, options.tokenize, options.max_len or MAXIMUM_TOKENS)
+
+
+def _later_turns(
+    row: TraceRow,
+    later: Iterable[tuple[str, str]],
+    tokenize: Callable[[str], list[int]],
+    longest: int,
+) -> Iterator[TraceRow]:
+    """The turns after the first, until one is empty or the session would be longer than `longest` tokens."""
+    for number, (question, said) in enumerate(later, 1):
+        prompt, answer = tuple(tokenize(question)), tuple(tokenize(said))
+        context_tokens = row.input_tokens + row.output_tokens
+        if not prompt or not answer or context_tokens + len(prompt) + len(answer) > longest:
+            return
+        assert row.key is not None
+        row = TraceRow(
+            input_tokens=context_tokens + len(prompt),
+            output_tokens=len(answer),
+            prompt=prompt,
+            session=row.session,
+            key=f"{row.session}/{number}",
+            follow=Follow(row.key, 0, row.key, context_tokens),
+            answer=answer,
+        )
+        yield row
 
 
 def _recognise(head: Head) -> int:
@@ -139,6 +200,6 @@ def _recognise(head: Head) -> int:
 FORMAT = Format(
     "sharegpt",
     _recognise,
-    OFFER_OPTIONS | {"bad_rows"},
+    OFFER_OPTIONS | SESSION_OPTIONS | {"bad_rows"},
     lambda path, options: draft_file(path.name, path, options),
 )

@@ -71,6 +71,13 @@ class Place:
             half = shown(text[error.start])
             self.fail(field, f"{half} is half of a surrogate pair and no character; mend the text.")
 
+    def session(self, value: object, field: str = "session_id") -> str | None:
+        """A session's name as text; None where the row has none."""
+        if value is None:
+            return None
+        self.require_encodable(field, str(value))
+        return str(value)
+
 
 MOST_BAD_ROWS = 100
 """So many rows may be skipped in any file; beyond them, a tenth of those read."""
@@ -131,49 +138,73 @@ def open_text(path: Path) -> TextIO:
     return path.open("r", encoding="utf-8-sig", newline="")
 
 
-def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
-    """Every line with its place. Unreadable bytes become a WorkloadError at the line they follow."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Every line with its number. Unreadable bytes become a WorkloadError at the line they follow."""
     number = 0
     with open_text(path) as file:
         try:
-            for number, line in enumerate(iter(lambda: file.readline(MAXIMUM_LINE), ""), 1):
+            while line := file.readline(MAXIMUM_LINE):
+                number += 1
                 if len(line) == MAXIMUM_LINE:
                     Place(path, number).fail("(the whole line)", f"longer than {MAXIMUM_LINE} characters.")
-                yield Place(path, number), line
+                yield number, line
         except UNREADABLE as error:
             Place(path, number + 1).fail("(the whole line)", f"unreadable: {error}")
 
 
-def read_csv(
-    path: Path, columns: Sequence[str], bad: BadRows | None = None
-) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Rows by column name. The header must hold `columns`, in any order, among others or not."""
-    bad = bad or BadRows()
-    place = Place(path, 1)
+def read_lines(path: Path) -> Iterator[tuple[Place, str]]:
+    """As `numbered_lines`, with the line's place."""
+    for number, line in numbered_lines(path):
+        yield Place(path, number), line
 
-    def text() -> Iterator[str]:
-        nonlocal place
-        for current, line in read_lines(path):
-            place = current
-            yield line
 
-    rows = csv.reader(text())
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        missing = [name for name in columns if name not in header]
-        if missing:
-            place.fail(missing[0], f"no such column; the header has {shown(', '.join(header), 120)}.")
-        for row in rows:
+class Table:
+    """A CSV file's header, and its rows as they stream by."""
+
+    def __init__(self, path: Path, columns: Sequence[str], bad: BadRows, delimiter: str = ",") -> None:
+        """Reads the header, which must hold `columns`, in any order, among others or not."""
+        self.path = path
+        self.bad = bad
+        self._rows = csv.reader((line for _, line in numbered_lines(path)), delimiter=delimiter)
+        first = next(self._read(), (1, []))[1]
+        self.header = [name.strip() for name in first]
+        """Names of the columns."""
+        for name in columns:
+            if name not in self.header:
+                header = shown(", ".join(self.header), 120)
+                Place(path, max(self._rows.line_num, 1)).fail(
+                    name, f"no such column; the header has {header}."
+                )
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Number of a row's last line, and its values, as many as the header has; empty lines are none."""
+        width = len(self.header)
+        for number, row in self._read():
             if not row:
                 continue
-            bad.rows += 1
-            with bad.row():
-                if len(row) != len(header):
-                    field = header[min(len(row), len(header) - 1)]
-                    place.fail(field, f"{len(row)} values where the header has {len(header)}.")
-                yield place, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        place.fail("(the whole line)", f"malformed CSV: {error}")
+            self.bad.rows += 1
+            if len(row) == width:
+                yield number, row
+                continue
+            with self.bad.row():
+                field = self.header[min(len(row), width - 1)]
+                Place(self.path, number).fail(field, f"{len(row)} values where the header has {width}.")
+
+    def _read(self) -> Iterator[tuple[int, list[str]]]:
+        try:
+            for row in self._rows:
+                yield self._rows.line_num, row
+        except csv.Error as error:
+            Place(self.path, max(self._rows.line_num, 1)).fail("(the whole line)", f"malformed CSV: {error}")
+
+
+def read_csv(
+    path: Path, columns: Sequence[str], bad: BadRows | None = None, delimiter: str = ","
+) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Rows by column name, with their places. The header must hold `columns`."""
+    table = Table(path, columns, bad or BadRows(), delimiter)
+    for number, row in table.rows():
+        yield Place(path, number), dict(zip(table.header, row, strict=True))
 
 
 def read_jsonl(

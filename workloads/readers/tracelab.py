@@ -10,12 +10,9 @@ from pathlib import Path
 from backbench.errors import shown
 from backbench.workloads.readers.format import has_columns, trace_format
 from backbench.workloads.readers.text import BadRows, read_csv
-from backbench.workloads.trace import Segment, TraceRow
+from backbench.workloads.trace import Follow, TraceRow
 
 COLUMNS = ("round_idx", "prefix_len", "input_len", "output_len", "tool_wait_after_ms")
-NOTE = (
-    "a round is offered at its session's arrival plus the tool waits before it; answers take no time there."
-)
 _MS = 1_000_000
 
 
@@ -32,9 +29,10 @@ class _Round:
 def read_tracelab(path: Path, bad: BadRows | None = None) -> Iterator[TraceRow]:
     """Rounds of all sessions in order of time. Raises WorkloadError naming file, line and field.
 
-    A prompt is the first `prefix_len` tokens of the session's context (the prompt and answer before it) and
-    `input_len` new ones. `arrival_time` (ms, default 0) of a session's first round releases the session.
-    Rounds of different sessions interleave, so the file is read whole.
+    A round is sent its session's `tool_wait_after_ms` after the answer before it. Its prompt is the first
+    `prefix_len` tokens of the session's context (the prompt and answer before it) and `input_len` new ones.
+    `arrival_time` (ms, default 0) of a session's first round releases the session. Rounds of different
+    sessions interleave, so the file is read whole.
     """
     sessions: dict[str, dict[int, _Round]] = {}
     bad = bad or BadRows()
@@ -63,26 +61,23 @@ def read_tracelab(path: Path, bad: BadRows | None = None) -> Iterator[TraceRow]:
 def _session_rows(name: str, rounds: Iterable[_Round]) -> Iterator[TraceRow]:
     ordered = sorted(rounds, key=lambda item: item.index)
     arrival_ns = ordered[0].arrival_ns
-    context: tuple[Segment, ...] = ()
+    before: _Round | None = None
     for item in ordered:
-        kept = _head(context, item.prefix_tokens)
-        # A prefix longer than the known context is content that the trace did not record: new, too.
-        total = item.prefix_tokens + item.input_tokens
-        stream_name = f"session/{name}/{item.index}"
-        prompt = (*kept, Segment(f"{stream_name}/input", 0, total - sum(part.tokens for part in kept)))
-        yield TraceRow(total, item.output_tokens, arrival_ns, segments=prompt, session=name)
-        context = (*prompt, Segment(f"{stream_name}/output", 0, item.output_tokens))
-        arrival_ns += item.wait_ns
+        follow = None
+        if before is not None:
+            key = f"{name}/{before.index}"
+            follow = Follow(key, before.wait_ns, key, item.prefix_tokens)
+            arrival_ns += before.wait_ns
+        yield TraceRow(
+            # A prefix longer than the known context is content that the trace did not record: new, too.
+            input_tokens=item.prefix_tokens + item.input_tokens,
+            output_tokens=item.output_tokens,
+            arrival_ns=arrival_ns,
+            session=name,
+            key=f"{name}/{item.index}",
+            follow=follow,
+        )
+        before = item
 
 
-def _head(segments: tuple[Segment, ...], tokens: int) -> tuple[Segment, ...]:
-    head = []
-    for part in segments:
-        taken = min(part.tokens, tokens)
-        if taken:
-            head.append(Segment(part.stream, part.index, taken))
-        tokens -= taken
-    return tuple(head)
-
-
-FORMAT = trace_format("tracelab", has_columns(COLUMNS), read_tracelab, notes=(NOTE,))
+FORMAT = trace_format("tracelab", has_columns(COLUMNS), read_tracelab)

@@ -91,7 +91,7 @@ def calibrate(
     bodies = Bodies(server, "completions", MODEL)
     path = "/chat/completions" if api == "chat" else "/completions"
     with null_server(Script(TTFT_S, load.itl_s)) as address:
-        settings = ClientSettings(address + path, first_token_timeout_s=30.0, stall_timeout_s=30.0)
+        settings = ClientSettings(address + path, first_token_timeout_s=30.0, token_timeout_s=30.0)
         with Clients(settings, processes) as clients:
             begun_ns = time.perf_counter_ns()
             failed, chunk_ns = _carry(clients, bodies, load, tokens, api)

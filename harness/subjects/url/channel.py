@@ -21,8 +21,8 @@ class ClientSettings:
     """Where requests are posted."""
     headers: dict[str, str] = field(default_factory=dict)
     connect_timeout_s: float = 10.0
-    first_token_timeout_s: float = 600.0
-    stall_timeout_s: float = 120.0
+    first_token_timeout_s: float = 300.0
+    token_timeout_s: float = 120.0
     request_timeout_s: float = 3600.0
 
 

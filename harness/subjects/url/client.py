@@ -122,7 +122,7 @@ class Flight:
         """Which limit it has passed."""
         first_s, stall_s, whole_s = (
             limits.first_token_timeout_s,
-            limits.stall_timeout_s,
+            limits.token_timeout_s,
             limits.request_timeout_s,
         )
         if now_ns - self.begun_ns > whole_s * 1e9:
@@ -131,7 +131,7 @@ class Flight:
             if now_ns - self.begun_ns > first_s * 1e9:
                 return f"no token within {first_s:g} s (--first-token-timeout)"
         elif now_ns - self.last_ns > stall_s * 1e9:
-            return f"no further token within {stall_s:g} s (--stall-timeout)"
+            return f"no further token within {stall_s:g} s (--token-timeout)"
         return None
 
 
@@ -341,7 +341,7 @@ class Client(asyncio.Protocol):
     async def _watch(self) -> None:
         """End what has passed a limit: one walk over all is cheaper than a timer a chunk. And tidy up."""
         limits = self.settings
-        shortest_s = min(limits.first_token_timeout_s, limits.stall_timeout_s, limits.request_timeout_s)
+        shortest_s = min(limits.first_token_timeout_s, limits.token_timeout_s, limits.request_timeout_s)
         while True:
             await asyncio.sleep(min(0.25, shortest_s / 4))
             now_ns = time.perf_counter_ns()

@@ -122,7 +122,7 @@ class ServerOptions:
         maximum=LONGEST_WAIT_S,
     )
     first_token_timeout_s: float = option(
-        600.0,
+        300.0,
         "Fail a request whose first token takes longer.",
         name="first_token_timeout",
         group="server",
@@ -130,10 +130,10 @@ class ServerOptions:
         above=0,
         maximum=LONGEST_WAIT_S,
     )
-    stall_timeout_s: float = option(
+    token_timeout_s: float = option(
         120.0,
         "Fail a request that waits longer for its next token.",
-        name="stall_timeout",
+        name="token_timeout",
         group="server",
         metavar="S",
         above=0,

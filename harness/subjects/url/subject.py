@@ -139,7 +139,7 @@ class UrlSubject:
             asked.headers_of(options),
             options.connect_timeout_s,
             options.first_token_timeout_s,
-            options.stall_timeout_s,
+            options.token_timeout_s,
             options.request_timeout_s,
         )
         self._clients = Clients(settings, self._processes)
@@ -194,7 +194,7 @@ class UrlSubject:
             "timeouts_s": {
                 "connect": options.connect_timeout_s,
                 "first_token": options.first_token_timeout_s,
-                "stall": options.stall_timeout_s,
+                "token": options.token_timeout_s,
                 "request": options.request_timeout_s,
             },
             "client_processes": self._processes,
@@ -204,6 +204,8 @@ class UrlSubject:
         return [], [UNKNOWN_MACHINE]
 
     def start(self) -> UrlTarget:
+        if self._clients is None:  # a further run of the same server
+            self._open()
         assert self._clients is not None
         self._clients.reports()  # counts begin anew
         url, headers = self.described.metrics_url, asked.metrics_headers(self.options)

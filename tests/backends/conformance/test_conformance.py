@@ -19,7 +19,18 @@ from backbench.backends.conformance.attention_cases import (
     full_cases,
     quick_cases,
 )
-from backbench.backends.interface import Attention, AttentionSpec, Backend, Batch, Device, Rotation, device
+from backbench.backends.conformance.matrix import CheckRow
+from backbench.backends.interface import (
+    Attention,
+    AttentionSpec,
+    Backend,
+    Batch,
+    Device,
+    Rotation,
+    RoundedRows,
+    device,
+)
+from backbench.backends.quantization import rounded_rows
 from backbench.backends.torch import BACKEND
 from backbench.backends.torch.attention import TorchAttention, TorchRunner
 from backbench.backends.torch.linear import TorchLinear
@@ -304,6 +315,37 @@ class OtherNoise(TorchOperations):
 def test_a_planted_operation_fault_is_caught(operations: TorchOperations, where: str, cpu: Device) -> None:
     wrong = check_backend(Backend("faulty", "", operations=operations), cpu, dtypes=[torch.float32]).wrong
     assert any(row.case.startswith(where) for row in wrong)
+
+
+def test_norm_and_gate_that_leave_codes_are_checked(cpu: Device) -> None:
+    class Rounding(TorchOperations):
+        roundings = frozenset({"fp8-token"})
+        fault = 1.0
+
+        def rounded_gate(self, gate_up: Tensor, activation: str) -> RoundedRows:
+            x = self.gate(gate_up)
+            codes, scale = rounded_rows(x, activation)
+            return RoundedRows(codes, self.fault * scale.flatten(), x.dtype)
+
+        def rounded_add_rms_norm(
+            self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, activation: str
+        ) -> tuple[RoundedRows, Tensor]:
+            normed, total = self.add_rms_norm(x, residual, weight, eps)
+            codes, scale = rounded_rows(normed, activation)
+            codes = codes.view(torch.uint8).roll(int(self.fault != 1), 1).view(codes.dtype)
+            return RoundedRows(codes, scale.flatten(), x.dtype), total
+
+    class Faulted(Rounding):
+        fault = 1.25
+
+    def rows(operations: TorchOperations) -> list[CheckRow]:
+        backend = Backend("rounding", "", operations=operations)
+        found = check_backend(backend, cpu, dtypes=[torch.float32]).rows
+        return [row for row in found if "fp8-token" in row.case and row.operation == "operations"]
+
+    assert {row.status for row in rows(Rounding())} == {Status.PASS}
+    assert {row.status for row in rows(Faulted())} == {Status.WRONG}
+    assert {row.case.split()[0] for row in rows(Faulted())} == {"add_rms_norm", "gate"}
 
 
 def test_a_fused_write_is_compared_with_rotate_and_write(cpu: Device) -> None:

@@ -20,7 +20,8 @@ from backbench.backends.conformance import Status, oracle
 from backbench.backends.conformance.attention_cases import make_case
 from backbench.backends.conformance.attention_check import AttentionChecker
 from backbench.backends.dependency import Release
-from backbench.backends.interface import AttentionSpec, Device, Scheme, Weight, device
+from backbench.backends.interface import AttentionSpec, Device, RoundedRows, Scheme, Weight, device
+from backbench.backends.quantization import SCHEMES, quantize, rounded_rows
 from backbench.backends.rocm import aiter, attention, linear
 from backbench.backends.rocm.attention import AiterAttention, RocmAttention
 from backbench.backends.rocm.cache import new_cache
@@ -159,6 +160,16 @@ def test_linear_uses_the_tuned_product(installed: None) -> None:
     packed = served.pack(Weight(Scheme(), weight), machine("gfx942"))
     assert packed.product is not None
     assert torch.equal(served.run(x, packed), torch.nn.functional.linear(x, weight))
+
+
+def test_a_quantized_product_takes_rounded_rows_as_the_triton_backends_does() -> None:
+    served, x = linear.RocmLinear(), torch.randn(2, 256, dtype=torch.bfloat16)
+    weight = quantize(torch.randn(64, 256, dtype=torch.bfloat16), SCHEMES["fp8"])
+    packed = served.pack(weight, machine("gfx942"))
+    assert served.rounding(packed) == "fp8-token"
+    codes, scale = rounded_rows(x, "fp8-token")
+    rows = RoundedRows(codes, scale.flatten(), x.dtype)
+    assert torch.equal(served.run_rounded(rows, packed), served.run(x, packed))
 
 
 def test_the_preshuffled_layout_reads_back_and_skips_slot_minus_one() -> None:

@@ -29,6 +29,7 @@ from backbench.backends.quantization import SCHEMES, quantize
 from backbench.backends.triton.attention import TritonRunner
 from backbench.backends.triton.configs import GemmConfig
 from backbench.backends.triton.elementwise import embed_launch, gate_launch, norm_launch, rotate_launch
+from backbench.backends.triton.fused_rounding import rounded_gate_launch, rounded_norm_launch
 from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_write_launch
 from backbench.backends.triton.gemm import product_launch
 from backbench.backends.triton.launch import Launch, Place
@@ -109,6 +110,8 @@ def quantized_launches(place: Place, x: torch.Tensor, out: torch.Tensor) -> list
         *product_launches(place, Rows(codes[:1], scale[:1]), eight, None, out[:1], vector),
         product_launches(place, Rows(codes, scale), eight, None, out, wide)[0],
         rounding_launch(place, x, "fp8-token", None, codes, scale),
+        rounded_norm_launch(place, x, x, x[0], 1e-6, "fp8-token", codes, scale),
+        rounded_gate_launch(place, x, "fp8-token", codes[:, :128], scale),
         writing_launch(place, packed, dense),
         writing_launch(place, eight, dense),
     ]

@@ -73,6 +73,13 @@ def test_geometry(geometry: dict[str, Any]) -> None:
     assert not problem(short(make_case("mixed", torch.bfloat16, **geometry), *MIXED))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_fp8_cache_is_decoded(dtype: torch.dtype) -> None:
+    fp8 = torch.float8_e4m3fn
+    case = short(make_case("decode", dtype, head_dim=64, kv_dtype=fp8), Row(1, 33), Row(1, 1), Row(1, 70))
+    assert not problem(case, decode={"programs_per_unit": 5, "CHUNK": 2})
+
+
 def test_head_dim_256() -> None:
     assert not problem(short(make_case("mixed", torch.float16, head_dim=256), Row(1, 20), Row(9, 12)))
 

@@ -94,6 +94,24 @@ def test_product(name: str, config: Kernel) -> None:
     assert not complaint(multiply(x, packed, config, bias), x, weight, bias, early=config.early)
 
 
+@pytest.mark.parametrize("name", ["int8", "int8-w8a8", "fp8", "fp8 weights alone"])
+@pytest.mark.parametrize(("k", "split"), [(512, 1), (512, 2), (384, 1)])
+def test_more_columns_at_a_time(name: str, k: int, split: int) -> None:
+    config = Kernel(16, 64, 4, 2, swap=True, split=split, depth=256)
+    for rows in (1, 5):
+        x, weight = operands(VARIANTS[name], rows, k=k)
+        assert not complaint(multiply(x, pack_weight(weight, AT), config), x, weight, early=False)
+
+
+def test_more_columns_at_a_time_only_where_they_share_every_scale() -> None:
+    def depths(scheme: Scheme, k: int = 4096, arch: str = "sm90") -> set[int]:
+        return {each.depth for each in quantized_configs.launches(arch, 132, 1, 6144, k, scheme)}
+
+    assert depths(SCHEMES["fp8"]) == depths(SCHEMES["int8"]) == {0, 256}
+    assert depths(SCHEMES["fp8-block"]) == depths(SCHEMES["int4-g128"]) == {0}
+    assert depths(SCHEMES["fp8"], k=4096 + 128) == depths(SCHEMES["fp8"], arch="gfx942") == {0}
+
+
 @pytest.mark.parametrize("name", ["int4-g32", "nvfp4", "mxfp4", "fp8", "int8", "fp8-block"])
 def test_fp16(name: str) -> None:
     for rows, config in ((1, VECTOR), (3, WIDE)):
@@ -235,7 +253,10 @@ def test_ways() -> None:
 
     By the written rule: of an untuned GPU.
     """
-    assert choose(*UNTUNED, 1, 28672, 4096, SCHEMES["int4-g128"], torch.bfloat16).block_m == 0
+    assert choose(*MI300, 1, 28672, 4096, SCHEMES["int4-g128"], torch.bfloat16).block_m == 0
+    assert choose(*MI300, 1, 28672, 4096, SCHEMES["fp8"], torch.bfloat16).block_m == 0
+    assert choose(*UNTUNED, 1, 28672, 4096, SCHEMES["int4-g128"], torch.bfloat16).block_m == 16
+    assert choose(*UNTUNED, 1, 28672, 4096, SCHEMES["fp8"], torch.bfloat16).block_m == 16
     assert choose(*UNTUNED, 16, 28672, 4096, SCHEMES["int4-g128"], torch.bfloat16).block_m == 16
     assert choose(*UNTUNED, 8192, 28672, 4096, SCHEMES["int4-g128"], torch.bfloat16) == Dequantized()
     assert choose(*UNTUNED, 9000, 28672, 4096, SCHEMES["fp8"], torch.bfloat16) == ScaledProduct()
@@ -249,7 +270,7 @@ def test_the_way_of_every_row_count_is_told() -> None:
     told = TritonLinear().tuning(spec, H100)
     assert told is not None
     assert len(told) == len(BUCKETS)
-    assert told["m1 n100 k4096 int4(group=32): vector kernel"] == "no entry for sm90-132"
+    assert told["m1 n100 k4096 int4(group=32): matrix kernel 16x128"] == "no entry for sm90-132"
     assert "m8192 n100 k4096 int4(group=32): dequantized" in told
 
 

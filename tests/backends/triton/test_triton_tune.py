@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.interface import AttentionSpec, Device, Scheme
 from backbench.backends.interface import device as devices
 from backbench.backends.interface.device import cpu
+from backbench.backends.quantization import SCHEMES
 from backbench.backends.triton import configs, tune
 from backbench.backends.triton.configs import (
     ATTENTION_BUCKETS,
@@ -26,6 +27,7 @@ from backbench.backends.triton.configs import (
     prefill_launches,
     written_attention,
 )
+from backbench.backends.triton.quantized_configs import BUCKETS
 from backbench.backends.triton.tune import AttentionProblem, GemmProblem, TritonTuner
 from backbench.backends.tuning.search import Problem, parallel_compiler, sweep
 
@@ -52,6 +54,15 @@ def test_every_bucket_of_the_model_is_a_problem_once() -> None:
     keys = [(problem.operation, problem.bucket, problem.dtype) for problem in problems]
     assert len(keys) == len(set(keys)) == 2 * len(ROW_BUCKETS) + 2 * len(ATTENTION_BUCKETS)
     assert tuner.file(H200).name == "sm90-132.json"
+
+
+def test_every_bucket_of_a_quantized_product_is_a_problem_once() -> None:
+    schemes = (Scheme(), SCHEMES["fp8"], SCHEMES["int4-g128"])
+    weights = [(256, 256), (512, 256), (256, 256)]
+    problems = [*TritonTuner().products(weights, torch.bfloat16, H200, schemes)]
+    keys = [(problem.operation, problem.bucket, problem.dtype) for problem in problems]
+    assert len(keys) == len(set(keys)) == 2 * (len(ROW_BUCKETS) + 2 * len(BUCKETS))
+    assert pickle.loads(pickle.dumps(problems[-1])) == problems[-1]
 
 
 def test_compilers_in_other_processes_answer_whatever_happens_there() -> None:

@@ -16,12 +16,12 @@ from backbench.backends.interface import Scheme
 from backbench.backends.interface.device import cpu
 from backbench.backends.quantization import SCHEMES, dequantize
 from backbench.engine.calibration.recipe import Recipe
+from backbench.engine.calibration.samples import sampled_sequences
 from backbench.engine.calibration.writing import write_quantized
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
 from backbench.engine.models.checkpoint import DirectorySource, ModelSource, find_model
 from backbench.engine.models.decoder import whole_sequences
-from backbench.harness.samples import sampled_sequences
 
 LENGTH = 96
 Sequences = list[list[int]]

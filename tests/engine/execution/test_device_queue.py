@@ -47,3 +47,57 @@ def test_a_late_device_does_no_more_than_it_must() -> None:
     second.synchronize()
     first.synchronize()
     assert seen == ["a", "b"]
+
+
+class TimedEvent:
+    """An event of a device on which a microsecond passes with each."""
+
+    made = 0
+    now_ms = 0.0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+        TimedEvent.made += 1
+        self.waited = 0
+
+    def record(self) -> None:
+        TimedEvent.now_ms += 1e-3
+        self.at_ms = TimedEvent.now_ms
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+    def elapsed_time(self, end: TimedEvent) -> float:
+        return end.at_ms - self.at_ms
+
+
+def test_a_stretch_is_timed_by_events_that_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", TimedEvent)
+    queue = DeviceQueue(torch.device("cuda", 0))
+    for _ in range(5):  # two in flight, as the engine has them
+        first = queue.stretch()
+        first.end()
+        second = queue.stretch()
+        second.end()
+        for each in (first, second):
+            each.synchronize()
+            assert each.device_ns() == 1000
+    assert TimedEvent.made == 4
+
+
+def test_a_cpu_times_no_stretch() -> None:
+    stretch = DeviceQueue(torch.device("cpu")).stretch()
+    stretch.end()
+    stretch.synchronize()
+    assert stretch.device_ns() is None
+
+
+def test_a_stretch_of_a_late_device_ends_where_it_was_ended() -> None:
+    queue = LateQueue()
+    seen: list[str] = []
+    stretch = queue.stretch()
+    queue.submit(lambda: seen.append("a"))
+    stretch.end()
+    queue.submit(lambda: seen.append("b"))
+    stretch.synchronize()
+    assert seen == ["a"]

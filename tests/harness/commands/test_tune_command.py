@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from backbench.backends.interface import AttentionSpec, Backend, Config, Device, Problem, Tuner
+from backbench.backends.interface import AttentionSpec, Backend, Config, Device, Problem, Scheme, Tuner
+from backbench.backends.quantization import SCHEMES
 from backbench.backends.tuning import table as tuning
 from backbench.backends.tuning.table import Entry, Table
 from backbench.harness.cli import run_command
@@ -62,9 +63,14 @@ class FakeTuner(Tuner):
         return self.folder / "own.json"
 
     def products(
-        self, weights: Sequence[tuple[int, int]], dtype: torch.dtype, device: Device
+        self,
+        weights: Sequence[tuple[int, int]],
+        dtype: torch.dtype,
+        device: Device,
+        schemes: Sequence[Scheme] = (Scheme(),),
     ) -> Iterator[Problem]:
         self.asked["products"] = [(n, k, dtype) for n, k in weights]
+        self.asked["schemes"] = list(schemes)
         yield from self.found
 
     def attention(self, specs: Sequence[AttentionSpec], device: Device) -> Iterator[Problem]:
@@ -132,7 +138,16 @@ def test_the_models_shapes_are_asked_for(tuner: FakeTuner, bench: Any) -> None:
     for operation, kind in (("gemm", "products"), ("attention", "specs")):
         tuner.asked.clear()
         assert bench("-m", "shape:qwen3-8b", "--operations", operation)[0] == 0
-        assert list(tuner.asked) == [kind]
+        assert kind in tuner.asked
+        assert {"products", "specs"} - set(tuner.asked) == {"products", "specs"} - {kind}
+
+
+def test_quantized_products_and_caches_are_asked_for(tuner: FakeTuner, bench: Any) -> None:
+    assert bench("-m", "shape:qwen3-8b")[0] == 0
+    assert tuner.asked["schemes"] == [Scheme()]
+    assert bench("-m", "shape:qwen3-8b", "--quantize", "none,fp8,nvfp4", "--kv-dtype", "fp8")[0] == 0
+    assert tuner.asked["schemes"] == [Scheme(), SCHEMES["fp8"], SCHEMES["nvfp4"]]
+    assert [spec.kv_dtype for spec in tuner.asked["specs"]] == [torch.float8_e4m3fn]
 
 
 def test_other_entries_of_the_file_stay(tuner: FakeTuner, bench: Any, tmp_path: Path) -> None:

@@ -114,11 +114,15 @@ def test_an_inconclusive_answer_says_what_it_could_have_seen(gate: Gate) -> None
     ("metric", "loss", "said"),
     [
         ("throughput", -0.8, "throughput 5.000x the baseline's, better (4.000 to 10.000, n = 8 pairs"),
+        ("throughput", 0.0, "throughput 1.000x the baseline's (0.769 to 1.111, n = 8 pairs"),
         ("tpot_p50", -0.8, "tpot_p50 0.200x the baseline's, better (0.100 to 0.250, n = 8 pairs"),
         ("throughput", 0.25, "throughput 0.800x the baseline's, worse (0.714 to 0.909, n = 8 pairs"),
     ],
 )
 def test_a_change_is_said_in_the_metrics_own_direction(metric: str, loss: float, said: str) -> None:
-    """A loss is oriented so that + is worse; a rate that rose fivefold is not "80 % better"."""
-    low, high = (-0.9, -0.75) if loss < 0 else (0.1, 0.4)
+    """A loss is oriented so that + is worse; a rate that rose fivefold is not "80 % better".
+
+    An interval that holds no change says neither.
+    """
+    low, high = {-0.8: (-0.9, -0.75), 0.0: (-0.1, 0.3), 0.25: (0.1, 0.4)}[loss]
     assert sentence(Finding(metric, 8, loss, low, high, 0.01, 0.03, 0.02, Verdict.PASS)).startswith(said)

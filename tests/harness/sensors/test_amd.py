@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from backbench.harness.sensors.amd import AmdSmiSensor
-from backbench.harness.sensors.present import open_sensors
+from backbench.harness.sensors.amd import AmdSmiSensor, names_of
 
 
 class AmdSmiException(Exception):
@@ -24,6 +23,12 @@ class Clock(IntEnum):
 
 
 ADDRESSES = {"first": "0000:05:00.0", "second": "0000:26:00.0"}
+
+
+THROTTLED = {
+    "throttle_status": "N/A", "prochot_residency_acc": 3, "ppt_residency_acc": 900,
+    "socket_thm_residency_acc": 7, "vr_thm_residency_acc": "N/A", "hbm_thm_residency_acc": 0,
+}  # fmt: skip
 
 
 def module(**changed: Any) -> types.ModuleType:
@@ -51,6 +56,8 @@ def module(**changed: Any) -> types.ModuleType:
             "gfx_activity": 97, "umc_activity": 12, "mm_activity": "N/A"
         },
         "amdsmi_get_gpu_vram_usage": lambda handle: {"vram_total": 196_592, "vram_used": 283},
+        "amdsmi_get_gpu_process_list": lambda handle: [{"pid": 1}, {"pid": 2}],
+        "amdsmi_get_gpu_metrics_info": lambda handle: THROTTLED,
         "amdsmi_get_gpu_asic_info": lambda handle: {"market_name": "AMD Instinct MI300X"},
         "amdsmi_get_gpu_driver_info": lambda handle: {"driver_name": "amdgpu", "driver_version": "6.12.12"},
         "AmdSmiClkType": Clock,
@@ -71,7 +78,7 @@ def second_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sample_in_our_units(monkeypatch: pytest.MonkeyPatch, second_gpu: None) -> None:
     monkeypatch.setitem(sys.modules, "amdsmi", module())
-    sensor = AmdSmiSensor(0)
+    sensor = AmdSmiSensor(0, names_of(0))
     assert sensor._handle == "second"
     assert sensor.sample() == [
         {
@@ -83,8 +90,11 @@ def test_a_sample_in_our_units(monkeypatch: pytest.MonkeyPatch, second_gpu: None
             "temperature_c": 43.0,
             "memory_used_bytes": 283 * 2**20,
             "utilization": 97.0,
+            "processes": 2,
+            "throttle_reasons": 0,
         }
     ]
+    assert sensor.missing == []
     assert sensor.describe() == {
         "name": "AMD Instinct MI300X",
         "driver": "6.12.12",
@@ -107,20 +117,40 @@ def test_what_the_driver_does_not_offer_is_left_out_and_asked_once(
     changed = {"amdsmi_get_energy_count": fail, "amdsmi_get_power_info": lambda handle: consumer}
     changed["amdsmi_get_gpu_activity"] = lambda handle: {"gfx_activity": "N/A"}
     monkeypatch.setitem(sys.modules, "amdsmi", module(**changed))
-    sensor = AmdSmiSensor(0)
+    sensor = AmdSmiSensor(0, names_of(0))
     first, second = sensor.sample()[0], sensor.sample()[0]
     assert first == second and len(asked) == 1
     assert first["power_w"] == 31.0
     assert not {"energy_j", "utilization"} & set(first)
 
 
-def test_a_missing_library_or_card_is_a_reason_not_an_error(
+def test_a_throttler_that_worked_since_the_last_sample_is_named_as_nvidias(
     monkeypatch: pytest.MonkeyPatch, second_gpu: None
 ) -> None:
+    counts = dict(THROTTLED)
+    monkeypatch.setitem(sys.modules, "amdsmi", module(amdsmi_get_gpu_metrics_info=lambda handle: {**counts}))
+    sensor = AmdSmiSensor(0, names_of(0))
+    assert sensor.sample()[0]["throttle_reasons"] == 0
+    counts |= {"ppt_residency_acc": 901, "hbm_thm_residency_acc": 1}
+    assert sensor.sample()[0]["throttle_reasons"] == 0x04 | 0x40
+    assert sensor.sample()[0]["throttle_reasons"] == 0
+
+
+def test_a_missing_library_or_card_says_so(monkeypatch: pytest.MonkeyPatch, second_gpu: None) -> None:
     monkeypatch.setitem(sys.modules, "amdsmi", None)
-    sensors, reasons = open_sensors("amd")
-    assert len(sensors) == 1 and reasons and reasons[0].startswith("no GPU telemetry")
+    with pytest.raises(ImportError):
+        AmdSmiSensor(0, names_of(0))
     monkeypatch.setitem(sys.modules, "amdsmi", module(amdsmi_get_processor_handles=lambda: ["first"]))
-    assert "lists no GPU at 0000:26:00" in open_sensors("amd")[1][0]
-    monkeypatch.setitem(sys.modules, "amdsmi", module())
-    assert open_sensors("amd")[1] == []
+    with pytest.raises(RuntimeError, match="lists no GPU at 0000:26:00"):
+        AmdSmiSensor(0, names_of(0))
+
+
+def test_a_release_without_a_function_lacks_its_reading(
+    monkeypatch: pytest.MonkeyPatch, second_gpu: None
+) -> None:
+    older = module()
+    del older.amdsmi_get_gpu_metrics_info
+    monkeypatch.setitem(sys.modules, "amdsmi", older)
+    sensor = AmdSmiSensor(0, names_of(0))
+    assert "throttle_reasons" not in sensor.sample()[0]
+    assert sensor.missing == ["throttle_reasons"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from backbench.harness.sensors.nvidia import NvmlSensor
-from backbench.harness.sensors.present import describe_accelerator, open_sensors
+from backbench.harness.sensors.nvidia import NvmlSensor, names_of
+from backbench.harness.sensors.present import describe_accelerator
 
 MIB = 2**20
 CARD, SLICE = "11111111-1111-1111-1111-111111111111", "22222222-2222-2222-2222-222222222222"
@@ -90,7 +90,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_used_memory_leaves_the_drivers_reserve_out(install: Any) -> None:
     install()
-    sensor = NvmlSensor()
+    sensor = NvmlSensor(0, names_of(0))
     assert sensor.sample() == [{"device": 0, "power_w": 71.0, "memory_used_bytes": USED, "processes": 2}]
     assert sensor.describe()["idle_memory_bytes"] == USED
 
@@ -98,13 +98,13 @@ def test_used_memory_leaves_the_drivers_reserve_out(install: Any) -> None:
 def test_an_old_driver_counts_by_version_1_throughout(install: Any) -> None:
     """Idle and the samples are of one counter, whichever it is: their difference is what was taken."""
     install(second_version=False)
-    sensor = NvmlSensor()
+    sensor = NvmlSensor(0, names_of(0))
     assert sensor.sample()[0]["memory_used_bytes"] == sensor.describe()["idle_memory_bytes"] == USED + RESERVE
 
 
 def test_what_the_driver_does_not_offer_is_left_out(install: Any) -> None:
     install()
-    assert NvmlSensor().describe() == {
+    assert NvmlSensor(0, names_of(0)).describe() == {
         "driver": "570.1",
         "memory_bytes": 80_000 * MIB,
         "idle_power_w": 71.0,
@@ -115,25 +115,24 @@ def test_what_the_driver_does_not_offer_is_left_out(install: Any) -> None:
 
 def test_a_card_is_found_by_its_uuid(install: Any) -> None:
     install(uuids=(f"GPU-{CARD}", f"MIG-{SLICE}"))
-    assert NvmlSensor()._handle == f"GPU-{CARD}"
+    assert NvmlSensor(0, names_of(0))._handle == f"GPU-{CARD}"
 
 
 def test_a_slice_is_found_by_its_own_uuid(install: Any) -> None:
     """CUDA says the slice's, which NVML does not know as a card's."""
     install(cuda_uuid=SLICE, uuids=(f"GPU-{CARD}", f"MIG-{SLICE}"))
-    assert NvmlSensor()._handle == f"MIG-{SLICE}"
+    assert NvmlSensor(0, names_of(0))._handle == f"MIG-{SLICE}"
 
 
 def test_a_slice_is_found_where_cuda_says_its_cards_uuid(install: Any) -> None:
     install(cuda_uuid=CARD, visible=f"MIG-{SLICE}", uuids=(f"GPU-{CARD}", f"MIG-{SLICE}"))
-    assert NvmlSensor()._handle == f"MIG-{SLICE}"
+    assert NvmlSensor(0, names_of(0))._handle == f"MIG-{SLICE}"
 
 
-def test_a_card_that_nvml_does_not_know_is_a_reason_not_an_error(install: Any) -> None:
+def test_a_card_that_nvml_does_not_know_is_an_error_that_says_so(install: Any) -> None:
     install(uuids=())
-    sensors, reasons = open_sensors("nvidia")
-    assert len(sensors) == 1
-    assert reasons == ["no GPU telemetry: NVML does not answer: Not Found"]
+    with pytest.raises(RuntimeError, match="NVML does not answer: Not Found"):
+        NvmlSensor(0, names_of(0))
 
 
 def test_the_card_is_described_without_touching_it(install: Any) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from backbench.harness.sensors import rapl
 from backbench.harness.sensors.cpu import HostSensor
 from backbench.harness.sensors.present import open_sensors
+from backbench.harness.sensors.process import SensorProcess
 from backbench.harness.sensors.telemetry import Telemetry
 
 
@@ -63,7 +68,46 @@ def test_the_host_has_memory() -> None:
     assert row["host_rss_bytes"] > 2**20
 
 
-def test_a_cpu_has_the_host_and_a_reason_for_the_rest() -> None:
+def test_a_row_with_a_time_of_its_own_keeps_it() -> None:
+    class Stamped(Counter):
+        def sample(self) -> list[dict[str, Any]]:
+            return [row | {"time_ns": 7} for row in super().sample()]
+
+    sensor = Stamped()
+    with Telemetry([sensor], period_s=0.001) as telemetry:
+        assert sensor.enough.wait(5)
+    assert {row["time_ns"] for row in telemetry.rows} == {7}
+
+
+def test_a_cpu_without_counters_has_the_host_and_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> list[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(rapl, "packages", none)
     sensors, reasons = open_sensors("cpu")
     assert [type(sensor) for sensor in sensors] == [HostSensor]
-    assert "no accelerator" in reasons[0]
+    assert reasons == ["no accelerator, and the CPU's energy is not read: Permission denied"]
+
+
+def test_a_cpu_with_counters_has_its_packages_energy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "energy_uj").write_text("5")
+    (tmp_path / "max_energy_range_uj").write_text("1000")
+    monkeypatch.setattr(rapl, "packages", lambda: [tmp_path])
+    sensors, reasons = open_sensors("cpu")
+    process = sensors[1]
+    assert isinstance(process, SensorProcess) and process.sample()[-1]["energy_j"] == 0.0
+    assert reasons == ["no accelerator; the energy is that of the CPU packages"]
+    process.close()
+
+
+def test_the_first_sample_is_there_before_what_is_measured_begins() -> None:
+    class Asked(Counter):
+        threads: list[int] = []  # noqa: RUF012 - one sensor
+
+        def sample(self) -> list[dict[str, Any]]:
+            self.threads.append(threading.get_ident())
+            return super().sample()
+
+    sensor = Asked()
+    with Telemetry([sensor], period_s=0.001):
+        assert sensor.threads[0] == threading.get_ident()

@@ -319,3 +319,23 @@ def test_points_that_two_kinds_of_device_measured_are_arms_of_their_own(make_swe
     directory.write_record(record)
     assert list(load(sweep.path).arms) == ["torch · another script", "torch · a script"]
     assert FAILED not in {each.how for each in leases(sweep.directory(sweep.cells[0]))}
+
+
+def test_quantized_cells(make_sweep: MakeSweep) -> None:
+    """Schemes, KV caches and sparsity are arms, each with cells of its own that ask for it."""
+
+    class Asking(Runs):
+        def __call__(self, options: RunOptions, out: Path, beat: Callable[[], None]) -> Ended:
+            schemes.append((options.quantize, options.engine.get("kv_dtype"), options.engine.get("sparsity")))
+            return super().__call__(options, out, beat)
+
+    schemes: list[tuple[object, ...]] = []
+    sweep = make_sweep(
+        {"quantize": ["none", "int8"], "kv_dtype": ["fp8"], "sparsity": ["2:4"]}, repeats=2, backend="torch"
+    )
+    runs = Asking()
+    work(sweep, runs)
+    assert kinds(sweep) == [DONE] * 4
+    one, other = (("none", "float8_e4m3fn", "2:4"), ("int8", "float8_e4m3fn", "2:4"))
+    assert schemes == [one, other, other, one]
+    assert {cell.arm for cell in sweep.cells} == {"torch · quantize none", "torch · quantize int8"}

@@ -124,3 +124,19 @@ def test_a_line_that_explains_next_to_nothing_is_withheld(make_steps: Any) -> No
     assert 0 < found["r_squared"] < decode_fit.MIN_R_SQUARED
     assert found["slope_s_per_token"] is None and found["intercept_s"] is None
     assert "of the step times' variance, 10% needed" in found["absent"]["slope_s_per_token"]
+
+
+def test_the_devices_own_times_are_fitted_where_every_decode_has_one(make_steps: Any) -> None:
+    tokens = np.arange(100, 2100, 50)
+    columns = {"context_tokens": tokens, "num_decodes": np.ones_like(tokens)}
+    slowed_by_the_host = 5_000_000 + 250 * tokens
+    steps = back_to_back(make_steps, slowed_by_the_host, **columns, device_ns=1_000_000 + 200 * tokens)
+    found = fitted(steps)
+    assert found["timed_by"] == "device events"
+    assert found["intercept_s"] == pytest.approx(1e-3)
+    assert found["slope_s_per_token"] == pytest.approx(2e-7)
+    steps.loc[7, "device_ns"] = None
+    found = fitted(steps)
+    assert "timed_by" not in found
+    assert found["intercept_s"] == pytest.approx(5e-3)
+    assert found["slope_s_per_token"] == pytest.approx(2.5e-7)

@@ -12,7 +12,7 @@ from backbench.reports.metrics import disturbance, validity
 from backbench.reports.metrics.compute import sections
 from backbench.reports.metrics.requests import Context
 from backbench.reports.metrics.run import RunTables
-from backbench.reports.record import REQUEST_COLUMNS, STEP_COLUMNS, RunRecord
+from backbench.reports.record import REQUEST_COLUMNS, STEP_COLUMNS, RunRecord, typed
 
 S = 10**9
 COUNTERS = ("process_cpu_s", "machine_cpu_s", "steal_s", "cpu_pressure_s", "throttled_s")
@@ -36,7 +36,7 @@ def card(clocks: list[float], processes: int = 1, utilization: float = 90.0) -> 
 def figures(samples: list[dict[str, Any]], seconds: float = 4.0, gpus: int = 0) -> dict[str, Any]:
     context = Context("open", int(seconds * S), True, 8, gpus=gpus)  # no request: it was interrupted
     requests = pd.DataFrame(columns=list(REQUEST_COLUMNS)).astype({"warmup": bool, "finished": bool})
-    steps = pd.DataFrame(columns=list(STEP_COLUMNS)).astype(STEP_COLUMNS)
+    steps = typed(pd.DataFrame(columns=list(STEP_COLUMNS)), STEP_COLUMNS)
     run = RunTables.read(requests, steps, context, telemetry_frame(samples, 0))
     found: dict[str, Any] = sections(run, ["metrics"], disturbance.METRICS)["metrics"]["disturbance"]
     return found

@@ -104,3 +104,32 @@ def test_the_largest_gap_is_reported() -> None:
 def test_frame_of_nothing() -> None:
     frame: pd.DataFrame = telemetry_frame([], 0)
     assert frame.empty
+
+
+def test_a_counter_without_a_power_reading_is_used_and_named() -> None:
+    """A CPU's packages count joules and say no watts; the host's own rows stand between theirs."""
+    counted = [{**row, "device": -1, "power_w": None} for row in samples(20)]
+    host = [{"time_ns": row["time_ns"] + 7, "device": -1, "host_rss_bytes": 5} for row in counted]
+    frame = telemetry_frame(sorted(counted + host, key=lambda row: row["time_ns"]), 0)
+    window = Window(0, 20 * S)
+    counts: dict[str, float | None] = {"whole_run": 1000.0, "steady_state": 1000.0}
+    found = energy.section(frame, window, window, counts, [], None, energy.SCOPES["cpu"])
+    best = found["measured"]["whole_run"]
+    assert (best["source"], best["counter_over_power"]) == (["hardware counter"], [None])
+    assert best["reasons"] == ["no power reading to hold the counter against"]
+    assert best["energy_j"] == pytest.approx(4000)
+    assert (found["joules_per_output_token"], found["scope"]) == (pytest.approx(4.0), "CPU packages")
+    assert found["idle_power_w"] is None and "idle_power_w" in found["absent"]
+
+
+def test_the_samplers_own_cost_is_beside_it() -> None:
+    rows = [row | {"sampler_cpu_s": 3.0 + row["time_ns"] / S * 0.02} for row in samples(20)]
+    assert section(rows, 20)["sampler_cpu_share"] == pytest.approx(0.02)
+    assert "sampler_cpu_share" not in section(samples(20), 20)
+
+
+def test_samples_that_end_in_mid_run_give_nothing_and_the_reason() -> None:
+    rows = [row for row in samples(20) if row["time_ns"] < 9 * S]
+    found = section(rows, 20, reasons=["SensorProcess stopped: the sensor process was ended by SIGKILL"])
+    assert found["joules_per_output_token"] is None
+    assert found["absent"]["joules_per_output_token"].endswith("SIGKILL")

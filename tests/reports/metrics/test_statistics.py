@@ -17,6 +17,8 @@ from backbench.reports.metrics.statistics import (
     needed_sample,
     quantile,
     summarise,
+    wilson,
+    wilson_trials,
 )
 
 
@@ -133,3 +135,16 @@ def test_empty_sample_is_null() -> None:
     assert summary["count"] == 0
     assert summary["mean"] is None
     assert summary["p50"]["value"] is None
+
+
+def test_wilsons_interval_is_the_textbooks() -> None:
+    """15 of 20: Agresti & Coull's example gives (0.531, 0.888)."""
+    assert wilson(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
+    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_the_fewest_trials_are_just_enough(level: float) -> None:
+    n = wilson_trials(level)
+    assert wilson(n, n)[0] >= level > wilson(n - 1, n - 1)[0]

@@ -22,9 +22,21 @@ def tokenize(text: str) -> list[int]:
 
 
 SAMPLES = {
+    "aibrix": '{"timestamp": 0, "requests": [{"prompt": "how so?", "prompt_length": 4, "output_length": 3, '
+    '"session_id": 0}, {"prompt": "and why?", "output_length": 2}]}\n'
+    '{"timestamp": 1000, "requests": [{"prompt": "because?", "prompt_length": 2, "output_length": 5}]}\n',
+    "aiperf": '{"session_id": "s", "input_length": 1000, "output_length": 5, "hash_ids": [0, 7], '
+    '"timestamp": 0.0, "group_id": 4}\n'
+    '{"session_id": "s", "input_length": 20, "output_length": 3, "hash_ids": [8], "delay": 2450.3}\n',
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
     "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,396,109\n",
     "burstgpt": "Timestamp,Session ID,Request tokens,Response tokens\n5,s1,472,18\n6.5,,9,0\n7,s1,9,1\n",
+    "llmservingsim": '{"input_toks": 3, "output_toks": 7, "arrival_time_ns": 46926808, '
+    '"input_tok_ids": [1, 2, 3]}\n'
+    '{"session_id": "t", "arrival_time_ns": 50000000, "sub_requests": [{"input_toks": 14, "output_toks": 13, '
+    '"tool_duration_ns": 127348767}, {"input_toks": 15, "output_toks": 12, "tool_duration_ns": 0}]}\n',
+    "lmbenchmark": '[{"input": "why is it so?", "output_length": 5},\n'
+    '{"input": "because.", "output_length": 3}]',
     "mooncake": '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 7]}\n'
     '{"timestamp": 3000, "input_length": 20, "output_length": 5, "hash_ids": [0]}\n',
     "openai": '{"prompt": [1, 2], "max_tokens": 3, "temperature": 0.7, "timestamp": 4}\n'
@@ -33,10 +45,20 @@ SAMPLES = {
     '"output_length": 2, "hash_ids": [5, 6]}\n'
     '{"chat_id": 2, "parent_chat_id": 1, "timestamp": 61.1, "input_length": 40, "output_length": 3, '
     '"hash_ids": [5, 6, 7]}\n',
+    "ragpulse": '{"timestamp": "82", "input_length": 40, "output_length": 9, "hash_ids": '
+    '{"sys_prompt": [8302], "passages_ids": [73, 70], "history": [], "web_search": [], "user_input": [9]}, '
+    '"session_id": "a"}\n'
+    '{"timestamp": "93", "input_length": 41, "output_length": 8, "hash_ids": {"sys_prompt": [8302], '
+    '"passages_ids": [74], "history": [5], "web_search": [], "user_input": [8]}, "session_id": "b"}\n',
+    "servegen": "0,0.05,0.98,Gamma,1.03,0.8\n600,0.02,1.1,Weibull,0.9,0.9\n",
     "sharegpt": '[{"conversations": [{"from": "human", "value": "why is it so?"}, '
     '{"from": "gpt", "value": "because."}]},\n{"conversations": []}]',
     "tracelab": "session_id,arrival_time,round_idx,prefix_len,input_len,output_len,tool_wait_after_ms\n"
     "b,250,0,0,40,5,0\na,0,0,0,30,10,500\na,0,1,40,8,4,100\n",
+    "weka": '[{"id": "w", "block_size": 64, "hash_id_scope": "local", "tool_tokens": 5, "system_tokens": 3, '
+    '"requests": [{"t": 0.0, "type": "n", "in": 70, "out": 3, "hash_ids": [1, 2], "api_time": 1.5},\n'
+    '{"t": 2, "type": "subagent", "requests": [{"t": 2, "in": 9, "out": 3, "hash_ids": [4]}]},\n'
+    '{"t": 4, "type": "s", "in": 90, "out": 3, "hash_ids": [1, 3], "api_time": 1.5, "think_time": 0.5}]}]',
     "vidur": "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,10,20\n1.25,30,40\n",
 }
 HOSTILE = [
@@ -47,8 +69,17 @@ HOSTILE = [
 """What takes the place of a word: wrong types, huge numbers, control characters, broken punctuation."""
 
 
-WHOLE = {name: {"num_requests": 1 if name == "sharegpt" else None} for name in SAMPLES}
-"""Everything is read; chats are drawn, 64 where no number is given."""
+WHOLE = {name: {"num_requests": {"sharegpt": 1, "servegen": 4}.get(name)} for name in SAMPLES}
+"""Everything is read; but where requests are drawn, so many."""
+DRAWN_LENGTHS = '{"0": {"input_tokens": "{9: 0.5, 20: 0.5}", "output_tokens": "{3: 1.0}"}}'
+
+
+def stored(folder, name: str, text: str):
+    """The sample as a file, with what stands beside it."""
+    path = folder / ("chunk-0-trace.csv" if name == "servegen" else "trace")
+    path.write_text(text, newline="")
+    (folder / "chunk-0-dataset.json").write_text(DRAWN_LENGTHS)
+    return path
 
 
 def opened(path, **options) -> str | None:
@@ -72,9 +103,24 @@ def require_one_line(message: str | None, path) -> None:
 def test_every_format_has_a_sample_that_works(tmp_path):
     assert set(SAMPLES) == {each.name for each in formats()}
     for name, text in SAMPLES.items():
-        path = tmp_path / name
-        path.write_text(text)
+        path = stored(tmp_path, name, text)
         assert opened(path, **WHOLE[name]) is None
+
+
+def same_hash(path, name: str) -> str:
+    options = WorkloadOptions(tokenize=tokenize, max_len=4096, vocab_size=300, clip=True, **WHOLE[name])
+    return make(str(path), options).content_hash
+
+
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_a_mark_line_ends_and_a_missing_last_one_change_nothing(tmp_path, name):
+    text = SAMPLES[name]
+    plain = same_hash(stored(tmp_path, name, text), name)
+    variants = ["\ufeff" + text, text.replace("\n", "\r\n"), text.rstrip("\n"), text + "\n"]
+    if name not in ("azure", "burstgpt", "tracelab", "vidur"):  # a table's header is its first line
+        variants.append("\n" + text)
+    for each in variants:
+        assert same_hash(stored(tmp_path, name, each), name) == plain
 
 
 @pytest.mark.parametrize("name", list(SAMPLES))
@@ -82,16 +128,17 @@ def test_every_format_has_a_sample_that_works(tmp_path):
 @given(data=st.data())
 def test_a_damaged_file_is_a_workload_or_one_line(tmp_path_factory, name, data):
     text = SAMPLES[name]
-    kind = data.draw(st.sampled_from(["cut", "replaced", "doubled"]))
+    kind = data.draw(st.sampled_from(["cut", "reordered", "replaced", "doubled"]))
     if kind == "cut":
         text = text[: data.draw(st.integers(0, len(text)))]
+    elif kind == "reordered":
+        text = "".join(data.draw(st.permutations(text.splitlines(keepends=True))))
     else:
         start = data.draw(st.integers(0, len(text) - 1))
         end = data.draw(st.integers(start, min(start + 20, len(text))))
         middle = data.draw(st.sampled_from(HOSTILE)) if kind == "replaced" else 2 * text[start:end]
         text = text[:start] + middle + text[end:]
-    path = tmp_path_factory.mktemp("damaged") / "trace"
-    path.write_text(text, newline="")
+    path = stored(tmp_path_factory.mktemp("damaged"), name, text)
     require_one_line(opened(path, **WHOLE[name]), path)
 
 
@@ -105,8 +152,7 @@ def test_every_value_replaced_by_every_hostile_one(tmp_path, name):
         for hostile in draws.sample(HOSTILE, 9):
             tail = "," if words[place].endswith(",") else "}" * words[place].count("}")
             text = " ".join([*words[:place], hostile + tail, *words[place + 1 :]])
-            path = tmp_path / "trace"
-            path.write_text(text.replace(" \n ", "\n"), newline="")
+            path = stored(tmp_path, name, text.replace(" \n ", "\n"))
             require_one_line(opened(path, **WHOLE[name]), path)
 
 

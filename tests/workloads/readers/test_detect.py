@@ -75,7 +75,7 @@ def test_a_new_format_is_one_file(add_format, tmp_path):
     with pytest.raises(WorkloadError, match="line 2, field said: 'none' is no whole number"):
         make(str(path))
     path.write_text("a,b\n")
-    with pytest.raises(WorkloadError, match=r"formats: azure, .*made-up"):
+    with pytest.raises(WorkloadError, match=r"formats: aibrix, .*made-up"):
         detect(path)
 
 
@@ -97,14 +97,21 @@ def test_the_format_that_knows_more_of_the_names_wins_and_a_tie_is_an_error(add_
 def test_the_formats_are_those_of_the_readers():
     names = [each.name for each in formats()]
     assert names == [
+        "aibrix",
+        "aiperf",
         "azure",
         "burstgpt",
+        "llmservingsim",
+        "lmbenchmark",
         "mooncake",
         "openai",
         "qwen-bailian",
+        "ragpulse",
+        "servegen",
         "sharegpt",
         "tracelab",
         "vidur",
+        "weka",
     ]
     modules = {name.replace("-", "_") for name in names}
     assert all(hasattr(importlib.import_module(f"{readers.__name__}.{name}"), "FORMAT") for name in modules)

@@ -12,10 +12,9 @@ from backbench.workloads.readers.azure import read_azure, timestamp_ns
 from backbench.workloads.readers.burstgpt import read_burstgpt
 from backbench.workloads.readers.mooncake import read_mooncake
 from backbench.workloads.readers.qwen_bailian import read_qwen_bailian
-from backbench.workloads.readers.text import Place
+from backbench.workloads.readers.text import BadRows, Place
 from backbench.workloads.readers.tracelab import read_tracelab
 from backbench.workloads.readers.vidur import read_vidur
-from backbench.workloads.tokens import TokenSource
 from backbench.workloads.trace import TraceRow
 
 AZURE = (
@@ -119,17 +118,13 @@ TRACELAB = (
 )
 
 
-def test_tracelab_rounds_wait_for_tools_and_repeat_their_prefix(tmp_path):
+def test_tracelab_rounds_stand_in_the_order_they_would_come_in(tmp_path):
     path = tmp_path / "sessions.csv"
     path.write_text(TRACELAB)
     rows = list(read_tracelab(path))
     found = [(row.session, row.arrival_ns // 1_000_000, row.input_tokens, row.output_tokens) for row in rows]
     assert found == [("a", 0, 30, 10), ("b", 250, 40, 5), ("a", 500, 48, 4), ("a", 600, 28, 4)]
-    prompts = [TokenSource(0, 1000).prompt(index, row) for index, row in enumerate(rows)]
-    assert prompts[2][:30] == prompts[0]
-    assert prompts[3][:20] == prompts[0][:20]
-    assert prompts[3][20:] != prompts[2][20:28]
-    assert [len(prompt) for prompt in prompts] == [30, 40, 48, 28]
+    assert [row.follow.row for row in rows if row.follow is not None] == ["a/0", "a/1"]
 
 
 def mooncake(**changes) -> str:
@@ -210,3 +205,43 @@ def test_any_text_gives_rows_or_a_workload_error(tmp_path_factory, text):
             list(reader(path))
         except WorkloadError as error:
             assert str(path) in str(error)
+
+
+STAMPS = st.builds(
+    "2023-11-{:02d} 18:{:02d}:{:02d}{}{}".format,
+    st.integers(16, 17),
+    st.integers(0, 2),
+    st.sampled_from([0, 1, 46, 59, 60]),
+    st.sampled_from(["", ".5", ".0000001", ".1234567", ".", ".1234567890"]),
+    st.sampled_from(["", "Z", "+00:00", "+01:00", " "]),
+)
+COUNTS = st.sampled_from(["5", "44", "374", "0", "5.0", " 5", "x", "9" * 12])
+
+
+@given(st.lists(st.tuples(STAMPS, COUNTS, COUNTS), max_size=12), st.booleans())
+def test_azure_rows_are_the_same_whether_remembered_or_checked(tmp_path_factory, rows, in_order):
+    """Nothing that was right before makes a wrong row right."""
+    path = tmp_path_factory.mktemp("azure") / "azure.csv"
+    lines = [",".join(row) for row in (sorted(rows) if in_order else rows)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(lines))
+
+    def found(skip: bool) -> list:
+        rows, bad = [], BadRows(skip=skip)
+        try:
+            rows += read_azure(path, bad)
+        except WorkloadError as error:
+            rows.append(str(error))
+        return [*rows, bad.rows, bad.skipped, bad.first]
+
+    remembered = found(True), found(False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backbench.workloads.readers.azure._REMEMBERED", 0)
+        assert (found(True), found(False)) == remembered
+
+
+def test_azure_remembers_no_time_that_goes_back(tmp_path):
+    path = tmp_path / "azure.csv"
+    rows = [f"2023-11-16 18:15:{second},5,5" for second in ("10.5", "10.7", "10.6")]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows))
+    with pytest.raises(WorkloadError, match="line 4, field TIMESTAMP: goes back in time"):
+        list(read_azure(path))

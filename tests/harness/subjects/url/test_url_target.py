@@ -34,7 +34,7 @@ SLACK_S = 5.0
 
 
 def settings(url: str, **limits: float) -> ClientSettings:
-    waits = {"connect_timeout_s": 5.0, "first_token_timeout_s": 10.0, "stall_timeout_s": 10.0}
+    waits = {"connect_timeout_s": 5.0, "first_token_timeout_s": 10.0, "token_timeout_s": 10.0}
     return ClientSettings(url + "/completions", **(waits | limits))  # type: ignore[arg-type]
 
 
@@ -261,7 +261,7 @@ FAULTS = {
 WAITS = {
     never: ("no token within 0.4 s (--first-token-timeout)", {"first_token_timeout_s": SHORT_S}),
     only_comments: ("no token within 0.4 s (--first-token-timeout)", {"first_token_timeout_s": SHORT_S}),
-    stall: ("no further token within 0.4 s (--stall-timeout)", {"stall_timeout_s": SHORT_S}),
+    stall: ("no further token within 0.4 s (--token-timeout)", {"token_timeout_s": SHORT_S}),
     drip: ("not finished within 0.4 s (--request-timeout)", {"request_timeout_s": SHORT_S}),
 }
 

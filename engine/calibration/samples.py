@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from backbench.engine.models.weights import Weights
 
 SEED = 20240229
+"""Of sequences that a model is judged on."""
+SEQUENCES, LENGTH, CALIBRATION_SEED = 64, 256, 1
+"""What is calibrated on where nothing else is asked for."""
 PROMPT = 8
 """Random tokens that start each sequence drawn from a model."""
 

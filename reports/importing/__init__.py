@@ -1,0 +1,1 @@
+"""Results of other benchmarks as records of ours: one file a format."""
