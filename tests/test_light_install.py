@@ -140,8 +140,11 @@ def required(extra: str, declared: dict[str, list[str]]) -> set[str]:
     found = set()
     for each in declared[extra]:
         name = re.split(r"[\s>=;\[]", each)[0]
-        inner = re.search(r"\[(\w+)\]", each)
-        found |= required(inner.group(1), declared) if name == "backbench" and inner else {name}
+        inner = re.search(r"\[([\w,]+)\]", each)
+        if name == "backbench" and inner:
+            found |= {part for one in inner.group(1).split(",") for part in required(one, declared)}
+        else:
+            found.add(name)
     return found
 
 
