@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from backbench.engine.speculation.asked import Speculation, parse_speculation
 from backbench.errors import EngineError
 from backbench.options import option, settle
 
@@ -26,6 +27,12 @@ def parse_sparsity(given: object) -> str:
 
 
 _SHARE = re.compile(r"0?\.[0-9]{0,6}[1-9]")
+
+
+def _checked_speculation(given: object) -> str:
+    """The text as given; raises EngineError where `parse_speculation` does."""
+    parse_speculation(given)
+    return str(given)
 
 
 @dataclass(frozen=True)
@@ -134,5 +141,36 @@ class EngineConfig:
         True, "Schedule and launch step N + 1 before reading step N's tokens.", group="engine"
     )
 
+    speculate: str | None = option(
+        None,
+        "Draft up to K tokens of each sequence and verify them in one step: by looking its last tokens up in "
+        "itself, by a smaller model, or with acceptance drawn at a mean LENGTH (speed alone, no accuracy).",
+        group="engine",
+        unset="no",
+        metavar="ngram:K|draft:MODEL:K|synthetic:LENGTH:K",
+        read=_checked_speculation,
+    )
+    adaptive_drafts: bool = option(
+        True,
+        "Draft fewer tokens, down to none, where measured times and acceptance say that more do not pay.",
+        group="engine",
+    )
+    speculation_sampling: str = option(
+        "exact",
+        "How drafts are accepted: exact keeps the tokens of plain decoding, rejection their distribution.",
+        group="engine",
+        choices={"exact": "exact", "rejection": "rejection"},
+    )
+
     def __post_init__(self) -> None:
         settle(self, EngineError)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What `speculate` asks for; None = nothing. Raises EngineError where the sampling needs more."""
+        asked = None if self.speculate is None else parse_speculation(self.speculate)
+        if self.speculation_sampling == "rejection" and (asked is None or not asked.accurate):
+            raise EngineError(
+                "--speculation-sampling rejection needs drafts; add --speculate ngram:K or draft:MODEL:K."
+            )
+        return asked

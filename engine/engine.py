@@ -12,6 +12,7 @@ import torch
 
 from backbench.backends.interface import Device, Selection
 from backbench.backends.registry import select
+from backbench.engine.beams import Beams, num_candidates
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
 from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
@@ -28,9 +29,11 @@ from backbench.engine.request import (
     shown,
 )
 from backbench.engine.scheduling.blocks import BlockPool
-from backbench.engine.scheduling.scheduler import Scheduler, StepPlan
+from backbench.engine.scheduling.scheduler import Scheduler, Slice, StepPlan
 from backbench.engine.scheduling.sequence import Sequence
 from backbench.engine.scheduling.stopping import StopWatcher
+from backbench.engine.speculation.opening import DraftModel, open_speculator
+from backbench.engine.speculation.speculator import NO_DRAFTS, Drafts, Speculator
 from backbench.errors import EngineError
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class Engine:
         weights: Weights,
         tokenizer: Any = None,
         max_steps_in_flight: int = 1,
+        speculator: Speculator | None = None,
     ) -> None:
         """`limits`: what `config` left open, decided; see `Engine.open`."""
         self.selection = selection
@@ -69,15 +73,23 @@ class Engine:
         self.decoder = decoder
         self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache)
         self.scheduler = Scheduler(self.pool, limits)
-        self.runner = Runner(decoder, selection.operations, limits, graphs=config.graphs)
+        captured = config.graphs and config.speculation_sampling == "exact"
+        self.runner = Runner(decoder, selection.operations, limits, graphs=captured)
+        self.speculator = speculator
         self.peak_blocks_used = 0
         self._requests: dict[str, list[Sequence]] = {}
         self._unforked: dict[str, Sequence] = {}
         """Requests with n > 1 whose prompt is not computed yet."""
+        self._beams: dict[str, Beams] = {}
+        """Requests that are beam searches; their sequences in `_requests` are the live beams."""
+        self.peak_beam_blocks = (0, 0)
+        """KV blocks that one search would have taken without sharing, at its most, and those it then held."""
         self._watchers: dict[tuple[str, int], StopWatcher] = {}
         """By request and index, for as long as the sequence lives."""
-        self._in_flight: deque[tuple[StepInFlight, int, int, int]] = deque()
-        """Launched steps with (start ns, host ns so far, waiting requests after scheduling)."""
+        self._in_flight: deque[tuple[StepInFlight, int, int, int, Drafts | None]] = deque()
+        """Launched steps with (start ns, host ns so far, waiting requests after scheduling, drafts)."""
+        self._last_end_ns = 0
+        """When the step before ended: with overlap, the next one's time begins then."""
         self._undelivered: list[Token] = []
         """Tokens of other requests that became visible while `generate` served its own."""
         self._stats: list[StepStats] = []
@@ -126,14 +138,28 @@ class Engine:
             weights = source.load_weights(device.torch_device, dtype)
         decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits, kv_dtype=kv_dtype)
         overlapped = config.overlap and not on_cpu
+        draft = None
+        if config.speculation is not None and config.speculation.model is not None:
+            draft = DraftModel.open(
+                config.speculation,
+                model,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+                limits=limits,
+                overrides=overrides,
+            )
+        drafting_bytes = 0 if draft is None else draft.decoder.cache_bytes_per_block()
+        sized = realise_pool(config, limits, decoder, device, drafting_bytes)
         return cls(
             decoder,
             selection,
             config,
-            realise_pool(config, limits, decoder, device),
+            sized,
             weights=weights,
             tokenizer=tokenizer,
             max_steps_in_flight=2 if overlapped else 1,
+            speculator=open_speculator(config, sized, model.vocab_size, draft),
         )
 
     @property
@@ -147,14 +173,19 @@ class Engine:
         sequence = self._new_sequence(request_id, 0, token_ids, params, self._arrivals)
         self._arrivals += 1
         self._requests[request_id] = [sequence]
+        if params.beams > 1:
+            blocks = self._most_blocks(len(token_ids) + params.max_tokens, params)
+            self._beams[request_id] = Beams(sequence, self._eos, blocks)
+            return
         if params.n > 1:
             self._unforked[request_id] = sequence
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """Drop a request and its tokens in flight; unknown or finished ones are ignored."""
+        beams = self._beams.pop(request_id, None)
         for sequence in self._requests.pop(request_id, []):
-            if sequence.finish_reason is None:
+            if sequence.finish_reason is None and (beams is None or beams.started):
                 self.scheduler.finish(sequence, "abort")
             self._watchers.pop((request_id, sequence.index), None)
         self._unforked.pop(request_id, None)
@@ -166,8 +197,9 @@ class Engine:
         if self._undelivered:
             visible, self._undelivered = self._undelivered, []
             return visible
-        while len(self._in_flight) < self.max_steps_in_flight:
-            if not self._launch():
+        drafted = 0 if self.speculator is None else self.speculator.choose(len(self.scheduler.running))
+        while len(self._in_flight) < (1 if drafted else self.max_steps_in_flight):
+            if not self._launch(drafted):
                 break
         if not self._in_flight:
             if self._requests:
@@ -218,13 +250,24 @@ class Engine:
         start = device_seconds()
         params = params or SamplingParams()
         sampled = params.temperature > 0
-        self.runner.capture(sampled=sampled, filtered=sampled and params.filters, logprobs=params.logprobs)
+        self.runner.capture(
+            sampled=sampled,
+            filtered=sampled and params.filters,
+            logprobs=params.logprobs,
+            candidates=num_candidates(params, self._eos) if params.beams > 1 else 0,
+        )
+        if self.speculator is not None:
+            self.speculator.warm_up(sampled=sampled, filtered=sampled and params.filters)
         capacity = min(self.limits.max_len, self.pool.num_blocks * self.pool.block_size)
-        outputs = min(4, capacity - 1)
+        outputs = min(4 + self.limits.draft_tokens, capacity - 1)
         if outputs > 0:
-            short = replace(params, max_tokens=outputs, n=1, ignore_eos=True, forced_tokens=None, stop=())
+            short = replace(
+                params, max_tokens=outputs, n=1, beams=1, ignore_eos=True, forced_tokens=None, stop=()
+            )
             for batch in self._warm_up_batches(capacity - outputs):
                 self.generate(batch, short)
+        if self.speculator is not None:
+            self.speculator.padding = False
         self.reset_prefix_cache()
         self.reset_counts()
         return device_seconds() - start
@@ -257,7 +300,10 @@ class Engine:
         self._stats.clear()
         self._steps = 0
         self.scheduler.preemptions = 0
+        if self.speculator is not None:
+            self.speculator.length.reset()
         self.peak_blocks_used = 0
+        self.peak_beam_blocks = (0, 0)
         self.runner.graph_misses = 0
 
     def take_step_stats(self) -> list[StepStats]:
@@ -273,13 +319,22 @@ class Engine:
             "graphs_captured": self.runner.num_graphs,
             "graph_misses": self.runner.graph_misses,
             "preemptions": self.scheduler.preemptions,
+            **({} if self.speculator is None else {"draft_model": self.speculator.draft_model}),
+            **(self._beam_blocks() if self.peak_beam_blocks[0] else {}),
         }
+
+    def _beam_blocks(self) -> dict[str, int]:
+        unshared, held = self.peak_beam_blocks
+        return {"beam_blocks_peak": held, "beam_blocks_peak_unshared": unshared}
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights, held and read a step, and of the KV pool, reserved and used at its peak."""
-        per_block = self.decoder.cache_bytes_per_block()
+        per_block, drafting_bytes = self.decoder.cache_bytes_per_block(), 0
+        if self.speculator is not None:
+            drafting_bytes, drafting_per_block = self.speculator.proposer.memory()
+            per_block += drafting_per_block
         return {
-            "weights_bytes": self.weights.num_bytes,
+            "weights_bytes": self.weights.num_bytes + drafting_bytes,
             "weights_read_bytes": self.weights.streamed_bytes,
             "kv_pool_bytes": per_block * self.pool.num_blocks,
             "kv_used_peak_bytes": per_block * self.peak_blocks_used,
@@ -296,6 +351,8 @@ class Engine:
         token_ids = as_token_ids(prompt, f"{named}, prompt", vocab)
         if not token_ids:
             raise EngineError(f"{named} has an empty prompt; give at least one token.")
+        if self.speculator is not None:
+            self.speculator.check(params)
         if params.forced_tokens is not None:
             as_token_ids(params.forced_tokens, f"{named}, forced_tokens", vocab)
         total = len(token_ids) + params.max_tokens
@@ -304,7 +361,13 @@ class Engine:
                 f"{named} needs {len(token_ids)} + {params.max_tokens} tokens, more than the "
                 f"context of {max_len}; shorten the prompt or max_tokens."
             )
-        blocks = -(-(total - 1) // self.pool.block_size) + (params.n > 1)
+        if params.beams > self.limits.max_seqs:
+            raise EngineError(
+                f"{named} has {params.beams} beams, more than --max-seqs {self.limits.max_seqs}."
+            )
+        if params.beams > 1 and num_candidates(params, self._eos) > vocab:
+            raise EngineError(f"{named} has {params.beams} beams, too many for a vocabulary of {vocab}.")
+        blocks = self._most_blocks(total, params)
         if blocks > self.pool.num_blocks:
             raise EngineError(
                 f"{named} needs {blocks} KV blocks, more than the whole pool of "
@@ -316,36 +379,76 @@ class Engine:
             )
         return token_ids
 
+    def _most_blocks(self, total: int, params: SamplingParams) -> int:
+        """KV blocks without which a request of `total` tokens may not end.
+
+        Sequences of one prompt can take turns; beams cannot, and may share nothing in the end.
+        """
+        blocks = -(-(total - 1) // self.pool.block_size)
+        return params.beams * blocks if params.beams > 1 else blocks + (params.n > 1)
+
+    def _start_searches(self) -> None:
+        """Hand those searches to the scheduler, in order, that fit beside the ones that have started."""
+        places, blocks = self.limits.max_seqs, self.pool.num_blocks
+        for beams in self._beams.values():
+            places -= beams.width
+            blocks -= beams.most_blocks
+            if places < 0 or blocks < 0:
+                return
+            if not beams.started:
+                beams.started = True
+                self.scheduler.add(beams.live[0])
+
     def _land_the_last(self) -> None:
         """With no request left, land what is in flight: an engine without requests is idle."""
         while self._in_flight and not self._requests:
             self._land()
 
-    def _launch(self) -> bool:
+    def _launch(self, drafted: int = 0) -> bool:
+        """Start a step that drafts up to `drafted` tokens a sequence; False where there is nothing to do.
+
+        Drafts need every token known, so no step may be in flight then.
+        """
         start = time.perf_counter_ns()
+        if self._beams:
+            self._start_searches()
         plan = self.scheduler.schedule()
         if not plan.slices:
             return False
+        drafts = None
+        if self.speculator is not None:
+            drafts = self.speculator.draft(plan, drafted, self.scheduler)
+            if self.speculator.rejection:
+                self.runner.sample = self.speculator.sampler(plan, self.selection.operations)
         self.peak_blocks_used = max(self.peak_blocks_used, self.pool.num_used)
         step = self.runner.launch(plan)
         host_ns = time.perf_counter_ns() - start
-        self._in_flight.append((step, start, host_ns, len(self.scheduler.waiting)))
+        self._in_flight.append((step, start, host_ns, len(self.scheduler.waiting), drafts))
         return True
 
     def _land(self) -> list[Token]:
-        step, start, host_ns, waiting = self._in_flight.popleft()
+        step, start, host_ns, waiting, drafts = self._in_flight.popleft()
         tokens, logprobs, top_tokens = step.read()
         end = time.perf_counter_ns()
         visible: list[Token] = []
         sample = 0
         for part in step.plan.slices:
             sequence = part.sequence
+            if drafts is not None and part.draft:
+                here = slice(sample, sample + part.samples)
+                told = None if logprobs is None or top_tokens is None else (logprobs[here], top_tokens[here])
+                visible += self._land_drafted(part, drafts, tokens[here], told)
+                sample += part.samples
+                continue
             sampled = tokens[sample] if part.samples else None
             counts = self.scheduler.land(part, sampled)
-            if counts:
+            if counts and sequence.request_id in self._beams:
+                found = step.candidates(sample, sequence.num_candidates)
+                visible += self._advance_beams(sequence, found)
+            elif counts:
                 assert sampled is not None
                 self._fork_if_ready(sequence)
-                reason = self._stop_reason(sequence, sampled)
+                reason = self._stop_reason(sequence, sampled, len(sequence.token_ids))
                 if reason is not None:
                     self._finish(sequence, reason)
                 visible.append(
@@ -360,7 +463,38 @@ class Engine:
                 )
             sample += part.samples
         host_ns += time.perf_counter_ns() - end
-        self._record(step, start, end, host_ns, waiting)
+        self._record(step, start, end, host_ns, waiting, drafts)
+        return visible
+
+    def _land_drafted(
+        self, part: Slice, drafts: Drafts, drawn: list[int], told: tuple[list[float], list[int]] | None
+    ) -> list[Token]:
+        """Account for a slice that verified drafts; its tokens, up to one that ends the sequence.
+
+        drawn: the target's tokens at its positions; told: their log-probabilities and the top tokens.
+        """
+        assert self.speculator is not None
+        sequence, visible = part.sequence, list[Token]()
+        if sequence.finish_reason is not None:
+            self.scheduler.accept(part, [])
+            self.scheduler.land(part, drawn[0])
+            return visible
+        outputs = self.speculator.outputs(part, drawn)
+        drafts.results.append((len(part.draft), len(outputs) - 1))
+        known = len(sequence.token_ids)
+        for i, token in enumerate(outputs):
+            reason = self._stop_reason(sequence, token, known + i + 1)
+            logprob, top_token = None, None
+            if told is not None and sequence.params.logprobs:
+                logprob, top_token = told[0][i], told[1][i]
+            visible.append(Token(sequence.request_id, sequence.index, token, logprob, top_token, reason))
+            if reason is not None:
+                break
+        self.scheduler.accept(part, outputs[: len(visible) - 1])
+        self.scheduler.land(part, visible[-1].token_id)
+        self._fork_if_ready(sequence)
+        if visible[-1].finish_reason is not None:
+            self._finish(sequence, visible[-1].finish_reason)
         return visible
 
     def _new_sequence(
@@ -382,13 +516,28 @@ class Engine:
         for child in reversed(family[1:]):
             self.scheduler.fork(parent, child)
 
-    def _stop_reason(self, sequence: Sequence, token: int) -> str | None:
+    def _advance_beams(self, sequence: Sequence, found: list[tuple[int, float]]) -> list[Token]:
+        """A beam's next tokens have landed; the search's own once it has ended."""
+        request_id, params = sequence.request_id, sequence.params
+        beams = self._beams[request_id]
+        ended = beams.landed(sequence, found, self.scheduler)
+        self._requests[request_id] = beams.live
+        self.peak_beam_blocks = max(self.peak_beam_blocks, beams.blocks())
+        if not ended:
+            return []
+        for each in beams.live:
+            self.scheduler.finish(each, "beam dropped")
+        del self._requests[request_id], self._beams[request_id]
+        return beams.tokens(request_id, params.n)
+
+    def _stop_reason(self, sequence: Sequence, token: int, known: int) -> str | None:
+        """Why `token`, the last of the `known` ones, ends its sequence; None = it does not."""
         params = sequence.params
         if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
             return "stop"
         if params.stop and self._watchers[sequence.request_id, sequence.index].push(token):
             return "stop"
-        if len(sequence.token_ids) - sequence.prompt_len >= params.max_tokens:
+        if known - sequence.prompt_len >= params.max_tokens:
             return "length"
         return None
 
@@ -399,9 +548,16 @@ class Engine:
         if len(family) == sequence.params.n and all(member.finish_reason for member in family):
             del self._requests[sequence.request_id]
 
-    def _record(self, step: StepInFlight, start: int, end: int, host_ns: int, waiting: int) -> None:
+    def _record(
+        self, step: StepInFlight, start: int, end: int, host_ns: int, waiting: int, drafts: Drafts | None
+    ) -> None:
         plan: StepPlan = step.plan
-        decodes = plan.num_decodes
+        decodes, drafted = plan.num_decodes, NO_DRAFTS
+        if self.speculator is not None and drafts is not None:
+            drafted = drafts
+            seconds = (end - max(start, self._last_end_ns)) / 1e9
+            self.speculator.observe(drafts, seconds, decodes_only=decodes == len(plan.slices))
+        self._last_end_ns = end
         self._stats.append(
             StepStats(
                 step=self._steps,
@@ -410,7 +566,7 @@ class Engine:
                 host_ns=host_ns,
                 num_seqs=len(plan.slices),
                 num_tokens=plan.num_tokens,
-                num_prefill_tokens=plan.num_tokens - decodes,
+                num_prefill_tokens=plan.num_tokens - plan.num_drafted - decodes,
                 num_decodes=decodes,
                 context_tokens=step.inputs.context_tokens,
                 running=len(self.scheduler.running),
@@ -421,6 +577,9 @@ class Engine:
                 preemptions=plan.preemptions,
                 graph=step.graph,
                 device_ns=step.device_ns,
+                draft_ns=drafted.draft_ns,
+                draft_lengths=tuple(length for length, _ in drafted.results),
+                accepted_lengths=tuple(count for _, count in drafted.results),
             )
         )
         self._steps += 1

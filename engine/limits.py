@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
@@ -42,11 +42,18 @@ class StepLimits:
     """Prompt tokens of a step; decodes come on top."""
     prefill_chunk: int
     """Prompt tokens of one sequence in a step."""
+    draft_tokens: int = field(default=0, kw_only=True)
+    """Tokens that a decode may verify beside its own."""
 
     @property
     def max_batch_tokens(self) -> int:
         """Tokens of the largest step."""
-        return self.max_step_tokens + self.max_seqs
+        return self.max_step_tokens + self.max_samples
+
+    @property
+    def max_samples(self) -> int:
+        """Tokens of a step whose logits are drawn from, at most."""
+        return self.max_seqs * (1 + self.draft_tokens)
 
     @property
     def blocks_per_seq(self) -> int:
@@ -57,7 +64,8 @@ class StepLimits:
         """The steps that graphs are captured for where attention supports that much, fewest tokens first."""
         if support < GraphSupport.DECODE:
             return []
-        return graph_shapes(self.max_seqs, self.max_step_tokens, mixed=support >= GraphSupport.MIXED)
+        mixed = support >= GraphSupport.MIXED
+        return graph_shapes(self.max_seqs, self.max_step_tokens, mixed, self.draft_tokens)
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ def realise_limits(config: EngineConfig, model: ModelConfig, device: Device) -> 
         max_seqs=config.max_seqs,
         max_step_tokens=config.max_step_tokens,
         prefill_chunk=config.prefill_chunk or config.max_step_tokens,
+        draft_tokens=0 if config.speculation is None else config.speculation.tokens,
     )
 
 
@@ -111,9 +120,18 @@ class StepCost(Protocol):
         """Compute prompts of `lengths` and `num_seqs` rows of logits, to see what memory a step needs."""
 
 
-def realise_pool(config: EngineConfig, limits: StepLimits, decoder: StepCost, device: Device) -> EngineLimits:
-    """Decide `num_blocks`: what was set, or what the memory left beside weights and activations holds."""
-    per_block = decoder.cache_bytes_per_block()
+def realise_pool(
+    config: EngineConfig,
+    limits: StepLimits,
+    decoder: StepCost,
+    device: Device,
+    drafting_bytes_per_block: int = 0,
+) -> EngineLimits:
+    """Decide `num_blocks`: what was set, or what the memory left beside weights and activations holds.
+
+    drafting_bytes_per_block: what a model that drafts keeps for each block, beside the decoder's own.
+    """
+    per_block = decoder.cache_bytes_per_block() + drafting_bytes_per_block
     wanted = limits.max_seqs * limits.blocks_per_seq
     num_blocks = config.num_blocks
     if num_blocks is None:
@@ -168,5 +186,5 @@ def _profiled_bytes(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(torch_device)
     before = torch.cuda.memory_reserved(torch_device)
-    decoder.profile(_prompts_of(limits, num_tokens), limits.max_seqs)
+    decoder.profile(_prompts_of(limits, num_tokens), limits.max_samples)
     return torch.cuda.max_memory_reserved(torch_device) - before

@@ -20,6 +20,7 @@ WHOLE_NUMBERS = (
     ("max_tokens", 1, 2**31 - 1),
     ("top_k", 0, 2**31 - 1),
     ("n", 1, MOST_SEQUENCES),
+    ("beams", 1, MOST_SEQUENCES),
     ("seed", -(2**63), 2**64 - 1),
 )
 """Fields of `SamplingParams` with the least and the greatest value that devices and hosts count with."""
@@ -44,6 +45,11 @@ class SamplingParams:
     """Fixes this request's draws, whatever else is in the batch."""
     n: int = 1
     """Sequences sampled from one prompt; they share its KV blocks. Sequence i draws with seed + i."""
+    beams: int = 1
+    """Width of a beam search, which follows the most likely tokens; 1 = none. Its n best sequences are
+    returned, best first and all at once, each token with its log-probability."""
+    length_penalty: float = 1.0
+    """Beam search ranks finished sequences by their log-probability / tokens ** length_penalty."""
     stop_token_ids: tuple[int, ...] = ()
     """Ends the sequence; the stop token is part of the output."""
     stop: tuple[str, ...] = ()
@@ -66,7 +72,7 @@ class SamplingParams:
                 raise EngineError(f"{name} must be a whole number, not {shown(value)}.")
             if not low <= value <= high:
                 raise EngineError(f"{name} must lie in {low} to {high}, not {shown(value)}.")
-        for name in ("temperature", "top_p", "min_p"):
+        for name in ("temperature", "top_p", "min_p", "length_penalty"):
             value = getattr(self, name)
             if not is_number(value, Real):
                 raise EngineError(f"{name} must be a number, not {shown(value)}.")
@@ -81,6 +87,18 @@ class SamplingParams:
             (
                 isinstance(self.stop, (tuple, list)) and all(s and isinstance(s, str) for s in self.stop),
                 f"stop must be a tuple of strings that are not empty, not {shown(self.stop)}.",
+            ),
+            (
+                abs(self.length_penalty) <= 100,
+                f"length_penalty must lie in -100 to 100, not {self.length_penalty}.",
+            ),
+            (
+                self.beams == 1 or not (self.temperature or self.stop or self.forced_tokens is not None),
+                "Beam search takes no temperature, stop strings or forced_tokens; it follows likely tokens.",
+            ),
+            (
+                self.beams == 1 or self.n <= self.beams,
+                f"n ({self.n}) must not exceed beams ({self.beams}): a search ends with so many sequences.",
             ),
         )
         for holds, message in checks:
@@ -148,8 +166,9 @@ class Completion:
     def append(self, token: Token) -> None:
         """Add its next token."""
         self.token_ids.append(token.token_id)
-        if token.logprob is not None and token.top_token is not None:
+        if token.logprob is not None:
             self.logprobs.append(token.logprob)
+        if token.top_token is not None:
             self.top_tokens.append(token.top_token)
         self.finish_reason = token.finish_reason
 
@@ -181,3 +200,9 @@ class StepStats:
     """True when the step replayed a captured graph."""
     device_ns: int | None = None
     """From its first kernel to its last result on the device, by the device's own events; None on a CPU."""
+    draft_ns: int = 0
+    """Of the host's time, that of drafting; with a model that drafts, its device's time, too."""
+    draft_lengths: tuple[int, ...] = ()
+    """Tokens drafted, of each sequence that had a draft."""
+    accepted_lengths: tuple[int, ...] = ()
+    """Of those, how many were accepted; the target's own token, the bonus, is none of them."""

@@ -270,7 +270,7 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
     if log.failure is not None:
         known = replace(known, run=known.run | {"log": log.failure})
     readings = subject.memory(reachable=done.failure is None)
-    return Measured(known, done, target.steps, telemetry.rows, telemetry.reasons, readings, seen)
+    return Measured(known, done, target.steps, telemetry.rows, telemetry.reasons, readings, target=seen)
 
 
 @contextmanager

@@ -146,6 +146,22 @@ class RunOptions:
     interpret: bool = option(
         False, "Triton's interpreter on the CPU (correctness only, slow).", group="subject"
     )
+    beams: int = option(
+        1,
+        "Answer every request by beam search of this width; its tokens come all at once.",
+        group="subject",
+        unset="1: none",
+        minimum=1,
+        maximum=64,
+    )
+    length_penalty: float = option(
+        1.0,
+        "Beam search ranks sequences by log-probability / tokens ** P.",
+        group="subject",
+        metavar="P",
+        minimum=-100,
+        maximum=100,
+    )
     seed: int = option(0, "Fixes everything that is drawn.", group="load", minimum=0, maximum=2**63 - 1)
     warmup: int | None = option(
         None,

@@ -61,6 +61,8 @@ class Measured:
     missing: Sequence[str]
     """Why a sensor is missing."""
     memory: Readings
+    failure: str | None = None
+    """Why the steps are not known."""
     target: dict[str, Any] = field(default_factory=dict)
     """The record's `target` section."""
 
@@ -78,6 +80,8 @@ class Tables:
     telemetry: pd.DataFrame
     missing: Sequence[str]
     memory: Readings
+    speculation: dict[str, Any]
+    """What of the steps no table has: drafts and what became of them."""
     target: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,6 +98,7 @@ def tabulate(measured: Measured) -> Tables:
         telemetry_frame(measured.samples, done.start_ns),
         measured.missing,
         measured.memory,
+        sections.speculation_section(measured.known.engine, measured.steps, done.start_ns, measured.failure),
         measured.target,
     )
 
@@ -102,15 +107,16 @@ def numbers(tables: Tables) -> RunRecord:
     """The record with every number that follows from the tables; not judged yet."""
     known, context = tables.known, tables.context
     vendor = (known.system.get("device") or {}).get("vendor")
-    beside = {
+    beside: dict[str, Any] = {
         "energy": {
             "sensor_reasons": list(tables.missing),
             "idle_power_w": known.idle_power_w,
             "scope": SCOPES.get(str(vendor)),
-        }
+        },
+        "speculation": tables.speculation,
     }
     run = RunTables.read(tables.requests, tables.steps, context, tables.telemetry, beside)
-    computed = compute.sections(run, (*compute.SECTIONS, "energy"))
+    computed = compute.sections(run, (*compute.SECTIONS, "energy", "speculation"))
     return RunRecord(
         run=known.run | tables.ending,
         workload=known.workload,
@@ -123,6 +129,8 @@ def numbers(tables: Tables) -> RunRecord:
         energy=computed["energy"],
         correctness={"passed": None, "reason": "the run ended before the check"},
         accuracy={"reason": "the run ended before it was measured"},
+        speculation=tables.speculation
+        | (computed["speculation"] if "outcomes" in tables.speculation else {}),
         metrics=computed["metrics"],
         schedule=computed["schedule"],
         roofline=computed["roofline"],
@@ -163,7 +171,9 @@ def recover(path: Path) -> RunRecord:
         except TypeError as error:
             raise HarnessError(f"The log in {path} is of another version of Backbench: {error}.") from None
         known = replace(known, run=known.run | {"recovered": True})
-        tables = tabulate(Measured(known, replay, [], [], ["the run was killed"], readings))
+        tables = tabulate(
+            Measured(known, replay, [], [], ["the run was killed"], readings, "the run was killed")
+        )
         directory = RunDirectory.open(path)
         write_tables(directory, tables)
         record = replace(

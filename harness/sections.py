@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from backbench.harness import provenance
 from backbench.harness.faults import explained
 from backbench.harness.options import RunOptions
 from backbench.harness.replay import Replay
+from backbench.reports.metrics.speculation import OUTCOMES
 
 if TYPE_CHECKING:
     from backbench.backends.interface import Selection
     from backbench.engine.engine import Engine
+    from backbench.engine.request import StepStats
     from backbench.workloads.request import Workload
 
 Tuning = Mapping[str, str | None]
@@ -49,6 +52,49 @@ def ending(done: Replay) -> dict[str, Any]:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         section |= {"status": "failed", "error": provenance.redact(text)}
     return section
+
+
+def speculation_section(
+    engine: Mapping[str, Any], steps: Sequence[StepStats], start_ns: int, failure: str | None = None
+) -> dict[str, Any]:
+    """What was drafted and accepted after the run's start, and the time it took; empty where none was asked.
+
+    engine: its settings. Times are those of steps without prompt tokens, each from the later of its start and
+    its predecessor's end, as `reports.metrics.steps` has them.
+    """
+    if not engine.get("speculate"):
+        return {}
+    asked = str(engine["speculate"])
+    section: dict[str, Any] = {"asked": asked, "sampling": engine.get("speculation_sampling")}
+    if asked.startswith("synthetic:"):
+        section["synthetic"] = asked
+    if failure is not None:
+        return section | {"reason": failure}
+    outcomes: Counter[tuple[int, int]] = Counter()
+    sums = {
+        "draft_s": 0.0,
+        "drafted_steps": 0,
+        "drafted_steps_s": 0.0,
+        "plain_steps": 0,
+        "plain_steps_s": 0.0,
+    }
+    before_ns = start_ns
+    for step in steps:
+        began_ns, before_ns = max(step.start_ns, before_ns), max(step.end_ns, before_ns)
+        if step.end_ns <= start_ns:
+            continue
+        outcomes.update(zip(step.draft_lengths, step.accepted_lengths, strict=True))
+        if step.num_prefill_tokens or not step.num_decodes:
+            continue
+        kind = "drafted" if step.draft_lengths else "plain"
+        sums[f"{kind}_steps"] += 1
+        sums[f"{kind}_steps_s"] += (step.end_ns - began_ns) / 1e9
+        if step.draft_lengths:
+            sums["draft_s"] += step.draft_ns / 1e9
+    rows = [(drafted, accepted, count) for (drafted, accepted), count in sorted(outcomes.items())]
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    lists = {name: list(column) for name, column in zip(OUTCOMES, columns, strict=True)}
+    return section | {"outcomes": lists} | sums
 
 
 def workload_section(workload: Workload, ideal_prefix_hit_ratio: float | None) -> dict[str, Any]:

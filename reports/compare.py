@@ -23,6 +23,7 @@ HARD_FIELDS: tuple[tuple[str, str], ...] = (
     ("metrics.counts.intended", "requests"),
     ("metrics.prompt_tokens", "prompt tokens"),
     ("metrics.output_tokens", "output tokens"),
+    ("speculation.synthetic", "drawn acceptance"),
 )
 """Two records compare only when all of these agree."""
 

@@ -72,13 +72,17 @@ class Line:
     """Why there is no value, or which stretch of the run it is about."""
 
 
+BESIDE_DRAFTS = (("metrics", "icl_s", "p50"), ("metrics", "icl_s", "p99"))
+"""Also at the end of a run that drafts: its tokens come several at once, and ITL hides the wait for them."""
+
+
 def summary_rows(record: RunRecord) -> list[Line]:
     """The short table at the end of a run. Quantities that cannot exist here (no SLO, no power meter)
     are left out; percentiles that the sample is too small for, and a steady state that there was not, stay
     with the reason."""
     lines = []
     for each in QUANTITIES:
-        if not each.summary:
+        if not each.summary and not (record.speculation and each.path in BESIDE_DRAFTS):
             continue
         reading = read(record, each)
         stands = "sample size" in (reading.reason or "") or each.path[-1] == "steady_state"

@@ -59,7 +59,9 @@ def examine(directory: RunDirectory) -> Verification:
         return Verification((*problems, str(error)), ("every number: the tables cannot be read",))
     if (record.run.get("imported") or {}).get("rows") is False:
         return Verification(tuple(problems), ("every number: it is a foreign file's own summary",))
-    given = {name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy")}
+    given = {
+        name: getattr(record, name) for name in ("memory", "energy", "correctness", "accuracy", "speculation")
+    }
     try:
         problems += _column_problems(requests)
         run = RunTables.read(requests, steps, context, telemetry, given)
@@ -183,6 +185,8 @@ def _cannot(metric: Metric, run: RunTables) -> bool:
         return not isinstance(run.given["correctness"].get("differences"), list)
     if section == "accuracy":
         return not isinstance(run.given["accuracy"].get("sequences"), dict)
+    if section == "speculation":
+        return not isinstance(run.given["speculation"].get("outcomes"), dict)
     return False
 
 

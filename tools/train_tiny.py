@@ -1,8 +1,6 @@
-"""Train the bundled models `tiny` and `tiny-draft` from a folder of plain texts.
+"""Train the bundled model `tiny` from a folder of plain texts; `distill_draft.py` makes its draft of it.
 
-    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/tiny --model tiny
-    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/tiny-draft --model tiny-draft \
-        --tokenizer engine/checkpoints/tiny
+    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/tiny
 
 TEXTS holds UTF-8 files ending in .txt, .md, .txt.gz or .md.gz. Every text is cut into documents of about
 8 KB that end with a paragraph; every 50th document is held out. The tokenizer (byte-level BPE) is learned
@@ -29,8 +27,6 @@ from tiny_texts import HELD_OUT_EVERY, SOURCES, Corpus, join_lines, read_corpus
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -40,6 +36,8 @@ from transformers import (
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 4096
 CONTEXT_TOKENS = 4096
+HEAD_DIM = 64
+ROPE_THETA = 10_000.0
 VALIDATIONS = 12  # times a run looks at the held-out documents on its way
 
 
@@ -63,17 +61,14 @@ class Recipe:
     """The schedule is squeezed so that training ends by then; inf = the steps alone decide."""
 
 
-RECIPES = {
-    "tiny": Recipe(steps=2000, weight_decay=1.5),
-    "tiny-draft": Recipe(steps=7000, learning_rate=5e-3, weight_decay=0.3, dropout=0.0),
-}
+RECIPE = Recipe(steps=2000, weight_decay=1.5)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train one model as the command line says."""
     options = parse_arguments(arguments)
     given = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
-    recipe = replace(RECIPES[options.model], **{k: v for k, v in given.items() if v is not None})
+    recipe = replace(RECIPE, **{k: v for k, v in given.items() if v is not None})
     corpus = read_corpus(options.data)
     if options.tokenizer is None:
         tokenizer = train_tokenizer(corpus.train)
@@ -85,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
 
     torch.manual_seed(recipe.seed)
-    model = build_model(options.model, tokenizer.get_vocab_size())
+    model = build_model(tokenizer.get_vocab_size())
     if options.start is not None:
         load_model(model, options.start / "model.safetensors")
     model = model.to(options.device)
@@ -109,17 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "precision": "bf16 autocast" if train.is_cuda else "fp32",
         "options": text_options(options),
     }
-    card = model_card(options.model, model, corpus, recipe, result)
+    card = model_card(model, corpus, recipe, result)
     (options.out / "README.md").write_text(card, encoding="utf-8")
     print(f"validation loss {loss:.4f} nats/token, {result['bits per byte']:.4f} bits/byte (stored weights)")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; what the recipe decides is None unless given."""
-    parser = argparse.ArgumentParser(description="Train a bundled model of Backbench.")
+    parser = argparse.ArgumentParser(description="Train the bundled model of Backbench.")
     parser.add_argument("--data", type=Path, required=True, help="folder of .txt, .md, .txt.gz, .md.gz files")
     parser.add_argument("--out", type=Path, required=True, help="folder the model is written to")
-    parser.add_argument("--model", choices=sorted(RECIPES), default="tiny")
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of a tokenizer.json to take instead of learning one"
     )
@@ -190,41 +184,25 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> torch.Te
     return torch.tensor(stream)
 
 
-def build_model(name: str, vocabulary_size: int) -> PreTrainedModel:
-    """The untrained model, fp32. Both have head_dim 64, which every attention kernel library supports."""
-    common: dict[str, Any] = {
-        "vocab_size": vocabulary_size,
-        "head_dim": 64,
-        "max_position_embeddings": CONTEXT_TOKENS,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-        "tie_word_embeddings": True,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
-    model: PreTrainedModel
-    if name == "tiny":
-        model = Qwen3ForCausalLM(
-            Qwen3Config(
-                hidden_size=256,
-                intermediate_size=640,
-                num_hidden_layers=5,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                **common,
-            )
+def build_model(vocabulary_size: int) -> PreTrainedModel:
+    """The untrained model, fp32. It has head_dim 64, which every attention kernel library supports."""
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary_size,
+            hidden_size=256,
+            intermediate_size=640,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=HEAD_DIM,
+            max_position_embeddings=CONTEXT_TOKENS,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
         )
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=128,
-                intermediate_size=384,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                **common,
-            )
-        )
+    )
     # Greedy unless asked otherwise; written to generation_config.json.
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     return model
@@ -327,9 +305,7 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
 
 
-def model_card(
-    name: str, model: PreTrainedModel, corpus: Corpus, recipe: Recipe, result: dict[str, Any]
-) -> str:
+def model_card(model: PreTrainedModel, corpus: Corpus, recipe: Recipe, result: dict[str, Any]) -> str:
     """The README.md beside the weights."""
     config = model.config
     rows = []
@@ -343,7 +319,7 @@ language: en
 library_name: transformers
 ---
 
-# {name}
+# tiny
 
 A bundled model of Backbench: small enough to ship and to run on a CPU, trained for real, so that
 quantization, sparsity and speculative decoding have an accuracy to lose. It is of no use beyond that.
@@ -382,7 +358,7 @@ weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}, seed {recipe.s
 
 To retrain, put the texts above in a folder TEXTS:
 
-    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/{name} --model {name} \\
+    python tools/train_tiny.py --data TEXTS --out engine/checkpoints/tiny \\
         {result["options"]} \\
         --steps {result["steps"]} --seed {recipe.seed} --batch {recipe.batch} --window-tokens \
 {recipe.window_tokens} \\

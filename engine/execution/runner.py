@@ -8,17 +8,17 @@ bake in.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Batch, Operations
+from backbench.backends.interface import Batch, Operations, SamplingBatch
 from backbench.engine.execution.device_queue import DeviceQueue, Stretch
 from backbench.engine.execution.step_buffers import RequestTables, StepBuffers, StepInputs
-from backbench.engine.execution.step_shape import StepShape, max_len_ladder
+from backbench.engine.execution.step_shape import FEW_DRAFTED, StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.scheduling.scheduler import StepPlan
@@ -27,24 +27,34 @@ from backbench.errors import EngineError
 
 @dataclass
 class StepOutput:
-    """What a step leaves on the device: tokens i64[S], perhaps log-probabilities f32[S] and top i64[S]."""
+    """What a step leaves on the device: tokens i64[S], and on demand their log-probabilities f32[S], the most
+    likely tokens i64[S], and candidates."""
 
     tokens: Tensor
     logprobs: Tensor | None = None
     top_tokens: Tensor | None = None
+    candidates: tuple[Tensor, Tensor] | None = None
+    """The most likely tokens i64[S, k] and their log-probabilities f32[S, k]."""
 
 
 class StepInFlight:
     """A launched step whose results may not be there yet."""
 
     def __init__(
-        self, plan: StepPlan, inputs: StepInputs, results: list[Tensor], work: Stretch, graph: bool
+        self,
+        plan: StepPlan,
+        inputs: StepInputs,
+        results: list[Tensor],
+        candidates: list[Tensor],
+        work: Stretch,
+        graph: bool,
     ) -> None:
-        """`results`: on the host when `work` is done; none where the step samples nothing."""
+        """`results`, `candidates`: on the host when `work` is done; none where the step samples nothing."""
         self.plan = plan
         self.inputs = inputs
         self.graph = graph
         self._results = results
+        self._candidates = candidates
         self._work = work
         self.device_ns: int | None = None
         """How long the device took, once `read` has waited for it; None on a CPU."""
@@ -57,6 +67,11 @@ class StepInFlight:
             return [], None, None
         lists: list[Any] = [result.tolist() for result in self._results]
         return (lists[0], lists[1], lists[2]) if len(lists) == 3 else (lists[0], None, None)
+
+    def candidates(self, sample: int, count: int) -> list[tuple[int, float]]:
+        """After `read`: a slice's `count` most likely tokens, and their log-probabilities."""
+        ids, logprobs = (each[sample, :count].tolist() for each in self._candidates)
+        return list(zip(ids, logprobs, strict=True))
 
 
 class Runner:
@@ -74,6 +89,8 @@ class Runner:
         """graphs: capture where the backend allows it. queue: None = the device's own."""
         self.decoder = decoder
         self.operations = operations
+        self.sample: Callable[[Tensor, SamplingBatch], Tensor] = operations.sample
+        """Draws the tokens; rejection sampling puts its own in its place, where nothing is captured."""
         self.limits = limits
         device = decoder.device.torch_device
         self.queue = queue or DeviceQueue(device)
@@ -109,8 +126,7 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepInFlight:
         """Start a step; returns at once on a GPU."""
-        live = plan.shape
-        shape = next((shape for shape in self._shapes if shape.holds(live)), None)
+        shape = self._captured_shape(plan)
         buffers = self._eager if shape is None else self._captured
         inputs = buffers.fill(plan, shape)
         buffers.upload(inputs)
@@ -122,6 +138,7 @@ class Runner:
             captured = self._graphs.get(self._graph_key(inputs, batch))
             self.graph_misses += captured is None
         results: list[Tensor] = []
+        candidates: list[Tensor] = []
 
         def compute() -> None:
             if inputs.num_copies:
@@ -132,18 +149,22 @@ class Runner:
                 captured[0].replay()
                 output = captured[1]
             if output is not None:
-                results.extend(_start_reading(output, inputs.num_live_samples))
+                live = inputs.num_live_samples
+                results.extend(_start_reading((output.tokens, output.logprobs, output.top_tokens), live))
+                candidates.extend(_start_reading(output.candidates or (), live))
 
         work = self.queue.stretch()
         self.queue.submit(compute)
         work.end()
-        return StepInFlight(plan, inputs, results, work, graph=captured is not None)
+        return StepInFlight(plan, inputs, results, candidates, work, graph=captured is not None)
 
     @torch.inference_mode()
-    def capture(self, *, sampled: bool = False, filtered: bool = False, logprobs: bool = False) -> int:
+    def capture(
+        self, *, sampled: bool = False, filtered: bool = False, logprobs: bool = False, candidates: int = 0
+    ) -> int:
         """Capture a graph for every shape and launch key; returns how many were captured.
 
-        `sampled`, `filtered` and `logprobs` say which kinds of sampling the graphs must serve.
+        `sampled`, `filtered`, `logprobs` and `candidates` say which kinds of sampling the graphs must serve.
         """
         before = len(self._graphs)
         for shape in reversed(self._shapes):
@@ -153,23 +174,39 @@ class Runner:
                 inputs.all_greedy = not sampled
                 inputs.any_filter = filtered
                 inputs.logprobs = logprobs
+                inputs.candidates = candidates
                 self._capture_one(inputs)
         return len(self._graphs) - before
+
+    def _captured_shape(self, plan: StepPlan) -> StepShape | None:
+        """The smallest captured shape that holds the step; None where there is none."""
+        live = [plan.shape]
+        if plan.num_drafted and plan.num_tokens <= FEW_DRAFTED and plan.num_decodes == len(plan.slices):
+            live.insert(0, StepShape(plan.num_tokens))
+        return next((shape for each in live for shape in self._shapes if shape.holds(each)), None)
 
     def _compute(self, buffers: StepBuffers, inputs: StepInputs, batch: Batch) -> StepOutput | None:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
         ids, positions = buffers.unpack(inputs)
-        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 else None
+        drafted = inputs.shape.query > 0
+        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 and not drafted else None
         hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted)
         if inputs.num_samples == 0:
             return None
+        if drafted:
+            hidden = hidden[buffers.on_device.logits_indices[: inputs.num_samples]]
         logits = self.decoder.logits(hidden)
-        tokens = buffers.keep(inputs, self.operations.sample(logits, buffers.sampling(inputs)))
-        if not inputs.logprobs:
-            return StepOutput(tokens)
-        all_logprobs = torch.log_softmax(logits.float(), dim=-1)
-        chosen = all_logprobs.gather(1, tokens[:, None])[:, 0]
-        return StepOutput(tokens, chosen, all_logprobs.argmax(dim=-1))
+        tokens = buffers.keep(inputs, self.sample(logits, buffers.sampling(inputs)))
+        output = StepOutput(tokens)
+        if inputs.logprobs or inputs.candidates:
+            all_logprobs = torch.log_softmax(logits.float(), dim=-1)
+        if inputs.logprobs:
+            output.logprobs = all_logprobs.gather(1, tokens[:, None])[:, 0]
+            output.top_tokens = all_logprobs.argmax(dim=-1)
+        if inputs.candidates:
+            values, ids = all_logprobs.topk(inputs.candidates)
+            output.candidates = (ids, values)
+        return output
 
     def _capture_one(self, inputs: StepInputs) -> None:
         batch = self._batch(inputs)
@@ -195,18 +232,18 @@ class Runner:
         return replace(batch, max_len=inputs.max_len)
 
     def _graph_key(self, inputs: StepInputs, batch: Batch) -> Hashable:
-        flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs)
+        flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs, inputs.candidates)
         return (inputs.shape, flags, self.decoder.plan(batch))
 
 
-def _start_reading(output: StepOutput, live: int) -> list[Tensor]:
-    """The first `live` elements of each result, on their way to the host."""
+def _start_reading(results: Iterable[Tensor | None], live: int) -> list[Tensor]:
+    """The first `live` rows of each result up to the first None, on their way to the host."""
     hosts = []
-    for result in (output.tokens, output.logprobs, output.top_tokens):
+    for result in results:
         if result is None:
             break
         if result.is_cuda:
-            host = torch.empty(live, dtype=result.dtype, pin_memory=True)
+            host = torch.empty((live, *result.shape[1:]), dtype=result.dtype, pin_memory=True)
             host.copy_(result[:live], non_blocking=True)
         else:
             host = result[:live]

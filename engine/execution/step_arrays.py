@@ -1,7 +1,7 @@
 """The inputs of a step as named views of two flat arrays, on the host and on the device alike.
 
 All that a step needs travels in those two, so one copy each brings it to a device, and any other reader that
-knows the three sizes finds every field at the same place.
+knows the four sizes finds every field at the same place.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class StepSizes:
     seqs: int
     updates: int
     """Block table entries."""
+    samples: int
+    """Tokens drawn from."""
 
     @property
     def bounds(self) -> int:
@@ -48,19 +50,19 @@ class StepArrays(Generic[Flat]):
     """Keys each sequence has once its tokens are written."""
     rows: Annotated[Flat, "seqs"]
     """Each sequence's row of the request tables."""
-    logits_indices: Annotated[Flat, "seqs"]
+    logits_indices: Annotated[Flat, "samples"]
     """Tokens whose logits are sampled from. The fields below have an entry for each of them."""
-    logits_seqs: Annotated[Flat, "seqs"]
+    logits_seqs: Annotated[Flat, "samples"]
     """The sequence each belongs to."""
-    logits_rows: Annotated[Flat, "seqs"]
+    logits_rows: Annotated[Flat, "samples"]
     """The row each belongs to."""
-    noise_keys: Annotated[Flat, "seqs"]
-    forced: Annotated[Flat, "seqs"]
+    noise_keys: Annotated[Flat, "samples"]
+    forced: Annotated[Flat, "samples"]
     """The token to take instead of the sampled one; -1 = the sampled one."""
-    top_k: Annotated[Flat, "seqs"]
-    temperature: Annotated[Flat, "seqs", FLOATS]
-    top_p: Annotated[Flat, "seqs", FLOATS]
-    min_p: Annotated[Flat, "seqs", FLOATS]
+    top_k: Annotated[Flat, "samples"]
+    temperature: Annotated[Flat, "samples", FLOATS]
+    top_p: Annotated[Flat, "samples", FLOATS]
+    min_p: Annotated[Flat, "samples", FLOATS]
     update_rows: Annotated[Flat, "updates"]
     """Entries of the block table to change, each named once: their rows, columns and new blocks."""
     update_columns: Annotated[Flat, "updates"]

@@ -20,6 +20,7 @@ from backbench.engine.execution.step_arrays import StepArrays, StepSizes
 from backbench.engine.execution.step_shape import StepShape
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Wanted
+from backbench.engine.request import SamplingParams
 from backbench.engine.scheduling.scheduler import StepPlan
 
 
@@ -66,7 +67,8 @@ class StepBuffers:
         max_seqs, tokens = limits.max_seqs, limits.max_batch_tokens if max_tokens is None else max_tokens
         self.max_updates = 2 * max_seqs + -(-tokens // limits.block_size)
         """Block table entries one step can change by computing tokens; prefix hits may change more."""
-        sizes = StepSizes(tokens, max_seqs, self.max_updates)
+        samples = min(limits.max_samples, max(tokens, max_seqs))
+        sizes = StepSizes(tokens, max_seqs, self.max_updates, samples)
         integers, floats = StepArrays.lengths(sizes)
         pinned = device.type != "cpu"
         self._stagings = [_staging(sizes, pinned) for _ in range(2)]
@@ -82,20 +84,27 @@ class StepBuffers:
         """Write `plan` into the next host buffer: as it is, or padded to a captured shape that holds it."""
         host = self._next_staging().arrays
         live = plan.shape
+        if live.query and captured is not None and not captured.query:
+            live = StepShape(plan.num_tokens)  # one decode a token
         shape = captured or live
         inputs = StepInputs(shape)
         if captured is None:
             inputs.num_samples = sum(part.samples for part in plan.slices)
-            inputs.max_query = max((part.num_tokens for part in plan.slices[plan.num_decodes :]), default=1)
+            inputs.max_query = max((part.num_tokens for part in plan.slices[live.decodes :]), default=1)
         self._fill_updates(plan, host, inputs)
         self._fill_copies(plan, host, inputs)
-        self._fill_decodes(plan, host)
-        self._fill_prefills(plan, host, shape)
+        if plan.num_drafted == 0:
+            self._fill_decodes(plan, host)
+            self._fill_prefills(plan, host, shape)
+        else:
+            self._fill_drafted(plan, host, live)
         self._fill_padding(host, shape, live)
         self._fill_sampling(plan, host, inputs)
         lengths = host.seq_lens[: shape.num_seqs]
         inputs.max_len = int(lengths.max())
         inputs.context_tokens = int(lengths.sum())
+        if plan.num_drafted and not live.query:  # a sequence in several rows has its keys once
+            inputs.context_tokens = sum(part.start + part.num_tokens for part in plan.slices)
         return inputs
 
     def fill_inert(self, shape: StepShape) -> StepInputs:
@@ -213,6 +222,30 @@ class StepBuffers:
         host.slot_mapping[:count] = table[rows, positions // size] * size + positions % size
         host.seq_lens[:count] = host.positions[:count] + 1
 
+    def _fill_drafted(self, plan: StepPlan, host: StepArrays[np.ndarray], live: StepShape) -> None:
+        """Known and drafted tokens: a sequence's row has all of its own or, laid out as decodes, each has one
+        and sees the keys up to its own position. The host knows every token of such a step."""
+        count, size, table = plan.num_tokens, self.block_size, self.tables.host_blocks
+        ids, places, rows = list[int](), list[int](), list[int]()
+        for part in plan.slices:
+            end = part.start + part.num_tokens
+            ids += part.sequence.token_ids[part.start : end]
+            ids += part.draft
+            places += range(part.start, end)
+            rows += [part.sequence.row] * part.num_tokens
+        positions = host.positions[:count]
+        positions[:] = places
+        host.ids[:count] = ids
+        host.slot_mapping[:count] = table[rows, positions // size] * size + positions % size
+        if live.query == 0:
+            host.rows[:count] = rows
+            host.seq_lens[:count] = positions + 1
+            return
+        seqs = len(plan.slices)
+        np.cumsum([part.num_tokens for part in plan.slices], out=host.query_start[1 : seqs + 1])
+        host.rows[:seqs] = [part.sequence.row for part in plan.slices]
+        host.seq_lens[:seqs] = positions[host.query_start[1 : seqs + 1] - 1] + 1
+
     def _fill_prefills(self, plan: StepPlan, host: StepArrays[np.ndarray], shape: StepShape) -> None:
         size, table, offset = self.block_size, self.tables.host_blocks, shape.decodes
         for i, part in enumerate(plan.slices[plan.num_decodes :], start=shape.decodes):
@@ -271,12 +304,16 @@ class StepBuffers:
             host.copy_sources[:count], host.copy_targets[:count] = np.array(plan.copies).T
 
     def _fill_sampling(self, plan: StepPlan, host: StepArrays[np.ndarray], inputs: StepInputs) -> None:
+        if plan.num_drafted:
+            self._fill_verified(plan, host, inputs)
+            return
         seqs, rows, keys, forced, params = [], [], [], [], []
         padding = inputs.shape.decodes - plan.num_decodes
         for i, part in enumerate(plan.slices):
             if not part.samples:
                 continue
             sequence = part.sequence
+            inputs.candidates = max(inputs.candidates, sequence.num_candidates)
             seqs.append(i if i < plan.num_decodes else i + padding)
             rows.append(sequence.row)
             params.append(sequence.params)
@@ -287,10 +324,42 @@ class StepBuffers:
                 keys.append(0)
             replay = sequence.params.forced_tokens
             forced.append(-1 if replay is None else replay[part.draw])
-        inputs.num_live_samples = live = len(seqs)
+        host.logits_indices[: len(seqs)] = host.query_start[1:][seqs] - 1
+        host.logits_seqs[: len(seqs)] = seqs
+        self._fill_draws(host, inputs, rows, keys, forced, params)
+
+    def _fill_verified(self, plan: StepPlan, host: StepArrays[np.ndarray], inputs: StepInputs) -> None:
+        """Several draws of a sequence: one at each of its drafted tokens, and the one before them."""
+        indices, rows, keys, params = list[int](), list[int](), list[int](), list[SamplingParams]()
+        end = 0
+        for part in plan.slices:
+            end += part.num_tokens
+            sequence = part.sequence
+            draws = range(part.draw, part.draw + part.samples)
+            indices += range(end - part.samples, end)
+            rows += [sequence.row] * part.samples
+            params += [sequence.params] * part.samples
+            if sequence.params.temperature and part.samples:
+                inputs.all_greedy = False
+                keys += [noise_key(sequence.seed, draw) for draw in draws]
+            else:
+                keys += [0] * part.samples
+        host.logits_indices[: len(indices)] = indices
+        host.logits_seqs[: len(indices)] = 0  # nobody asks which of its own tokens a sequence wants
+        self._fill_draws(host, inputs, rows, keys, [-1] * len(rows), params)
+
+    def _fill_draws(
+        self,
+        host: StepArrays[np.ndarray],
+        inputs: StepInputs,
+        rows: list[int],
+        keys: list[int],
+        forced: list[int],
+        params: list[SamplingParams],
+    ) -> None:
+        """How each live draw is made, and that nothing comes of padded ones."""
+        inputs.num_live_samples = live = len(rows)
         padded = inputs.num_samples
-        host.logits_indices[:live] = host.query_start[1:][seqs] - 1
-        host.logits_seqs[:live] = seqs
         host.logits_rows[:live] = rows
         host.forced[:live] = forced
         host.logits_indices[live:padded] = 0
@@ -320,6 +389,7 @@ class StepInputs:
         "all_greedy",
         "any_filter",
         "any_forced",
+        "candidates",
         "context_tokens",
         "logprobs",
         "max_len",
@@ -333,19 +403,21 @@ class StepInputs:
 
     def __init__(self, shape: StepShape) -> None:
         self.shape = shape
-        self.num_samples = shape.num_seqs
+        self.num_samples = shape.num_samples
         self.num_live_samples = 0
         """The first of them, which are not padding."""
         self.num_copies = 0
         self.more_updates: Tensor | None = None
         """Rows, columns and blocks i64[3, N] of a block table update too large for the buffers."""
-        self.max_query = max(shape.prompt_tokens, 1)
+        self.max_query = shape.query or max(shape.prompt_tokens, 1)
         self.max_len = 0
         self.context_tokens = 0
         self.all_greedy = True
         self.any_filter = False
         self.any_forced = False
         self.logprobs = False
+        self.candidates = 0
+        """Most likely tokens to be returned of each row that samples."""
 
 
 def _staging(sizes: StepSizes, pinned: bool) -> Staging:

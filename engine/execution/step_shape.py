@@ -13,6 +13,9 @@ GRAPH_PROMPTS = 16
 """Prompts that a captured step with prompts holds at most."""
 GRAPH_PROMPT_TOKENS = range(64, 513, 64)
 """Prompt tokens of captured steps; with more, computing takes longer than launching one by one."""
+FEW_DRAFTED = 32
+"""Tokens of a captured step with drafts up to which each is a decode of its own: kernels for decodes divide a
+sequence among many units of the device, and few tokens leave them idle otherwise."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class StepShape:
     decodes: int
     prompts: int = 0
     prompt_tokens: int = 0
+    query: int = 0
+    """Above 0, the prompts are sequences with drafted tokens: at most so many tokens each, and all are drawn
+    from."""
 
     def holds(self, live: StepShape) -> bool:
         """True where a step of the `live` shape can be laid out as this one, of the same kind."""
@@ -30,6 +36,8 @@ class StepShape:
             and live.prompts <= self.prompts
             and live.prompt_tokens <= self.prompt_tokens
             and (live.prompts > 0) == (self.prompts > 0)
+            and live.query <= self.query
+            and (live.query > 0) == (self.query > 0)
         )
 
     @property
@@ -42,9 +50,16 @@ class StepShape:
         """Tokens; a decode has one."""
         return self.decodes + self.prompt_tokens
 
+    @property
+    def num_samples(self) -> int:
+        """Tokens whose logits are drawn from when it is captured."""
+        return self.decodes + (self.prompt_tokens if self.query else self.prompts)
 
-def graph_shapes(max_seqs: int, max_step_tokens: int, mixed: bool) -> list[StepShape]:
+
+def graph_shapes(max_seqs: int, max_step_tokens: int, mixed: bool, draft_tokens: int = 0) -> list[StepShape]:
     """The shapes worth a graph, fewest tokens first: decodes alone and, if `mixed`, beside a few prompts.
+
+    Where `draft_tokens` are drafted for a sequence, `mixed` ones that verify them, too.
 
     Decodes and prompts together are at most max_seqs, prompt tokens at most max_step_tokens. A full engine
     admits one prompt as one sequence ends: the largest shapes leave room for few.
@@ -57,6 +72,12 @@ def graph_shapes(max_seqs: int, max_step_tokens: int, mixed: bool) -> list[StepS
             for decodes in sorted({size for size in ladder if 0 <= size < max_seqs})
             for tokens in GRAPH_PROMPT_TOKENS
             if tokens <= max_step_tokens
+        ]
+        query = draft_tokens + 1
+        shapes += [
+            StepShape(0, size, size * query, query)
+            for size in graph_sizes(max_seqs)
+            if draft_tokens and size * query < GRAPH_PROMPT_TOKENS.stop
         ]
     return sorted(shapes, key=lambda shape: shape.num_tokens)
 

@@ -34,6 +34,8 @@ class BlockPool:
         self.prefix_cache = prefix_cache
         self._readers = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
+        self.allocations = [0] * num_blocks
+        """How often each block was given out: equal counts mean that it still holds the same."""
         self._published: dict[bytes, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         """Next to be reused first."""
@@ -63,6 +65,7 @@ class BlockPool:
         block, _ = self._free.popitem(last=False)
         self._forget(block)
         self._readers[block] = 1
+        self.allocations[block] += 1
         return block
 
     def acquire(self, blocks: Iterable[int]) -> None:

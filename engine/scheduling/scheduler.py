@@ -22,10 +22,13 @@ class Slice:
     sequence: Sequence
     start: int
     num_tokens: int
-    samples: bool
-    """True when the slice reaches the last known token, so that its logits give the next."""
+    samples: int
+    """Tokens drawn from the logits of its last tokens: one when it reaches the last known token, and one more
+    for each drafted token after that."""
     draw: int
-    """Index of the output token it samples."""
+    """Index of the first output token it samples."""
+    draft: tuple[int, ...] = ()
+    """Drafted tokens at its end, to be verified: tentative, and no part of the sequence yet."""
 
 
 @dataclass
@@ -35,6 +38,8 @@ class StepPlan:
     slices: list[Slice] = field(default_factory=list)
     num_decodes: int = 0
     num_tokens: int = 0
+    num_drafted: int = 0
+    """Drafted tokens among them."""
     copies: list[tuple[int, int]] = field(default_factory=list)
     """Copy-on-write: (source, destination) blocks, to be copied before the step writes, in this order or
     all at once: a source that nobody reads any more may be a later copy's destination."""
@@ -49,6 +54,9 @@ class StepPlan:
     @property
     def shape(self) -> StepShape:
         """Its own shape, without padding."""
+        if self.num_drafted:
+            longest = max(part.num_tokens for part in self.slices)
+            return StepShape(0, len(self.slices), self.num_tokens, longest)
         decodes = self.num_decodes
         return StepShape(decodes, len(self.slices) - decodes, self.num_tokens - decodes)
 
@@ -73,8 +81,11 @@ class Scheduler:
         """Those of them that no plan has told of."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self.waiting.append(sequence)
+        """Queue a sequence behind those that arrived before it."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].order > sequence.order:
+            place -= 1
+        self.waiting.insert(place, sequence)
 
     def schedule(self) -> StepPlan:
         """Plan the next step and advance every count as if it had run.
@@ -97,6 +108,55 @@ class Scheduler:
         plan.num_tokens = len(decodes) + sum(part.num_tokens for part in prefills)
         return plan
 
+    def reserve(self, plan: StepPlan, part: Slice, count: int) -> int:
+        """Allocate blocks for up to `count` drafted tokens of a decode of `plan`; returns for how many.
+
+        As many as could become output, in blocks that are free. Comes after `schedule`, while no step is in
+        flight: what others need for sure is allocated by then, and nobody is preempted for a guess.
+        """
+        sequence, size, end = part.sequence, self.pool.block_size, part.start + 1
+        if not sequence.running:
+            return 0  # preempted by one that came before it
+        blocks = sequence.blocks
+        room = min((len(blocks) + self.pool.num_free) * size, sequence.end_len - 1) - end
+        count = max(0, min(count, room))
+        while len(blocks) * size < end + count:
+            block = self.pool.allocate()
+            plan.table_updates[sequence.row, len(blocks)] = block
+            blocks.append(block)
+        return count
+
+    def extend(self, plan: StepPlan, part: Slice, drafted: list[int]) -> None:
+        """Let a decode of `plan` verify drafted tokens, too, for which `reserve` found blocks.
+
+        The sequence counts what is sure alone; `accept` adds the rest.
+        """
+        part.draft = tuple(drafted)
+        part.num_tokens += len(drafted)
+        part.samples += len(drafted)
+        plan.num_tokens += len(drafted)
+        plan.num_drafted += len(drafted)
+        self._keep_blocks(part.sequence, part.start + part.num_tokens)
+
+    def accept(self, part: Slice, tokens: list[int]) -> None:
+        """Before `land`: of the drafted tokens of `part`, `tokens` became output; the others are rolled back.
+
+        Their keys and values are written over by the next step, and blocks that hold nothing else are freed.
+        """
+        sequence = part.sequence
+        part.num_tokens -= len(part.draft) - len(tokens)
+        sequence.token_ids += tokens
+        sequence.num_computed += len(tokens)
+        sequence.num_tokens += len(tokens)
+        self._keep_blocks(sequence, sequence.num_computed)
+
+    def _keep_blocks(self, sequence: Sequence, tokens: int) -> None:
+        """Free the blocks of a sequence that hold none of its first `tokens`."""
+        kept = -(-tokens // self.pool.block_size)
+        if sequence.running and len(sequence.blocks) > kept:
+            self.pool.release(sequence.blocks[kept:])
+            del sequence.blocks[kept:]
+
     def land(self, part: Slice, token: int | None) -> bool:
         """Account for a slice whose step has finished; `token` is what it sampled (None = nothing).
 
@@ -106,7 +166,7 @@ class Scheduler:
         sequence = part.sequence
         sequence.in_flight -= 1
         ended = sequence.finish_reason is not None
-        counts = part.samples and not ended
+        counts = part.samples > 0 and not ended
         if counts:
             assert token is not None
             sequence.token_ids.append(token)
@@ -131,16 +191,17 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Start `child`, a sequence of the same prompt, on the blocks of `parent`, whose prompt is computed.
+        """Start `child` on the blocks of `parent`, which has computed all tokens of its prompt, or all but
+        the last.
 
-        The child recomputes the prompt's last token for its logits; that write copies the shared block.
+        The child computes the prompt's last token for its logits; that write copies the shared block.
         Without a free place it queues first in line instead, and shares through the prefix cache only.
         """
         full = len(self.running) >= self.limits.max_seqs or not self._free_rows
-        if full or not parent.running or parent.num_landed < parent.prompt_len:
-            self.waiting.appendleft(child)
+        if full or not parent.running or parent.num_landed < child.prompt_len - 1:
+            self._return(child)
             return
-        child.blocks = parent.blocks[: -(-parent.prompt_len // self.pool.block_size)]
+        child.blocks = parent.blocks[: -(-child.prompt_len // self.pool.block_size)]
         self.pool.acquire(child.blocks)
         child.forked = parent.forked = True
         child.num_computed = child.num_landed = child.prompt_len - 1
@@ -211,9 +272,16 @@ class Scheduler:
         victim.num_computed = 0
         victim.preempted = True
         self._stop_running(victim)
-        self.waiting.appendleft(victim)
+        self._return(victim)
         self.preemptions += 1
         self._untold_preemptions += 1
+
+    def _return(self, sequence: Sequence) -> None:
+        """Queue a sequence before those that arrived with it or later."""
+        place = 0
+        while place < len(self.waiting) and self.waiting[place].order < sequence.order:
+            place += 1
+        self.waiting.insert(place, sequence)
 
     def _blocks_needed(self, sequence: Sequence, count: int) -> int:
         """Fresh blocks that computing `count` more tokens takes, copies of shared ones included."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from backbench.engine.request import SamplingParams, TokenIds
 
 
@@ -20,6 +22,7 @@ class Sequence:
         "forked",
         "in_flight",
         "index",
+        "num_candidates",
         "num_computed",
         "num_landed",
         "num_published",
@@ -28,6 +31,7 @@ class Sequence:
         "params",
         "preempted",
         "prompt_len",
+        "proposer_state",
         "request_id",
         "row",
         "running",
@@ -54,6 +58,8 @@ class Sequence:
         """Tokens whose K and V are in the cache once the steps in flight are done."""
         self.num_landed = 0
         """Tokens whose K and V are in the cache now."""
+        self.num_candidates = 0
+        """How many of the most likely next tokens a beam search asks for."""
         self.in_flight = 0
         """Steps in flight that include this sequence."""
         self.blocks: list[int] = []
@@ -68,3 +74,5 @@ class Sequence:
         self.row = -1
         """Row of the device's request tables; kept until the steps in flight have landed."""
         self.finish_reason: str | None = None
+        self.proposer_state: Any = None
+        """What the proposer of drafts keeps of it."""

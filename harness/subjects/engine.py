@@ -63,8 +63,11 @@ def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights) ->
 class EngineTarget:
     """`submit` queues a request in the engine; `poll` runs one step and stamps its tokens."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, beams: int = 1, length_penalty: float = 1.0) -> None:
+        """beams: width of the beam search that answers each request; 1 = none."""
         self.engine = engine
+        self._beams = beams
+        self._length_penalty = length_penalty
         self.steps: list[StepStats] = []
         """Statistics of every step so far."""
         self._in_flight: set[int] = set()
@@ -86,6 +89,8 @@ class EngineTarget:
             temperature=request.temperature,
             seed=request.seed,
             ignore_eos=True,
+            beams=self._beams,
+            length_penalty=self._length_penalty,
         )
         self.engine.add_request(str(request.id), request.prompt, params)
         self._in_flight.add(request.id)
@@ -250,9 +255,9 @@ class EngineSubject:
             config=self.config,
             overrides=options.overrides,
         )
-        require_fit(workload, self.engine)
+        require_fit(workload, self.engine, options.beams)
         stage("Warming up")
-        self.warm_up_s = warm_up(self.engine, workload)
+        self.warm_up_s = warm_up(self.engine, workload, options.beams)
 
     def _predict_unquantized(self, dtype: torch.dtype) -> None:
         """On a GPU before the engine takes its memory; on a CPU after the run, which owns the memory."""
@@ -291,7 +296,9 @@ class EngineSubject:
         )
 
     def settings(self) -> dict[str, Any]:
-        return self.engine.describe()
+        options = self._options
+        searched = {"beams": options.beams, "length_penalty": options.length_penalty}
+        return self.engine.describe() | (searched if options.beams > 1 else {})
 
     def sensors(self) -> tuple[list[Sensor], list[str]]:
         return open_sensors(self.device.vendor, self.device.torch_device.index or 0)
@@ -301,7 +308,7 @@ class EngineSubject:
         self.engine.take_step_stats()
         self.engine.reset_counts()
         memory.reset_peaks(self.device)
-        return EngineTarget(self.engine)
+        return EngineTarget(self.engine, self._options.beams, self._options.length_penalty)
 
     def finish(self, done: Replay, stage: Callable[[str], None]) -> dict[str, Any]:
         """The engine stays for the check of results; its steps and settings say the rest."""
@@ -330,18 +337,24 @@ class EngineSubject:
             return accuracy.section(self._predicted, self.engine.decoder)
 
 
-def warm_up(engine: Engine, workload: Workload) -> float:
+def warm_up(engine: Engine, workload: Workload, beams: int) -> float:
     """Compile and capture what the workload's kinds of sampling need; returns the seconds it took."""
     from backbench.engine.request import SamplingParams
 
     kinds = {float(request.temperature > 0) for request in workload.requests}
-    return sum(engine.warm_up(SamplingParams(temperature=kind)) for kind in sorted(kinds))
+    return sum(engine.warm_up(SamplingParams(temperature=kind, beams=beams)) for kind in sorted(kinds))
 
 
-def require_fit(workload: Workload, engine: Engine) -> None:
+def require_fit(workload: Workload, engine: Engine, beams: int = 1) -> None:
     """HarnessError when a request can never be served: better now than in the middle of a run."""
     config = engine.config
     assert config.max_len is not None and config.num_blocks is not None
+    if beams > config.max_seqs:
+        raise HarnessError(f"--beams {beams} needs as many sequences; raise --max-seqs {config.max_seqs}.")
+    if beams > 1 and engine.speculator is not None:
+        raise HarnessError("--beams and --speculate do not go together; give one of them.")
+    if beams > 1 and any(request.temperature for request in workload.requests):
+        raise HarnessError("--beams follows the most likely tokens; give --temperature 0.")
     for request in workload.requests:
         length = len(request.prompt) + request.output_tokens
         if length > config.max_len:
@@ -349,7 +362,7 @@ def require_fit(workload: Workload, engine: Engine) -> None:
                 f"Request {request.id} needs {len(request.prompt)} prompt + {request.output_tokens} output "
                 f"tokens, more than the context of {config.max_len}; raise --max-len."
             )
-        blocks = -(-length // engine.pool.block_size)
+        blocks = beams * -(-length // engine.pool.block_size)
         if blocks > config.num_blocks:
             raise HarnessError(
                 f"Request {request.id} needs {blocks} KV blocks and the pool has {config.num_blocks}; "

@@ -15,6 +15,7 @@ from backbench.reports.metrics import (
     outcome,
     roofline,
     schedule,
+    speculation,
     throughput,
 )
 from backbench.reports.metrics.metric import Metric
@@ -32,6 +33,7 @@ METRICS: tuple[Metric, ...] = (
     *fidelity.METRICS,
     *correctness.METRICS,
     *accuracy.METRICS,
+    *speculation.METRICS,
     *disturbance.METRICS,
 )
 

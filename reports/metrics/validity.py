@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 INTERPRETED = "kernels ran in Triton's interpreter: the times say nothing about any device"
 """Known to whoever asked for it, so it is no failure of the command."""
 
+DRAWN = "acceptance was drawn (--speculate synthetic): times of such a rate, and no answers"
+"""Known to whoever asked for it, too."""
+
 NOT_CHECKED = "correctness was not checked: "
 NOT_ASKED_FOR = "not asked for (--no-check)"
 """Why it was not, where that was wanted: no failure of the command either."""
@@ -53,6 +56,7 @@ def of_record(record: RunRecord, telemetry: pd.DataFrame) -> list[str]:
         bool(device.get("interpreter")),
         record.target.get("client"),
         (record.run.get("imported") or {}).get("tool"),
+        drawn=record.speculation.get("synthetic") is not None,
     )
 
 
@@ -66,6 +70,7 @@ def reasons(
     interpreted: bool = False,
     client: dict[str, Any] | None = None,
     imported: str | None = None,
+    drawn: bool = False,
 ) -> list[str]:
     """One line each; empty = nothing speaks against the run."""
     counts = metrics["counts"]
@@ -76,6 +81,8 @@ def reasons(
         found.append(f"failed: {failure}")
     if interpreted:
         found.append(INTERPRETED)
+    if drawn:
+        found.append(DRAWN)
     if metrics["context"]["interrupted"]:
         done, due = counts["completed"], counts["intended"]
         cut = "interrupted" if failure is None else "cut short"
@@ -131,5 +138,5 @@ def disturbed(record: RunRecord) -> list[str]:
 
 def fails(record: RunRecord) -> bool:
     """Whether something is wrong with what was measured; a busy machine is not, nor what was asked for."""
-    wanted = (INTERPRETED, UNCHECKED, UNCALIBRATED)
+    wanted = (INTERPRETED, DRAWN, UNCHECKED, UNCALIBRATED)
     return any(each not in wanted and not each.startswith(DISTURBED) for each in record.validity)

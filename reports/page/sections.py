@@ -227,6 +227,39 @@ def accuracy_table(arms: Sequence[Arm]) -> Table:
     return Table("Accuracy beside speed", columns, tuple(rows))
 
 
+def speculation_table(arms: Sequence[Arm]) -> Table:
+    """What was drafted, accepted and paid for, beside the waits it makes; no rows unless a run drafted."""
+    arms = [arm for arm in arms if arm.representative.record.speculation]
+    known = [each for each in QUANTITIES if each.path[0] == "speculation"]
+    known += [quantity("metrics", key, part) for key in ("itl_s", "icl_s") for part in ("p50", "p99")]
+    rows = []
+    for arm in arms:
+        section = arm.representative.record.speculation
+        readings = [measured(arm, each) for each in known]
+        texts = zip(readings, known, strict=True)
+        cells = (Cell(format_reading(found, each.unit), sort=found.value) for found, each in texts)
+        places = (Cell(_by_place(section.get(name), form)) for name, form in BY_PLACE.values())
+        rows.append((Cell(arm.label), Cell(show(section.get("asked"))), *cells, *places))
+    columns = ("Run", "Drafts by", *(each.label for each in known), *BY_PLACE)
+    return Table("Speculation", columns, tuple(rows))
+
+
+BY_PLACE = {
+    "Accepted by place": ("unconditional_rates", "{:.0%}"),
+    "Where those before were": ("conditional_rates", "{:.0%}"),
+    "Drafts with 0, 1, 2 ... tokens accepted": ("histogram", "{:,}"),
+}
+"""Column -> the field of the section that it lists, and how."""
+
+
+def _by_place(found: Any, form: str) -> str:
+    """The values of a field with one for each place in a draft, in order."""
+    if not isinstance(found, dict) or not found:
+        return DASH
+    values = (found[key] for key in sorted(found, key=lambda key: (len(key), key)))
+    return " · ".join(DASH if value is None else form.format(value) for value in values)
+
+
 UNTELLING = re.compile(r"^run\.command$|(hash|sha|digests?|uuid)\b|(utc|seconds|_s|_ns|idle_power_w)$")
 """Fields that tell little: hashes, stamps, durations, a sensor's reading, a command that others repeat."""
 
@@ -341,6 +374,7 @@ SECTIONS: dict[str, Callable[[Page], Any]] = {
     "passed_over": lambda page: [passed_over(run.record) for run in page.drawn],
     "correctness": lambda page: correctness_table(page.records, page.names),
     "accuracy": lambda page: accuracy_table(page.arms),
+    "speculation": lambda page: turned(speculation_table(page.arms)),
     "schedule": lambda page: [schedule_notes(run.record) for run in page.drawn],
     "provenance": lambda page: [provenance(run.record) for run in page.drawn],
 }

@@ -26,7 +26,7 @@ REPORT_FILE = "report.html"
 LOG_FILE = "requests.log.jsonl"
 """What a run that is going or was killed has instead of its record."""
 
-ADDED_SECTIONS = ("accuracy", "target")
+ADDED_SECTIONS = ("accuracy", "speculation", "target")
 """Those that older records of the same schema lack; empty there, and then no part of the record's digest."""
 
 REQUEST_COLUMNS: dict[str, str] = {
@@ -155,6 +155,9 @@ class RunRecord:
     accuracy: dict[str, Any] = field(default_factory=dict)
     """corpus, corpus_sha256, against (the unquantized model), sequences {sums of each}, and what follows from
     them; or a reason. Empty in records of before it was measured."""
+    speculation: dict[str, Any] = field(default_factory=dict)
+    """asked, sampling, synthetic (what was asked, where acceptance was drawn), outcomes and times, and what
+    follows from them; or a reason. Empty where the engine did not speculate."""
     target: dict[str, Any] = field(default_factory=dict)
     """Of a server as the target: client {what the client itself cost}, usage (the server's counts), errors
     {message: requests} and server_metrics; empty where the engine ran in this process."""

@@ -120,6 +120,21 @@ KINDS: dict[str, Kind] = {
     "accuracy.perplexity_change": OBJECT,
     "accuracy.kl_divergence": OBJECT,
     "accuracy.top1_unchanged": OBJECT,
+    "speculation.asked": TEXT,
+    "speculation.sampling": TEXT,
+    "speculation.synthetic": TEXT,
+    "speculation.reason": TEXT,
+    "speculation.outcomes": OBJECT,
+    "speculation.outcomes.*": (list,),
+    "speculation.outcomes.*.[]": NUMBER,
+    "speculation.unconditional_rates": OBJECT,
+    "speculation.unconditional_rates.*": NUMBER,
+    "speculation.conditional_rates": OBJECT,
+    "speculation.conditional_rates.*": NUMBER,
+    "speculation.histogram": OBJECT,
+    "speculation.histogram.*": NUMBER,
+    "speculation.absent": OBJECT,
+    "speculation.absent.*": TEXT,
     "validity": TEXTS,
 }
 """Dotted path -> the types it may have where it is present; * stands for any key."""
@@ -158,7 +173,7 @@ WORDS: dict[type, str] = {
     type(None): "null",
     list: "a list",
 }
-NUMERIC = ("metrics", "memory", "energy", "schedule", "roofline", "accuracy", "warmup")
+NUMERIC = ("metrics", "memory", "energy", "schedule", "roofline", "accuracy", "speculation", "warmup")
 """Sections whose names say their units."""
 LARGEST = 1e300
 EXPLANATIONS = ("reason", "unsupported")

@@ -72,7 +72,7 @@ def make_late(engine: Engine, *, padded: bool = False) -> Engine:
     limits, queue = engine.limits, LateQueue()
     runner = Runner(engine.decoder, engine.selection.operations, limits, graphs=False, queue=queue)
     if padded:
-        runner._shapes = graph_shapes(limits.max_seqs, limits.max_step_tokens, mixed=True)
+        runner._shapes = graph_shapes(limits.max_seqs, limits.max_step_tokens, True, limits.draft_tokens)
         largest = max(shape.num_tokens for shape in runner._shapes)
         tables, cpu = runner._eager.tables, torch.device("cpu")
         runner._captured = StepBuffers(limits, tables, cpu, queue, largest)

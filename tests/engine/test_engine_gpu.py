@@ -225,3 +225,30 @@ def test_each_step_is_timed_on_the_device_and_events_are_used_again(graphs: bool
     assert len(times_ns) == len(stats) and min(times_ns) > 0
     assert sum(times_ns) <= stats[-1].end_ns - stats[0].start_ns
     assert len(engine.runner.queue._events) <= 2 * engine.max_steps_in_flight
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["captured", "eager"])
+@pytest.mark.parametrize("speculate", ["ngram:4", "draft:tiny-draft:2"])
+def test_speculation_changes_no_token(
+    params: SamplingParams, reference: list, speculate: str, graphs: bool
+) -> None:
+    """In a pool that is short, with few sequences (each token a decode) and many (prompts of several)."""
+    config = EngineConfig(
+        max_seqs=16,
+        max_step_tokens=512,
+        num_blocks=60,
+        graphs=graphs,
+        speculate=speculate,
+        adaptive_drafts=False,
+    )
+    engine = Engine.open(
+        find_model("tiny"), backend="triton", device=detect(), dtype=torch.float32, config=config
+    )
+    engine.warm_up(params)
+    done = engine.generate(prompts(), params)
+    assert [completion.token_ids for completion in done] == reference
+    stats = engine.take_step_stats()
+    assert sum(sum(step.accepted_lengths) for step in stats) > 0
+    assert any(step.graph and step.draft_lengths for step in stats) == graphs
+    assert engine.runner.graph_misses == 0
+    assert engine.pool.num_used == 0

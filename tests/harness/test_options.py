@@ -66,6 +66,7 @@ def example(option: Option) -> Any:
     if option.kind is dict:
         return {"ttft": 0.5, "tpot": 0.05} if option.name == "slo" else {"commit": "a1", "card": "left"}
     names = {"quantize": "none,int8", "sparsity": "2:4", "url": URL, "metrics_url": URL}
+    names |= {"speculate": "ngram:4"}
     written = names.get(option.name, "some-thing")
     return [1.5, 20.0] if option.kind == (float, float) else written
 

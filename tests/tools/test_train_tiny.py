@@ -105,7 +105,7 @@ def test_three_steps_train_and_write_a_checkpoint(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = f"--data {texts} --out {tmp_path} --model tiny-draft --steps 3 --batch 1 --window-tokens 128"
+    options = f"--data {texts} --out {tmp_path} --steps 3 --batch 1 --window-tokens 128"
     script.main([*options.split(), "--device", "cpu", "--dropout", dropout])
 
     output = capsys.readouterr().out.splitlines()
@@ -127,15 +127,15 @@ def test_three_steps_train_and_write_a_checkpoint(
 
 
 def test_time_limit_ends_training_with_an_annealed_rate(texts: Path, tmp_path: Path) -> None:
-    options = f"--data {texts} --out {tmp_path} --model tiny-draft --batch 1 --window-tokens 16 --device cpu"
+    options = f"--data {texts} --out {tmp_path} --batch 1 --window-tokens 16 --device cpu"
     script.main([*options.split(), "--max-seconds", "0.2"])
     card = (tmp_path / "README.md").read_text()
     steps = int(card.split(" steps of 1 x 16")[0].split("\n")[-1].replace(",", ""))
-    assert 1 <= steps < script.RECIPES["tiny-draft"].steps
+    assert 1 <= steps < script.RECIPE.steps
 
 
 def test_training_goes_on_from_a_checkpoint(texts: Path, tmp_path: Path) -> None:
-    options = f"--data {texts} --model tiny-draft --steps 1 --batch 1 --window-tokens 16 --device cpu"
+    options = f"--data {texts} --steps 1 --batch 1 --window-tokens 16 --device cpu"
     first, second = tmp_path / "first", tmp_path / "second"
     script.main([*options.split(), "--out", str(first)])
     script.main(

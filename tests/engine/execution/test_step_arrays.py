@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from backbench.engine.execution.step_arrays import StepArrays, StepSizes
 
 FLOATS = {"temperature", "top_p", "min_p"}
-SIZES = st.builds(StepSizes, st.integers(1, 50), st.integers(1, 20), st.integers(1, 30))
+SIZES = st.builds(StepSizes, st.integers(1, 50), st.integers(1, 20), st.integers(1, 30), st.integers(1, 60))
 
 
 @given(SIZES)
@@ -39,9 +39,10 @@ def test_one_copy_of_each_array_brings_every_field(sizes: StepSizes) -> None:
 
 
 def test_lengths_of_fields() -> None:
-    sizes = StepSizes(tokens=7, seqs=3, updates=5)
-    arrays = StepArrays.over(torch.zeros(200, dtype=torch.int64), torch.zeros(9), sizes)
+    sizes = StepSizes(tokens=7, seqs=3, updates=5, samples=6)
+    arrays = StepArrays.over(torch.zeros(200, dtype=torch.int64), torch.zeros(18), sizes)
     assert len(arrays.ids) == len(arrays.slot_mapping) == 7
     assert len(arrays.query_start) == 4
-    assert len(arrays.rows) == len(arrays.logits_indices) == len(arrays.copy_targets) == 3
+    assert len(arrays.rows) == len(arrays.copy_targets) == 3
+    assert len(arrays.logits_indices) == len(arrays.top_p) == 6
     assert len(arrays.update_blocks) == 5

@@ -171,6 +171,27 @@ def test_padding_moves_slices_and_changes_nothing_in_them(data: st.DataObject) -
         land(scheduler, plan, token=data.draw(st.integers(0, 99)))
 
 
+def test_drafts_as_prompts_and_as_decodes() -> None:
+    """The same tokens, positions, slots, keys and draws, in one row a sequence or in one a token."""
+    limits = make_limits(draft_tokens=3)
+    scheduler, buffers = Scheduler(BlockPool(32, SIZE), limits), make_buffers(limits)
+    decoding(scheduler, buffers)
+    plan = scheduler.schedule()
+    assert scheduler.reserve(plan, plan.slices[0], 2) == 2
+    scheduler.extend(plan, plan.slices[0], [7, 8])
+    together = live_part(buffers, plan, None)
+    assert together == live_part(buffers, plan, StepShape(0, 2, 6, 4))
+    rows, _, sampled_ids, _ = together
+    assert rows[0][:2] == [[9, 7, 8], [3, 4, 5]] and sampled_ids == [9, 7, 8]
+    apart = live_part(buffers, plan, StepShape(4))
+    assert [row[0] for row in apart[0]] == [[9], [7], [8]]
+    assert [row[2] for row in apart[0]] == [[slot] for slot in rows[0][2]]
+    assert apart[1:] == together[1:]
+    assert buffers._seq_lens[:4].tolist() == [4, 5, 6, 0]
+    inputs = buffers.fill(plan, StepShape(4))
+    assert inputs.context_tokens == 6, "its keys are counted once"
+
+
 def test_a_captured_shape_starts_inert() -> None:
     _, buffers = setup()
     shape = StepShape(2, 2, 6)

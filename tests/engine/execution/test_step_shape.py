@@ -63,3 +63,18 @@ def test_the_ladder_of_lengths_descends_from_the_longest(max_len: int) -> None:
     assert ladder[0] == max_len
     assert ladder == sorted(set(ladder), reverse=True)
     assert ladder[-1] <= 128
+
+
+@given(st.integers(1, 600), st.integers(1, 15))
+def test_drafts_have_shapes_of_their_own(max_seqs: int, draft_tokens: int) -> None:
+    plain = graph_shapes(max_seqs, 512, True)
+    shapes = graph_shapes(max_seqs, 512, True, draft_tokens)
+    added = [shape for shape in shapes if shape.query]
+    assert [shape for shape in shapes if not shape.query] == plain
+    assert {shape.query for shape in added} == {draft_tokens + 1}
+    assert all(shape.num_samples == shape.num_tokens <= MOST_TOKENS for shape in added)
+    # One sequence with any draft finds a shape, and no shape of prompts holds it, or it one of theirs.
+    live = StepShape(0, 1, 2, 2)
+    assert any(shape.holds(live) for shape in added)
+    assert not any(shape.holds(live) for shape in plain)
+    assert not any(shape.holds(StepShape(0, 1, 2)) for shape in added)

@@ -64,17 +64,21 @@ def test_tokenizer_and_configuration_agree(name: str) -> None:
     assert tokenizer.decode(tokenizer(PARAGRAPH).input_ids) == PARAGRAPH
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_card_says_what_a_reader_needs(name: str) -> None:
-    card = (MODELS / name / "README.md").read_text(encoding="utf-8")
-    assert float(re.findall(r"\*\*([\d.]+) nats per token\*\*", card)[0]) < 4
+def test_cards_say_what_a_reader_needs() -> None:
+    tiny, draft = ((MODELS / name / "README.md").read_text(encoding="utf-8") for name in NAMES)
+    assert float(re.findall(r"\*\*([\d.]+) nats per token\*\*", tiny)[0]) < 4
     for needed in ("public domain", "MIT OR Apache-2.0", "steps of", "bits per byte", "tools/train_tiny.py"):
-        assert needed in card
+        assert needed in tiny
+    # Before it was distilled, lossless acceptance kept 61 % of its tokens.
+    assert float(re.findall(r"\*\*([\d.]+)%\*\*", draft)[0]) > 70
+    for needed in ("steps of", "samples of", "tools/distill_draft.py", "Apache-2.0"):
+        assert needed in draft
 
 
 # An untrained model gives log(4096) = 8.3 nats a token; on the held-out documents token frequencies give
-# 6.6 and a trigram model 4.1. The training texts are hard-wrapped, so the paragraph is as well.
-MOST_NATS = {"tiny": 3.6, "tiny-draft": 3.9}
+# 6.6 and a trigram model 4.1. The training texts are hard-wrapped, so the paragraph is as well. The draft has
+# learned what `tiny` says, not English: it has to be better than the trigrams.
+MOST_NATS = {"tiny": 3.6, "tiny-draft": 4.1}
 
 
 @pytest.mark.parametrize("name", NAMES)

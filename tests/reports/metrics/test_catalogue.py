@@ -8,7 +8,7 @@ from backbench.reports.metrics.catalogue import METRIC_SCHEMA, METRICS
 from backbench.reports.metrics.metric import Metric, Missing, resolved
 from backbench.reports.quantities import QUANTITIES
 
-SECTIONS = {"metrics", "memory", "energy", "schedule", "roofline", "correctness", "accuracy"}
+SECTIONS = {"metrics", "memory", "energy", "schedule", "roofline", "correctness", "accuracy", "speculation"}
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.dotted)
