@@ -18,7 +18,7 @@ from backbench.errors import INTERRUPTED, USAGE, BackbenchError
 from backbench.harness.commands.output import echo, error_line, flush, open_streams, silence
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "run": ("run", "Replay a workload on the engine with one backend, and write a run directory."),
+    "run": ("run", "Replay a workload on the engine or against a server, and write a run directory."),
     "show": ("show", "Print a run's summary."),
     "list": ("listing", "List the runs and experiments below a directory."),
     "compare": ("compare", "Put two or more runs side by side."),
@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
     "portability": ("portability", "Compile every kernel for every GPU, without one, against the best seen."),
     "tune": ("tune", "Measure which kernel launches are fastest for a model on this GPU, and keep them."),
+    "null-server": ("null_server", "Serve scripted answers, to measure what a client itself costs."),
     "backends": ("catalogues", "List the backends, and why one is unavailable here."),
     "env": ("env", "Describe this machine and the software on it."),
 }

@@ -22,7 +22,7 @@ from backbench.harness.recording import Known, Measured, known_as_json, numbers,
 from backbench.harness.replay import Progress, mode_of, replay, salted_warmup
 from backbench.harness.run_log import RunLog
 from backbench.harness.sensors.telemetry import Telemetry
-from backbench.harness.subjects.engine import EngineSubject
+from backbench.harness.subjects.choice import subject_class
 from backbench.harness.subjects.subject import Facts, Limits, ObservedTarget, Subject
 from backbench.harness.subjects.watched import Watched
 from backbench.reports.metrics.validity import NOT_ASKED_FOR
@@ -74,9 +74,11 @@ class Plan:
 
 
 def run(
-    options: RunOptions, observer: Observer, subject: Callable[[RunOptions], Subject] = EngineSubject
+    options: RunOptions, observer: Observer, subject: Callable[[RunOptions], Subject] | None = None
 ) -> Outcome:
     """Run the experiment once; `harness.repeats` makes several runs, a process each.
+
+    `subject` makes what is measured; None = what the options ask for.
 
     The run directory is claimed first, then names and the workload are checked, and only then is the model
     loaded. A directory in which nothing was written is removed again. What an interrupted or failed run
@@ -88,6 +90,7 @@ def run(
     if options.repeat > 1:
         raise HarnessError(f"--repeat {options.repeat} takes a process a run; use `bench run --repeat`.")
     try:
+        subject = subject or subject_class(options)  # before anything is claimed: its packages may be missing
         with _claimed(options) as log:
             prepared = _prepare(options, subject, observer)
             observer.stage(f"Replaying {prepared.workload.name}")
@@ -262,11 +265,12 @@ def measure(planned: Plan, log: RunLog, observer: Observer) -> Measured:
             on_trace=log.note,
         )
     observer.idle()
+    seen = redacted(subject.finish(done, observer.stage))
     known = replace(planned.known, engine=redacted(subject.settings()))
     if log.failure is not None:
         known = replace(known, run=known.run | {"log": log.failure})
     readings = subject.memory(reachable=done.failure is None)
-    return Measured(known, done, target.steps, telemetry.rows, telemetry.reasons, readings)
+    return Measured(known, done, target.steps, telemetry.rows, telemetry.reasons, readings, target=seen)
 
 
 @contextmanager

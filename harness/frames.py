@@ -26,7 +26,7 @@ def request_frame(replay: Replay) -> pd.DataFrame:
     rows = [_request_row(trace, replay, turns) for trace in replay.traces]
     rows += [_request_row(trace, replay, turns) for trace in replay.warmup if trace.sent_ns is not None]
     frame = pd.DataFrame(rows)
-    for column in ("sent_ns", "first_ns", "last_ns", "turn", "follows", "think_ns"):
+    for column in ("sent_ns", "first_ns", "last_ns", "turn", "follows", "think_ns", "usage_tokens"):
         frame[column] = pd.array(frame[column].tolist(), dtype="Int64")
     for column in ("session", "error"):
         frame[column] = frame[column].astype(object)
@@ -61,6 +61,7 @@ def _request_row(trace: Trace, replay: Replay, turns: Mapping[int, int]) -> dict
         "output_tokens": sum(count or 0 for count in trace.chunk_tokens),
         "token_ns": chunks,
         "token_counts": list(trace.chunk_tokens),
+        "usage_tokens": trace.usage_tokens,
         "finished": trace.finished,
         "error": trace.error,
         "warmup": trace.request.id < 0,

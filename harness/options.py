@@ -19,6 +19,7 @@ from typing import Any
 from backbench.engine.config import SCHEMES, EngineConfig
 from backbench.errors import HarnessError, shown
 from backbench.harness.objectives import parse_slo
+from backbench.harness.subjects.url.options import ServerOptions
 from backbench.options import DTYPES, Option, option, options_of, settle
 from backbench.workloads.options import OFFERS, WorkloadOptions
 
@@ -27,9 +28,25 @@ GROUPS = {
     "load": "How requests are offered",
     "requests": "What is requested",
     "engine": "The engine",
+    "server": "A server instead of the engine",
     "record": "What is judged and kept",
 }
 """Group of options -> its heading in `bench run --help`; in a configuration file a group is a table."""
+OF_A_SERVER = "url"
+"""The backend of a run that measures a server: its own, which is not seen from outside."""
+ENGINE_ONLY = (
+    "model",
+    "dtype",
+    "quantize",
+    "device",
+    "attention",
+    "linear",
+    "ops",
+    "interpret",
+    "accuracy",
+    "against",
+)
+"""Options of RunOptions that say nothing to a server; nor do those of the engine, but for `max_len`."""
 LONGEST_FILE = 2**20
 """Bytes of a configuration file."""
 LONGEST_NAME = 64
@@ -236,6 +253,8 @@ class RunOptions:
     """Fields of `workloads.options.WorkloadOptions` that were set: the rate, the concurrency, ..."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Fields of `engine.config.EngineConfig` that were set."""
+    server: dict[str, Any] = field(default_factory=dict)
+    """Fields of `subjects.url.options.ServerOptions` that were set."""
     command: str = ""
     """As typed, redacted."""
 
@@ -246,7 +265,12 @@ class RunOptions:
             raise HarnessError(
                 f"--slo {named[0]} is a percentile, for --find-load; goodput takes {quantity}=SECONDS."
             )
-        for name, part in (("load", WorkloadOptions(**self.load)), ("engine", EngineConfig(**self.engine))):
+        parts = {
+            "load": WorkloadOptions(**self.load),
+            "engine": EngineConfig(**self.engine),
+            "server": ServerOptions(**self.server),
+        }
+        for name, part in parts.items():
             object.__setattr__(self, name, {each: getattr(part, each) for each in getattr(self, name)})
 
     @property
@@ -264,11 +288,15 @@ class RunOptions:
         """What was set and is not a default, by option name, as JSON takes it."""
         found = {}
         for declared, each in option_names().values():
-            held = {RunOptions: vars(self), WorkloadOptions: self.load, EngineConfig: self.engine}[declared]
+            held = self._holding(declared)
             value = held.get(each.field)
             if each.field in held and value not in (each.default, None):
                 found[each.name] = str(value) if isinstance(value, Path) else value
         return found
+
+    def _holding(self, declared: type) -> dict[str, Any]:
+        parts = {WorkloadOptions: self.load, EngineConfig: self.engine, ServerOptions: self.server}
+        return parts.get(declared, vars(self))
 
 
 @dataclass(frozen=True)
@@ -291,7 +319,7 @@ def option_names() -> dict[str, tuple[type, Option]]:
     """Name as typed, with underscores -> (the class that declares it, the option), in order of help."""
     found = [
         (declared, each)
-        for declared in (RunOptions, WorkloadOptions, EngineConfig)
+        for declared in (RunOptions, WorkloadOptions, EngineConfig, ServerOptions)
         for each in options_of(declared)
         if each.group
     ]
@@ -305,17 +333,43 @@ def run_options(given: Mapping[str, Any], *, command: str = "") -> RunOptions:
     Raises:
         BackbenchError: an unknown name (the nearest is given), a missing or a wrong value.
     """
-    held: dict[type, dict[str, Any]] = {RunOptions: {}, WorkloadOptions: {}, EngineConfig: {}}
+    held: dict[type, dict[str, Any]] = {
+        each: {} for each in (RunOptions, WorkloadOptions, EngineConfig, ServerOptions)
+    }
     for name, value in canonical(given).items():
         declared, each = option_names()[name]
         if value is not None:
             held[declared][each.field] = value
+    if "url" in held[ServerOptions]:
+        held[RunOptions].setdefault("backend", OF_A_SERVER)
     for each in options_of(RunOptions):
         if each.default is MISSING and each.field not in held[RunOptions]:
             raise HarnessError(f"A run needs {each.flag} {each.metavar}. {each.help}")
-    return RunOptions(
-        **held[RunOptions], load=held[WorkloadOptions], engine=held[EngineConfig], command=command
+    found = RunOptions(
+        **held[RunOptions],
+        load=held[WorkloadOptions],
+        engine=held[EngineConfig],
+        server=held[ServerOptions],
+        command=command,
     )
+    _require_one_subject(found)
+    return found
+
+
+def _require_one_subject(options: RunOptions) -> None:
+    """HarnessError where options of the engine and of a server are mixed."""
+    asked, of_server = options.asked(), options.server
+    if "url" not in of_server:
+        if of_server:
+            name = next(each.flag for each in options_of(ServerOptions) if each.field in of_server)
+            raise HarnessError(f"{name} is about a server; give its address by --url.")
+        return
+    if options.backend != OF_A_SERVER:
+        raise HarnessError("--url measures a server with the backend it has; leave --backend out.")
+    for name in asked:
+        declared, each = option_names()[name]
+        if (declared is EngineConfig and each.field != "max_len") or name in ENGINE_ONLY:
+            raise HarnessError(f"{each.flag} says nothing to the server at --url; leave it out.")
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:

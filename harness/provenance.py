@@ -96,21 +96,31 @@ def system(device: Device, accelerator: dict[str, Any] | None = None) -> dict[st
 
 
 def software() -> dict[str, Any]:
-    """The record's `software` section: versions, torch's GPU toolkit, and this product's git state."""
-    import torch
+    """The record's `software` section: versions, torch's GPU toolkit, and this product's git state.
 
+    torch is described where this process has loaded it: one that only measures a server computes nothing.
+    """
     from backbench.backends.dependency import installed_version
 
     sha, dirty = git_state(Path(__file__).resolve().parent)  # not the link to it in backbench/
     return {
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := installed_version(name)) is not None},
-        "torch_cuda": torch.version.cuda,
-        "torch_hip": torch.version.hip,
-        "torch_threads": torch.get_num_threads(),
+        **_torch(),
         "git_sha": sha,
         "git_dirty": dirty,
         "environment": _environment(),
+    }
+
+
+def _torch() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "torch_cuda": torch.version.cuda,
+        "torch_hip": torch.version.hip,
+        "torch_threads": torch.get_num_threads(),
     }
 
 

@@ -8,7 +8,7 @@ run is recorded by the same stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,8 @@ class Measured:
     memory: Readings
     failure: str | None = None
     """Why the steps are not known."""
+    target: dict[str, Any] = field(default_factory=dict)
+    """The record's `target` section."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Tables:
     memory: Readings
     speculation: dict[str, Any]
     """What of the steps no table has: drafts and what became of them."""
+    target: dict[str, Any] = field(default_factory=dict)
 
 
 def tabulate(measured: Measured) -> Tables:
@@ -96,6 +99,7 @@ def tabulate(measured: Measured) -> Tables:
         measured.missing,
         measured.memory,
         sections.speculation_section(measured.known.engine, measured.steps, done.start_ns, measured.failure),
+        measured.target,
     )
 
 
@@ -131,6 +135,7 @@ def numbers(tables: Tables) -> RunRecord:
         schedule=computed["schedule"],
         roofline=computed["roofline"],
         warmup=known.warmup,
+        target=tables.target,
     )
 
 

@@ -217,6 +217,7 @@ def _replay(lines: list[Any]) -> tuple[dict[str, Any], Replay | None]:
         else:
             trace.chunk_ns, trace.chunk_tokens = list(line["chunk_ns"]), list(line["chunk_tokens"])
             trace.end_ns, trace.error = int(line["end_ns"]), line["error"]
+            trace.usage_tokens = line.get("usage_tokens")
             if trace.sent_ns is None:  # given up when an earlier turn of its session failed
                 trace.intended_ns = trace.end_ns
         end_ns = max(end_ns, trace.sent_ns or 0, trace.end_ns or 0)
@@ -241,6 +242,7 @@ def _note_line(noted: Trace | tuple[int, ...]) -> dict[str, Any]:
         "end_ns": noted.end_ns,
         "chunk_ns": noted.chunk_ns,
         "chunk_tokens": noted.chunk_tokens,
+        "usage_tokens": noted.usage_tokens,
         "error": noted.error,
     }
 

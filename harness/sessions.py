@@ -24,6 +24,8 @@ class Trace:
     end_ns: int | None = None
     """When the target reported it finished or failed, or when it was given up unsent."""
     error: str | None = None
+    usage_tokens: int | None = None
+    """All output tokens by the target's own count; None = it gave none."""
 
     @property
     def finished(self) -> bool:
@@ -35,6 +37,12 @@ class Trace:
             self.chunk_ns.append(event.time_ns)
             self.chunk_tokens.append(event.count)
             self.token_ids.extend(event.token_ids)
+        if event.sent_ns is not None:
+            self.sent_ns = event.sent_ns
+        if event.counts is not None:
+            self.chunk_tokens = list(event.counts)
+        if event.usage_tokens is not None:
+            self.usage_tokens = event.usage_tokens
         if event.finished or event.error is not None:
             self.end_ns = event.time_ns
             self.error = event.error

@@ -12,8 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from backbench.errors import HarnessError
 from backbench.harness.cli import COMMANDS
 from backbench.harness.faults import ENGINE_MODULES
+from backbench.harness.options import run_options
+from backbench.harness.subjects.url.calibration import null_server
+from backbench.harness.subjects.url.null_server import Script
+from backbench.harness.subjects.url.subject import UrlSubject
 
 ROOT = Path(__file__).parents[1]
 OLD = ROOT / "tests" / "reports" / "fixtures" / "schema-1"
@@ -98,13 +103,48 @@ def test_what_runs_says_what_to_install(tmp_path: Path, arguments: list[str]) ->
     assert not list(tmp_path.rglob("*"))  # nothing half-done is left
 
 
+def test_a_server_is_measured_without_the_engine(tmp_path: Path) -> None:
+    with null_server(Script(ttft_s=0.01, itl_s=0.001)) as address:
+        arguments = [
+            "run",
+            "-w",
+            "synthetic",
+            "--url",
+            address,
+            "--input-lengths",
+            "fixed:8",
+            "-n",
+            "6",
+            "-q",
+        ]
+        arguments += ["--output-lengths", "fixed:4", "--concurrency", "2", "--no-calibrate-client"]
+        ((code, out, err),) = light([arguments], tmp_path)
+    assert code == 0, err
+    assert "synthetic on null (unknown), Backbench's null server" in out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "report.html").exists()
+
+
+def test_without_the_clients_package_a_run_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    options = run_options({"workload": "synthetic", "url": "http://127.0.0.1:9/v1"})
+    with pytest.raises(HarnessError, match=r"python -m pip install 'backbench\[client\]'") as caught:
+        UrlSubject(options)
+    assert len(str(caught.value)) < 300
+
+
 def required(extra: str, declared: dict[str, list[str]]) -> set[str]:
     """The distributions that an extra of ours brings, those of the extras it names too."""
     found = set()
     for each in declared[extra]:
         name = re.split(r"[\s>=;\[]", each)[0]
-        inner = re.search(r"\[(\w+)\]", each)
-        found |= required(inner.group(1), declared) if name == "backbench" and inner else {name}
+        inner = re.search(r"\[([\w,]+)\]", each)
+        if name == "backbench" and inner:
+            found |= {part for one in inner.group(1).split(",") for part in required(one, declared)}
+        else:
+            found.add(name)
     return found
 
 

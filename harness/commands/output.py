@@ -151,6 +151,8 @@ def print_validity(record: RunRecord) -> None:
 def used_text(record: RunRecord) -> str:
     """Like "triton", or "attention triton, linear torch, ..." where operations differ."""
     used: dict[str, str] = record.backend.get("used") or {}
+    if not used:
+        return str(record.backend.get("server_title") or record.backend.get("asked") or "?")
     if len(set(used.values())) == 1:
         return next(iter(used.values()))
     each = ", ".join(f"{operation} {name}" for operation, name in used.items())

@@ -48,7 +48,7 @@ def run(
     verbose: bool | None,
     **given: Any,
 ) -> None:
-    """Replay a workload on the engine with one backend, and write a run directory.
+    """Replay a workload on the engine with one backend or against a server, and write a run directory.
 
     With --find-load the highest load at which --slo holds is searched, a run a probe, the model loaded once.
     With --repeat N or several backends (-b torch,sdpa) every run is a process of its own, the backends take
@@ -115,11 +115,11 @@ def _find_load(options: RunOptions, as_json: bool, no_report: bool, talk: Talk) 
     """Search the highest load, and end with 0 where one holds."""
     from backbench.harness.load_search import find_load
     from backbench.harness.progress import open_observer
-    from backbench.harness.subjects.engine import EngineSubject
+    from backbench.harness.subjects.choice import subject_class
     from backbench.reports.page.export import write_report
 
     with open_observer(talk) as observer:
-        done = find_load(options, observer, EngineSubject)
+        done = find_load(options, observer, subject_class(options))
     path = done.search.path
     if not done.search.probes:
         raise KeyboardInterrupt

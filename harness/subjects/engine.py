@@ -15,6 +15,7 @@ from backbench.harness import accuracy, correctness, memory, provenance, section
 from backbench.harness.memory import Readings
 from backbench.harness.options import RunOptions
 from backbench.harness.peaks import measure_peaks
+from backbench.harness.replay import Replay
 from backbench.harness.sensors.cpu import HostSensor
 from backbench.harness.sensors.present import describe_accelerator, open_sensors
 from backbench.harness.sensors.telemetry import Sensor
@@ -327,6 +328,10 @@ class EngineSubject:
         if self.engine.ranks is not None:
             self.engine.ranks.reset_peaks()
         return EngineTarget(self.engine, self._options.beams, self._options.length_penalty)
+
+    def finish(self, done: Replay, stage: Callable[[str], None]) -> dict[str, Any]:
+        """The engine stays for the check of results; its steps and settings say the rest."""
+        return {}
 
     def memory(self, reachable: bool = True) -> Readings:
         readings = Readings(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from backbench.harness.memory import Readings
+from backbench.harness.replay import Replay
 from backbench.harness.sensors.telemetry import Sensor
 from backbench.harness.subjects.subject import Facts, Limits
 from backbench.harness.subjects.target import TokenEvent
@@ -141,6 +142,10 @@ class ScriptedSubject:
 
     def start(self) -> ScriptedTarget:
         return ScriptedTarget(self.clock, self.chunks, self.slots)
+
+    def finish(self, done: Replay, stage: Callable[[str], None]) -> dict[str, Any]:
+        """Nothing is open."""
+        return {}
 
     def memory(self, reachable: bool = True) -> Readings:
         return Readings()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backbench.harness.memory import Readings
+from backbench.harness.replay import Replay
 from backbench.harness.sensors.telemetry import Sensor
 from backbench.harness.subjects.target import Target
 from backbench.workloads.request import Workload
@@ -96,6 +97,9 @@ class Subject(Protocol):
 
     def start(self) -> ObservedTarget:
         """The target of a new run: caches cold, and peaks and counts of what was before forgotten."""
+
+    def finish(self, done: Replay, stage: Callable[[str], None]) -> dict[str, Any]:
+        """Close what the run had open; returns the record's `target` section. Never raises BackbenchError."""
 
     def memory(self, reachable: bool = True) -> Readings:
         """Asked at a run's end, before anything else uses memory; not `reachable` after a device fault."""

@@ -20,6 +20,12 @@ class TokenEvent:
     finished: bool = False
     error: str | None = None
     """Set when the request failed; then `count` is 0 and `finished` is True."""
+    sent_ns: int | None = None
+    """When the request went out, where the target knows it better than at `submit`."""
+    counts: tuple[int, ...] | None = None
+    """At the end, where it is known only then: tokens of every chunk so far."""
+    usage_tokens: int | None = None
+    """At the end: all output tokens by the target's own count, where it gives one."""
 
 
 class Target(Protocol):

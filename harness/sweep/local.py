@@ -24,13 +24,13 @@ def check(campaign: Campaign) -> None:
         BackbenchError: one is unknown, or options do not go together; nothing has been started.
     """
     from backbench.harness.experiment import make_workload
-    from backbench.harness.subjects.engine import EngineSubject
+    from backbench.harness.subjects.choice import subject_class
 
     seen = set()
     for point in campaign.points:
         options = replace(point.options, device="cpu", interpret=False)
         try:
-            subject = EngineSubject(options)
+            subject = subject_class(options)(options)
             kind = (options.workload, options.model, options.engine.get("max_len"), *sorted(options.load))
             if kind not in seen:
                 make_workload(options, subject.limits())

@@ -14,7 +14,7 @@ from backbench.reports.metrics.window import Window, finished_inside
 
 def _counts(run: RunTables) -> dict[str, int]:
     rows = run.rows
-    sent = ~np.isnan(rows.sent_ns)
+    sent, known = ~np.isnan(rows.sent_ns), ~np.isnan(rows.output_tokens)
     return {
         "intended": len(rows),
         "sent": int(sent.sum()),
@@ -23,7 +23,7 @@ def _counts(run: RunTables) -> dict[str, int]:
         "unfinished": int((sent & ~rows.completed & ~rows.failed).sum()),
         # A turn that was given up counts as failed: it was never due.
         "never_sent": int((~sent & ~rows.failed).sum()),
-        "wrong_length": int((rows.completed & (rows.output_tokens != rows.requested_tokens)).sum()),
+        "wrong_length": int((rows.completed & known & (rows.output_tokens != rows.requested_tokens)).sum()),
     }
 
 

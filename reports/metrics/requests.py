@@ -65,7 +65,7 @@ class Requests:
     prompt_tokens: Floats
     requested_tokens: Floats
     output_tokens: Floats
-    """From the counts seen, never from the request; NaN where a chunk's count is unknown."""
+    """From the counts seen, or else the server's own; never from the request. NaN where neither is known."""
     completed: np.ndarray
     failed: np.ndarray
     chunk_ns: list[Floats]
@@ -97,6 +97,8 @@ def _arrays(frame: pd.DataFrame) -> Requests:
     def column(name: str) -> Floats:
         return frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
 
+    seen = np.array([row.sum() for row in counts], dtype=np.float64)
+
     return Requests(
         intended_ns=column("intended_ns"),
         sent_ns=column("sent_ns"),
@@ -104,7 +106,7 @@ def _arrays(frame: pd.DataFrame) -> Requests:
         last_ns=column("last_ns"),
         prompt_tokens=column("prompt_tokens"),
         requested_tokens=column("requested_tokens"),
-        output_tokens=np.array([row.sum() for row in counts], dtype=np.float64),
+        output_tokens=np.where(np.isnan(seen), column("usage_tokens"), seen),
         completed=frame["finished"].to_numpy(dtype=bool),
         failed=frame["error"].notna().to_numpy(dtype=bool),
         chunk_ns=[np.asarray(row, dtype=np.float64) for row in frame["token_ns"]],

@@ -11,17 +11,23 @@ from backbench.reports.metrics.latency import INTERACTIVITY, per_request_tpot
 from backbench.reports.metrics.metric import Metric, Missing, Part
 from backbench.reports.metrics.requests import Requests
 from backbench.reports.metrics.run import RunTables
+from backbench.reports.metrics.statistics import Floats
 from backbench.reports.metrics.window import Window
 
 UNCOUNTED = "the token count of a chunk is unknown"
 
 
 def tokens_inside(rows: Requests, window: Window) -> float:
-    """Output tokens seen inside the window; NaN where a chunk's count is unknown."""
+    """Output tokens seen inside the window; NaN where a chunk's count is unknown and matters."""
     return sum(
-        float(counts[window.holds(times)].sum())
-        for times, counts in zip(rows.chunk_ns, rows.chunk_tokens, strict=True)
+        _tokens_of_one(window.holds(times), counts, whole)
+        for times, counts, whole in zip(rows.chunk_ns, rows.chunk_tokens, rows.output_tokens, strict=True)
     )
+
+
+def _tokens_of_one(inside: np.ndarray, counts: Floats, whole: float) -> float:
+    """Those of a request; all of them are known by their sum, too, and none need no count."""
+    return float(whole) if inside.all() and len(inside) else float(counts[inside].sum())
 
 
 def prompt_tokens_inside(rows: Requests, window: Window) -> float:

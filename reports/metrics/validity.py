@@ -21,6 +21,12 @@ NOT_CHECKED = "correctness was not checked: "
 NOT_ASKED_FOR = "not asked for (--no-check)"
 """Why it was not, where that was wanted: no failure of the command either."""
 UNCHECKED = NOT_CHECKED + NOT_ASKED_FOR
+BLACK_BOX = "a server's weights and kernels are not seen from outside"
+"""Why a server's results are not checked: it says nothing against the times that were measured."""
+
+NOT_CALIBRATED = "not asked for (--no-calibrate-client)"
+UNCALIBRATED = f"the client's own cost is not known: {NOT_CALIBRATED}"
+BEYOND = "the client was beyond its limit: "
 
 FOREIGN = "foreign, unverified: imported from "
 """How the reason begins of a run that another tool measured."""
@@ -48,6 +54,7 @@ def of_record(record: RunRecord, telemetry: pd.DataFrame) -> list[str]:
         device.get("processes"),
         record.run.get("error"),
         bool(device.get("interpreter")),
+        record.target.get("client"),
         (record.run.get("imported") or {}).get("tool"),
         drawn=record.speculation.get("synthetic") is not None,
     )
@@ -61,6 +68,7 @@ def reasons(
     foreign_processes: int | None,
     failure: str | None = None,
     interpreted: bool = False,
+    client: dict[str, Any] | None = None,
     imported: str | None = None,
     drawn: bool = False,
 ) -> list[str]:
@@ -83,14 +91,17 @@ def reasons(
         found.append(f"{counts['failed']} requests failed")
     if counts["wrong_length"]:
         found.append(f"{counts['wrong_length']} requests got another number of tokens than asked for")
+    if metrics.get("output_tokens", 0) is None:
+        found.append("how many tokens some requests got is not known: the server did not count them")
     if schedule["client_saturated"]:
         found.append(_saturated(schedule.get("late_requests"), counts))
     if correctness.get("passed") is False:
         found.append(
             "wrong results: " + correctness.get("reason", "log-probabilities differ from the torch backend's")
         )
-    elif correctness.get("passed") is None:
+    elif correctness.get("passed") is None and correctness.get("reason") != BLACK_BOX:
         found.append(NOT_CHECKED + correctness.get("reason", "no reason given"))
+    found += _client(client or {})
     if foreign_processes:
         found.append(f"{foreign_processes} other processes were using the GPU")
     seen = telemetry.loc[telemetry["time_ns"] >= 0, "throttle_reasons"].dropna()
@@ -99,6 +110,15 @@ def reasons(
         bits |= int(value)
     found += [f"the GPU was throttled: {name}" for bit, name in _SLOWDOWNS.items() if bits & bit]
     found += [DISTURBED + reason for reason in disturbance.reasons(metrics.get("disturbance") or {})]
+    return found
+
+
+def _client(client: dict[str, Any]) -> list[str]:
+    """What speaks against the client processes of a run that measured a server."""
+    found = [BEYOND + str(reason) for reason in client.get("beyond_limit") or ()]
+    after = client.get("calibration_after")
+    if isinstance(after, dict) and after.get("reason") == NOT_CALIBRATED:
+        found.append(UNCALIBRATED)
     return found
 
 
@@ -118,5 +138,5 @@ def disturbed(record: RunRecord) -> list[str]:
 
 def fails(record: RunRecord) -> bool:
     """Whether something is wrong with what was measured; a busy machine is not, nor what was asked for."""
-    wanted = (INTERPRETED, DRAWN, UNCHECKED)
+    wanted = (INTERPRETED, DRAWN, UNCHECKED, UNCALIBRATED)
     return any(each not in wanted and not each.startswith(DISTURBED) for each in record.validity)

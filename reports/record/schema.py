@@ -26,7 +26,7 @@ REPORT_FILE = "report.html"
 LOG_FILE = "requests.log.jsonl"
 """What a run that is going or was killed has instead of its record."""
 
-ADDED_SECTIONS = ("accuracy", "speculation")
+ADDED_SECTIONS = ("accuracy", "speculation", "target")
 """Those that older records of the same schema lack; empty there, and then no part of the record's digest."""
 
 REQUEST_COLUMNS: dict[str, str] = {
@@ -47,13 +47,17 @@ REQUEST_COLUMNS: dict[str, str] = {
     "turn": "int64?",
     "follows": "int64?",
     "think_ns": "int64?",
+    "usage_tokens": "int64?",
 }
 """One row a request. Times are relative to the run's start; `token_ns` has the time of every chunk and
-`token_counts` how many tokens it held (null inside the list when unknown). A warm-up request is no measured
-one, but the tokens it got after the run's start took measured time. A later turn of a
-session names the request it `follows`, and is sent `think_ns` after the answer to that one ended."""
+`token_counts` how many tokens it held (null inside the list when unknown); `usage_tokens` is their sum by a
+server that says it. A warm-up request is no measured one, but the tokens it got after the run's start took
+measured time. A later turn of a session names the request it `follows`, and is sent `think_ns` after the
+answer to that one ended."""
 
-LATER_COLUMNS: dict[str, Any] = dict.fromkeys(("turn", "follows", "think_ns", "device_ns", "sampler_cpu_s"))
+LATER_COLUMNS: dict[str, Any] = dict.fromkeys(
+    ("turn", "follows", "think_ns", "usage_tokens", "device_ns", "sampler_cpu_s")
+)
 """Columns that older tables of the same schema lack -> what they say by it."""
 
 ADDED_COLUMNS: dict[str, tuple[int, Any]] = {"warmup": (2, False)} | dict.fromkeys(
@@ -154,6 +158,9 @@ class RunRecord:
     speculation: dict[str, Any] = field(default_factory=dict)
     """asked, sampling, synthetic (what was asked, where acceptance was drawn), outcomes and times, and what
     follows from them; or a reason. Empty where the engine did not speculate."""
+    target: dict[str, Any] = field(default_factory=dict)
+    """Of a server as the target: client {what the client itself cost}, usage (the server's counts), errors
+    {message: requests} and server_metrics; empty where the engine ran in this process."""
     roofline: dict[str, Any] = field(default_factory=dict)
     """mbu, mfu, decode_fit {intercept_s, slope_s_per_token, intercept_floor_s, slope_floor_s_per_token}."""
     warmup: dict[str, Any] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from backbench.harness.options import (
     read_file,
     run_options,
 )
+from backbench.harness.subjects.url.options import ServerOptions
 from backbench.options import Option, options_of
 from backbench.workloads.arrivals import PROFILE_FORMS, RATE_KINDS
 from backbench.workloads.options import WorkloadOptions
@@ -40,10 +41,14 @@ FOLLOWS = {
         "tokenize_chat",
     },  # from the run, its model and its engine
     EngineConfig: {"quantize"},  # one of the schemes that the run takes in turns
-    RunOptions: {"load", "engine", "command"},  # hold the two above, and what was typed
+    ServerOptions: set(),
+    RunOptions: {"load", "engine", "server", "command"},  # hold those above, and what was typed
 }
 """Fields that are nowhere typed because others decide them."""
 NEEDED = {"workload": "sharegpt", "backend": "torch"}
+URL = "http://localhost:8000/v1"
+NEEDED_BY = {ServerOptions: {"workload": "sharegpt", "url": URL}}
+"""An option of a server needs its address, and no backend."""
 ENTRIES = list(option_names().values())
 NAMES = list(option_names())
 
@@ -60,8 +65,9 @@ def example(option: Option) -> Any:
         return 0.75
     if option.kind is dict:
         return {"ttft": 0.5, "tpot": 0.05} if option.name == "slo" else {"commit": "a1", "card": "left"}
-    texts = {"quantize": "none,int8", "sparsity": "2:4", "speculate": "ngram:4"}
-    written = texts.get(option.name, "some-thing")
+    names = {"quantize": "none,int8", "sparsity": "2:4", "url": URL, "metrics_url": URL}
+    names |= {"speculate": "ngram:4"}
+    written = names.get(option.name, "some-thing")
     return [1.5, 20.0] if option.kind == (float, float) else written
 
 
@@ -108,15 +114,17 @@ def test_names_are_used_once() -> None:
 def test_an_option_means_the_same_in_all_three(declared: type, option: Option, tmp_path: Path) -> None:
     value = example(option)
     file = tmp_path / "run.toml"
-    needed = {name: each for name, each in NEEDED.items() if name != option.name}
+    needed = {name: each for name, each in NEEDED_BY.get(declared, NEEDED).items() if name != option.name}
     file.write_text(f"[{option.group}]\n{option.name} = {toml(value)}\n")
     arguments = [part for name, each in needed.items() for part in (f"--{name}", each)]
     python = run_options(needed | {option.name: value})
     assert python == from_command_line(*arguments, *typed(option, value))
     assert python == from_command_line(*arguments, "--config", str(file))
-    held: Mapping[str, Any] = {RunOptions: vars(python), WorkloadOptions: python.load}.get(
-        declared, python.engine
-    )
+    held: Mapping[str, Any] = {
+        RunOptions: vars(python),
+        WorkloadOptions: python.load,
+        ServerOptions: python.server,
+    }.get(declared, python.engine)
     assert held[option.field] == option.accept(value)
     asked = {option.name: list(found) if isinstance(found := python.asked()[option.name], tuple) else found}
     assert asked == {option.name: value}

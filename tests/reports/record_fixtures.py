@@ -108,7 +108,7 @@ def simulate(machine: Machine, seed: int, requests: int, rate: float) -> tuple[p
         arrival_ns = int(each.arrival_s * 1e9)
         row = (each.id, None, arrival_ns, arrival_ns + 90_000, each.times[0], each.times[-1], each.prompt)
         row += (each.output, each.output, each.times, [1] * each.output, True, None, False)
-        row += (None, None, None)
+        row += (None, None, None, None)
         rows.append(row)
     return (
         pd.DataFrame(rows, columns=list(REQUEST_COLUMNS)),

@@ -34,7 +34,7 @@ def minimal_record() -> RunRecord:
     return RunRecord(run={"uuid": "u", "utc": "t", "command": "bench run", "seed": 1, "status": "complete"})
 
 
-ALONE = (None, None, None)
+ALONE = (None, None, None, None)
 """Turn, followed request and think time of one that belongs to no session."""
 
 
@@ -58,7 +58,7 @@ def request_frame() -> pd.DataFrame:
             *ALONE,
         ),
         (1, "a", 5, None, None, None, 7, 3, 0, [], [], False, "never sent", False, *ALONE),
-        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None, False, *ALONE),
+        (2, "a", 6, 8, 9, 11, 7, 3, 2, [9, 11], [1, None], True, None, False, *ALONE[:3], 4),
     ]
     return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS), dtype=object)
 
@@ -116,16 +116,19 @@ def test_tables_round_trip_without_rounding(directory: RunDirectory) -> None:
     assert np.isnan(frame["token_counts"][2][1])
     assert frame["error"][1] == "never sent"
     assert frame["finished"].tolist() == [True, False, True]
+    assert frame["usage_tokens"][2] == 4
 
 
 def test_a_table_of_before_there_were_sessions_reads_as_one_without(directory: RunDirectory) -> None:
     directory.write_requests(request_frame())
     file = directory.path / "requests.parquet"
     table = pyarrow.parquet.read_table(file)
-    pyarrow.parquet.write_table(table.drop_columns(list(LATER_COLUMNS)), file)
+    pyarrow.parquet.write_table(
+        table.drop_columns([name for name in LATER_COLUMNS if name in REQUEST_COLUMNS]), file
+    )
     frame = directory.read_requests()
     assert list(frame.columns) == list(REQUEST_COLUMNS)
-    assert frame[list(LATER_COLUMNS)].isna().all().all()
+    assert frame[[name for name in LATER_COLUMNS if name in REQUEST_COLUMNS]].isna().all().all()
     pyarrow.parquet.write_table(table.drop_columns(["turn", "error"]), file)
     with pytest.raises(ReportError, match="other columns than its schema: error"):
         directory.read_requests()
