@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tokenizers import Tokenizer
 
 import backbench
@@ -107,6 +109,8 @@ class Load:
     concurrency: int
     tokenizer: Path
     """A folder."""
+    bench: tuple[str, ...]
+    """The command `bench`, whose client is ours."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ def aiperf_seen(out: Path) -> Seen:
 
 def bench_command(load: Load, out: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "backbench", "run", "--url", f"{load.url}/v1", "--url-model", MODEL),
+        *(*load.bench, "run", "--url", f"{load.url}/v1", "--url-model", MODEL),
         *("--workload", "synthetic", "--input-lengths", f"fixed:{INPUT_TOKENS}"),
         *("--output-lengths", f"fixed:{OUTPUT_TOKENS}", "--num-requests", str(load.requests)),
         *("--concurrency", str(load.concurrency), "--no-report", "--quiet", "-o", str(out / "run")),
@@ -264,15 +268,16 @@ def bench_command(load: Load, out: Path) -> list[str]:
 
 
 def bench_seen(out: Path) -> Seen:
-    run = backbench.load(out / "run")
-    rows = run.requests
-    tpot = (rows["t_last_ns"] - rows["t_first_ns"]) / (rows["output_tokens"] - 1)
+    rows = pd.read_parquet(out / "run" / "requests.parquet")
+    rows = rows[~rows["warmup"]]
+    ttft_ns = rows["first_ns"] - rows["sent_ns"]
+    tpot_ns = (rows["last_ns"] - rows["first_ns"]) / (rows["output_tokens"] - 1)
     return Seen(
         len(rows),
         int(rows["prompt_tokens"].sum()),
         int(rows["output_tokens"].sum()),
-        float((rows["t_first_ns"] - rows["t_sent_ns"]).median() / 1e6),
-        float(tpot.median() / 1e6),
+        float(ttft_ns.median() / 1e6),
+        float(tpot_ns.median() / 1e6),
     )
 
 
@@ -466,6 +471,7 @@ def main() -> None:
     )
     parser.add_argument("--clients", default=",".join(client.name for client in CLIENTS))
     parser.add_argument("--servers", default="scripted,serve")
+    parser.add_argument("--bench", default=f"{sys.executable} -m backbench", help="the command `bench`")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -476,6 +482,7 @@ def main() -> None:
     if arguments.serve_scripted:
         serve_scripted(tokenizer)
         return
+    bench = tuple(shlex.split(arguments.bench))
     asked = arguments.clients.split(",")
     clients = [client for client in CLIENTS if client.name in asked]
     if arguments.install:
@@ -487,7 +494,7 @@ def main() -> None:
     }
     for name in arguments.servers.split(","):
         with server(commands[name]) as url:
-            load = Load(url, arguments.requests, arguments.concurrency, tokenizer)
+            load = Load(url, arguments.requests, arguments.concurrency, tokenizer, bench)
             compare(name, load, clients, arguments)
 
 
