@@ -472,6 +472,7 @@ def main() -> None:
     parser.add_argument("--clients", default=",".join(client.name for client in CLIENTS))
     parser.add_argument("--servers", default="scripted,serve")
     parser.add_argument("--bench", default=f"{sys.executable} -m backbench", help="the command `bench`")
+    parser.add_argument("--before-server", default="", help='such as "nice -n -10", where cores are few')
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -493,7 +494,7 @@ def main() -> None:
         "serve": [sys.executable, "-m", "backbench", "serve", MODEL, "--port", "0", "--backend", "torch"],
     }
     for name in arguments.servers.split(","):
-        with server(commands[name]) as url:
+        with server([*shlex.split(arguments.before_server), *commands[name]]) as url:
             load = Load(url, arguments.requests, arguments.concurrency, tokenizer, bench)
             compare(name, load, clients, arguments)
 
