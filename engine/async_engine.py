@@ -4,30 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
 from backbench.engine.engine import Engine
-from backbench.engine.request import SamplingParams, Token, TokenIds
+from backbench.engine.request import SamplingParams, StepStats, Token, TokenIds
 from backbench.errors import EngineError
 
 
+@dataclass(frozen=True)
+class StepReport:
+    """What one call of `Engine.step` brought, for an observer."""
+
+    seen_ns: int
+    """When its tokens were visible to the host, by `time.perf_counter_ns`."""
+    tokens: list[Token]
+    stats: list[StepStats]
+    """Of the steps that landed."""
+    started: list[str]
+    """Requests that had been waiting, and of which something is computed for the first time."""
+
+
+def _unobserved(report: StepReport) -> None:
+    pass
+
+
 class AsyncEngine:
-    """Drives an `Engine` from one worker thread; all engine calls happen there, between steps.
+    """Drives an `Engine` from one thread; all engine calls happen there, between steps.
 
     async with AsyncEngine(engine) as front:
         async for token in front.stream(prompt, SamplingParams(max_tokens=32)):
             ...
+
+    One step follows another without waiting for the event loop: however busy that is, no step is held.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, observe: Callable[[StepReport], None] = _unobserved) -> None:
+        """`observe` is called in the event loop after each step."""
         self.engine = engine
+        self.failure: Exception | None = None
+        """What ended the engine's thread before its time; nothing is served any more."""
+        self._observe = observe
         self._commands: deque[Callable[[], None]] = deque()
         self._queues: dict[str, asyncio.Queue[Token | Exception]] = {}
-        self._wake = asyncio.Event()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._loop_task: asyncio.Task[None] | None = None
+        self._unstarted: dict[str, None] = {}
+        """Requests of which nothing was computed yet, in order. Only the engine's thread touches it."""
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
         self._ids = itertools.count()
         self._closed = False
         """No stream begins any more."""
@@ -35,7 +63,9 @@ class AsyncEngine:
         """No step begins any more."""
 
     async def __aenter__(self) -> AsyncEngine:
-        self._loop_task = asyncio.create_task(self._drive())
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._drive, name="engine", daemon=True)
+        self._thread.start()
         return self
 
     async def __aexit__(self, failure: type[BaseException] | None, *rest: object) -> None:
@@ -46,80 +76,120 @@ class AsyncEngine:
         self._closed = True
         self._aborting = failure is not None
         self._wake.set()
-        if self._loop_task is not None:
-            await self._loop_task
-            await self._loop.run_in_executor(self._worker, self._abort_all)
-        self._worker.shutdown()
+        assert self._thread is not None
+        await asyncio.to_thread(self._thread.join)
         self._deliver_to_all(EngineError("AsyncEngine was left before this stream had all its tokens."))
 
-    async def stream(self, prompt: TokenIds, params: SamplingParams) -> AsyncIterator[Token]:
+    async def stream(self, prompt: TokenIds, params: SamplingParams) -> AsyncGenerator[Token, None]:
         """Yield the request's tokens, those of its n sequences interleaved, until all have finished.
 
         Leaving the loop early aborts the request. Raises EngineError where it cannot be served.
         """
-        if self._loop_task is None or self._closed:
+        async with aclosing(self.serve({f"stream-{next(self._ids)}": prompt}, params)) as tokens:
+            async for token in tokens:
+                yield token
+
+    async def serve(
+        self, prompts: Mapping[str, TokenIds], params: SamplingParams
+    ) -> AsyncGenerator[Token, None]:
+        """Yield the tokens of several requests, by request id, which join the batch together.
+
+        Leaving the loop early aborts all of them, as does one that cannot be served: raises EngineError.
+        """
+        if self._thread is None or self._closed:
             raise EngineError("AsyncEngine is not running; use it as `async with AsyncEngine(engine)`.")
-        request_id = f"stream-{next(self._ids)}"
+        if taken := self._queues.keys() & prompts.keys():
+            raise EngineError(f"Request {min(taken)} is already being served; give each request its own id.")
         queue: asyncio.Queue[Token | Exception] = asyncio.Queue()
-        self._queues[request_id] = queue
-        self._command(lambda: self._add(request_id, prompt, params))
-        unfinished = params.n
+        self._queues |= dict.fromkeys(prompts, queue)
+        self._command(lambda: self._add(prompts, params))
+        unfinished = dict.fromkeys(prompts, params.n)
         try:
             while unfinished:
                 item = await queue.get()
                 if isinstance(item, Exception):
-                    unfinished = 0
                     raise item
-                unfinished -= item.finish_reason is not None
+                if item.finish_reason is not None:
+                    unfinished[item.request_id] -= 1
+                    if not unfinished[item.request_id]:
+                        del unfinished[item.request_id]
                 yield item
         finally:
-            self._queues.pop(request_id, None)
+            for request_id in prompts:
+                self._queues.pop(request_id, None)
             if unfinished:
-                self._command(lambda: self.engine.abort(request_id))
+                self._command(lambda: self._abort(unfinished))
 
     def _command(self, command: Callable[[], None]) -> None:
+        """Have the engine's thread call this between two steps."""
         self._commands.append(command)
         self._wake.set()
 
-    def _add(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> None:
-        """Runs in the worker. Whatever is wrong with a request, only its own stream hears of it."""
+    # What runs in the engine's thread:
+
+    def _drive(self) -> None:
         try:
-            self.engine.add_request(request_id, prompt, params)
-        except Exception as error:
-            self._loop.call_soon_threadsafe(self._deliver, request_id, error)
-
-    def _abort_all(self) -> None:
-        """Runs in the worker, once no step is under way."""
-        self._run_commands()
-        for request_id in list(self._queues):
-            self.engine.abort(request_id)
-
-    async def _drive(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        while not self._aborting:
-            if not self._commands and not self.engine.has_work:
-                if self._closed:
-                    return
+            while not self._aborting:
                 self._wake.clear()
-                await self._wake.wait()
-                continue
-            try:
-                tokens = await self._loop.run_in_executor(self._worker, self._advance)
-            except Exception as error:
-                # Nothing can go on after a failed step: every stream raises it.
-                self._closed = True
-                self._deliver_to_all(error)
-                return
-            for token in tokens:
-                self._deliver(token.request_id, token)
+                self._run_commands()
+                if self.engine.has_work:
+                    self._step()
+                elif self._closed:
+                    break
+                else:
+                    self._wake.wait()
+            self._run_commands()
+            self._abort(list(self._queues))
+        except Exception as error:  # nothing can go on after a failed step
+            self._tell(self._fail, error)
 
     def _run_commands(self) -> None:
         while self._commands:
             self._commands.popleft()()
 
-    def _advance(self) -> list[Token]:
-        self._run_commands()
-        return self.engine.step() if self.engine.has_work else []
+    def _add(self, prompts: Mapping[str, TokenIds], params: SamplingParams) -> None:
+        """Whatever is wrong with a request, only its own stream hears of it."""
+        for request_id, prompt in prompts.items():
+            try:
+                self.engine.add_request(request_id, prompt, params)
+            except Exception as error:
+                self._tell(self._deliver, request_id, error)
+                return
+            self._unstarted[request_id] = None
+
+    def _abort(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            self._unstarted.pop(request_id, None)
+            self.engine.abort(request_id)
+
+    def _step(self) -> None:
+        tokens = self.engine.step()
+        seen_ns = time.perf_counter_ns()
+        started = []
+        if self._unstarted:
+            waiting = {each.request_id for each in self.engine.scheduler.waiting if each.index == 0}
+            started = [each for each in self._unstarted if each not in waiting]
+            for request_id in started:
+                del self._unstarted[request_id]
+        stats = self.engine.take_step_stats()
+        self._tell(self._landed, StepReport(seen_ns, tokens, stats, started))
+
+    def _tell(self, hear: Callable[..., None], *heard: Any) -> None:
+        """Have the event loop call `hear`."""
+        self._loop.call_soon_threadsafe(hear, *heard)
+
+    # What runs in the event loop:
+
+    def _landed(self, report: StepReport) -> None:
+        for token in report.tokens:
+            self._deliver(token.request_id, token)
+        self._observe(report)
+
+    def _fail(self, error: Exception) -> None:
+        """Every stream raises it."""
+        self._closed = True
+        self.failure = error
+        self._deliver_to_all(error)
 
     def _deliver(self, request_id: str, item: Token | Exception) -> None:
         queue = self._queues.get(request_id)

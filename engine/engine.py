@@ -188,7 +188,7 @@ class Engine:
 
     def add_request(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> None:
         """Queue a request of token ids. Raises EngineError where it can never be served."""
-        token_ids = self._check(request_id, prompt, params)
+        token_ids = self.check(request_id, prompt, params)
         sequence = self._new_sequence(request_id, 0, token_ids, params, self._arrivals)
         self._arrivals += 1
         self._requests[request_id] = [sequence]
@@ -237,7 +237,7 @@ class Engine:
         """
         asked = {f"generate-{self._arrivals}-{i}": prompt for i, prompt in enumerate(prompts)}
         for request_id, prompt in asked.items():
-            self._check(request_id, prompt, params)
+            self.check(request_id, prompt, params)
         others: list[Token] = []
         completions: dict[tuple[str, int], Completion] = {}
         try:
@@ -281,7 +281,14 @@ class Engine:
         outputs = min(4 + self.limits.draft_tokens, capacity - 1)
         if outputs > 0:
             short = replace(
-                params, max_tokens=outputs, n=1, beams=1, ignore_eos=True, forced_tokens=None, stop=()
+                params,
+                max_tokens=outputs,
+                min_tokens=0,
+                n=1,
+                beams=1,
+                ignore_eos=True,
+                forced_tokens=None,
+                stop=(),
             )
             for batch in self._warm_up_batches(capacity - outputs):
                 self.generate(batch, short)
@@ -363,7 +370,7 @@ class Engine:
         """Bytes on each device, by rank; empty where there is one."""
         return [] if self.ranks is None else self.ranks.memory(self.runner)
 
-    def _check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
+    def check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
         """The prompt's token ids; EngineError where the request can never be served."""
         max_len, vocab = self.limits.max_len, self.model_config.vocab_size
         if not isinstance(request_id, str):
@@ -556,13 +563,13 @@ class Engine:
     def _stop_reason(self, sequence: Sequence, token: int, known: int) -> str | None:
         """Why `token`, the last of the `known` ones, ends its sequence; None = it does not."""
         params = sequence.params
-        if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
-            return "stop"
-        if params.stop and self._watchers[sequence.request_id, sequence.index].push(token):
-            return "stop"
-        if known - sequence.prompt_len >= params.max_tokens:
-            return "length"
-        return None
+        num_outputs = known - sequence.prompt_len
+        if num_outputs > params.min_tokens:
+            if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
+                return "stop"
+            if params.stop and self._watchers[sequence.request_id, sequence.index].push(token):
+                return "stop"
+        return "length" if num_outputs >= params.max_tokens else None
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
         self.scheduler.finish(sequence, reason)

@@ -18,6 +18,7 @@ MOST_SEQUENCES = 16384
 """Sequences of one request: each is an object of the host's."""
 WHOLE_NUMBERS = (
     ("max_tokens", 1, 2**31 - 1),
+    ("min_tokens", 0, 2**31 - 1),
     ("top_k", 0, 2**31 - 1),
     ("n", 1, MOST_SEQUENCES),
     ("beams", 1, MOST_SEQUENCES),
@@ -55,6 +56,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Strings that end the sequence once the decoded output contains one (needs a tokenizer)."""
     ignore_eos: bool = False
+    min_tokens: int = 0
+    """After so many tokens a sequence may end before max_tokens. What would have ended it earlier stays in
+    the output; stop strings are looked for in what follows."""
     logprobs: bool = False
     """Return each token's log-probability under the model (before temperature), and the top-1 token."""
     forced_tokens: tuple[int, ...] | None = None
@@ -104,6 +108,10 @@ class SamplingParams:
         for holds, message in checks:
             if not holds:
                 raise EngineError(message)
+        if self.min_tokens > self.max_tokens:
+            raise EngineError(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})."
+            )
         as_token_ids(self.stop_token_ids, "stop_token_ids")
         if self.forced_tokens is not None:
             known = len(as_token_ids(self.forced_tokens, "forced_tokens"))

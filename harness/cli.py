@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "perplexity": ("perplexity", "Measure how well a model predicts text, under any backend."),
     "accuracy": ("accuracy", "Compare a model under quantized weights with the same one unquantized."),
     "quantize": ("quantize", "Write a quantized or sparse checkpoint that other engines load, too."),
+    "serve": ("serve", "Serve a model over HTTP as OpenAI's API words it."),
     "kernels": ("kernels", "Time single operations on each backend, against the roofline."),
     "portability": ("portability", "Compile every kernel for every GPU, without one, against the best seen."),
     "tune": ("tune", "Measure which kernel launches are fastest for a model on this GPU, and keep them."),

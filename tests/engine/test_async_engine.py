@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from engine_fixtures import open_small
 
-from backbench.engine.async_engine import AsyncEngine
+from backbench.engine.async_engine import AsyncEngine, StepReport
 from backbench.engine.request import SamplingParams
 from backbench.errors import EngineError
 
@@ -149,3 +150,66 @@ def test_an_exception_that_leaves_the_context_aborts_live_streams() -> None:
     asyncio.run(main())
     assert not engine.has_work
     assert engine.pool.num_used == 0
+
+
+def test_requests_served_together_join_the_same_step() -> None:
+    engine = open_small()
+    asked = {"a": [1, 2, 3], "b": [4, 5]}
+    expected = [done.token_ids for done in engine.generate(asked.values(), PARAMS)]
+    reports: list[StepReport] = []
+
+    async def main() -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {name: [] for name in asked}
+        async with AsyncEngine(engine, reports.append) as front:
+            async for token in front.serve(asked, PARAMS):
+                found[token.request_id].append(token.token_id)
+        return found
+
+    engine.take_step_stats()
+    assert list(asyncio.run(main()).values()) == expected
+    assert [report.started for report in reports if report.started] == [["a", "b"]]
+    assert sum(len(report.tokens) for report in reports) == 24
+    assert [stats.num_seqs for report in reports for stats in report.stats] == [2] * 12
+
+
+def test_one_request_that_cannot_be_served_takes_the_others_along() -> None:
+    engine = open_small()
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as front:
+            with pytest.raises(EngineError, match="empty prompt"):
+                async for _ in front.serve({"a": [1], "b": []}, PARAMS):
+                    pass
+            with pytest.raises(EngineError, match="already being served"):
+                async for _ in front.serve({"c": [1]}, PARAMS):
+                    await front.serve({"c": [2]}, PARAMS).__anext__()
+
+    asyncio.run(main())
+    assert not engine.has_work and engine.pool.num_used == 0
+
+
+def test_a_request_starts_when_it_leaves_the_queue() -> None:
+    engine = open_small(max_seqs=1)
+    reports: list[StepReport] = []
+
+    async def main() -> None:
+        async with AsyncEngine(engine, reports.append) as front:
+            async for _ in front.serve({"a": [1], "b": [2], "c": [3]}, PARAMS):
+                pass
+
+    asyncio.run(main())
+    assert [report.started for report in reports if report.started] == [["a"], ["b"], ["c"]]
+
+
+def test_a_busy_event_loop_holds_no_step() -> None:
+    engine = open_small()
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as front:
+            task = asyncio.create_task(collect(front, [1, 2]))
+            await asyncio.sleep(0)
+            time.sleep(0.5)  # nothing else runs in the event loop
+            assert not engine.has_work
+            assert len(await task) == 12
+
+    asyncio.run(main())

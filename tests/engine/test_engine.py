@@ -143,6 +143,23 @@ def test_eos_stop_tokens_and_length(alone: list[list[int]]) -> None:
     assert tokens_of(eos_engine, [prompt], GREEDY)[0] == full
 
 
+def test_nothing_ends_a_sequence_before_min_tokens() -> None:
+    prompt = prompts()[0]
+    engine = open_small(tokenizer=WordTokenizer())
+    full = tokens_of(engine, [prompt], GREEDY)[0]
+    word = f" {full[1]} "
+    for ends in ({"stop_token_ids": tuple(full)}, {"stop": (word,)}):
+        for least in (0, 4, OUTPUTS):
+            params = SamplingParams(max_tokens=OUTPUTS, ignore_eos=True, min_tokens=least, **ends)
+            (done,) = engine.generate([prompt], params)
+            assert done.token_ids == full[: len(done.token_ids)]
+            assert len(done.token_ids) > least or done.finish_reason == "length"
+        assert len(done.token_ids) == OUTPUTS
+    eos_engine = open_small(eos=tuple(set(full)))
+    (done,) = eos_engine.generate([prompt], SamplingParams(max_tokens=OUTPUTS, min_tokens=4))
+    assert (done.token_ids, done.finish_reason) == (full[:5], "stop")
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_stop_strings_end_where_the_text_first_holds_one(depth: int) -> None:
     prompt = prompts()[1]

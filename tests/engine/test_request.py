@@ -26,6 +26,8 @@ from backbench.errors import EngineError
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"temperature": "1"},
+        {"min_tokens": -1},
+        {"min_tokens": 17},
         {"top_k": -1},
         {"top_k": 1.5},
         {"top_k": 2**31},

@@ -1,0 +1,241 @@
+"""What both kinds of completions share: an answer's sequences, and how it reaches the client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from backbench.engine.request import SamplingParams, Token
+from backbench.harness.serving.front import Front
+from backbench.harness.serving.protocol import Delivery, Refused
+from backbench.harness.serving.text import REPLACEMENT, TextStream
+
+LEAST_LOGPROB = -9999.0
+"""What stands for a log-probability of minus infinity, which JSON lacks."""
+DONE = b"data: [DONE]\n\n"
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One token as an answer shows it."""
+
+    token_id: int
+    text: str
+    """Of the sequence, that became certain with it; may be empty, and more or less than the token's own."""
+    logprob: float | None
+    finish_reason: str | None
+
+
+@dataclass
+class Choice:
+    """One sequence of an answer."""
+
+    text_stream: TextStream
+    tokens: list[NewToken] = field(default_factory=list)
+    length: int = 0
+    """Characters of its text so far."""
+
+    def push(self, token: Token) -> NewToken:
+        """Add its next token."""
+        text = self.text_stream.push(token.token_id, token.finish_reason)
+        logprob = None if token.logprob is None else max(token.logprob, LEAST_LOGPROB)
+        new = NewToken(token.token_id, text, logprob, token.finish_reason)
+        self.tokens.append(new)
+        self.length += len(text)
+        return new
+
+    @property
+    def text(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.tokens[-1].finish_reason
+
+
+class Choices:
+    """The sequences of an answer by index: in the order of prompts, and of n within one."""
+
+    def __init__(self, tokenizer: Any, prompts: list[list[int]], params: SamplingParams, how: Delivery):
+        self._tokenizer = tokenizer
+        self._params = params
+        self._how = how
+        self._prompt_tokens = sum(map(len, prompts))
+        self._num_tokens = 0
+        self._begun: dict[int, Choice] = {}
+
+    def push(self, prompt: int, token: Token) -> tuple[int, Choice, NewToken]:
+        """Add a token; returns its sequence's index, the sequence, and the token as it is shown."""
+        self._num_tokens += 1
+        index = prompt * self._params.n + token.sequence
+        choice = self._begun.get(index)
+        if choice is None:
+            choice = self._begun[index] = Choice(self._text_stream())
+        return index, choice, choice.push(token)
+
+    def _text_stream(self) -> TextStream:
+        how = self._how
+        return TextStream(
+            self._tokenizer,
+            self._params.stop,
+            skip_special_tokens=how.skip_special_tokens,
+            keep_stop=how.keep_stop,
+        )
+
+    def all(self) -> list[tuple[int, Choice]]:
+        """Those that have begun, in order."""
+        return sorted(self._begun.items())
+
+    def usage(self) -> dict[str, int]:
+        """Tokens so far: a prompt counts once, however many sequences it has."""
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._num_tokens,
+            "total_tokens": self._prompt_tokens + self._num_tokens,
+        }
+
+
+class Answer(ABC):
+    """One request's answer, whole or token by token. How it is worded is the subclass's."""
+
+    def __init__(
+        self,
+        front: Front,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        how: Delivery,
+        *,
+        alternatives: bool = False,
+    ) -> None:
+        """alternatives: beside a token's log-probability stands that of the most likely token."""
+        self.front = front
+        self.params = params
+        self.alternatives = alternatives
+        self._prompts = prompts
+        self._how = how
+        self._choices = Choices(front.tokenizer, prompts, params, how)
+
+    @abstractmethod
+    def head(self, streamed: bool) -> dict[str, Any]:
+        """The fields besides choices and usage; `id` is among them."""
+
+    @abstractmethod
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """A finished sequence."""
+
+    @abstractmethod
+    def chunk(self, index: int, choice: Choice, new: NewToken) -> dict[str, Any]:
+        """A sequence's next token."""
+
+    async def respond(self, request: Request) -> Response:
+        """What the client is sent; raises ClientDisconnect where it has gone."""
+        if self._how.stream:
+            return EventStream(self._events())
+        whole = await unless_gone(request.receive, self._whole())
+        return Response(encode_json(whole), media_type="application/json")
+
+    async def _whole(self) -> dict[str, Any]:
+        head = self.head(streamed=False)
+        async with aclosing(self.front.generate(head["id"], self._prompts, self.params)) as tokens:
+            async for prompt, token in tokens:
+                self._choices.push(prompt, token)
+        choices = [self.choice(index, choice) for index, choice in self._choices.all()]
+        return head | {"choices": choices, "usage": self._choices.usage()}
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        head = self.head(streamed=True)
+        async with aclosing(self.front.generate(head["id"], self._prompts, self.params)) as tokens:
+            async for prompt, token in tokens:
+                index, choice, new = self._choices.push(prompt, token)
+                usage = {"usage": self._choices.usage()} if self._how.continuous_usage else {}
+                yield event(head | {"choices": [self.chunk(index, choice, new)]} | usage)
+        if self._how.include_usage:
+            yield event(head | {"choices": [], "usage": self._choices.usage()})
+        yield DONE
+
+
+def token_text(tokenizer: Any, token_id: int) -> tuple[str, list[int] | None]:
+    """A token's own text and its bytes; None where it holds a part of a character only."""
+    text = str(tokenizer.decode([token_id]))
+    return text, None if REPLACEMENT in text else list(text.encode())
+
+
+def event(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encode_json(value) + b"\n\n"
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON as it is sent."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+class EventStream(Response):
+    """Server-sent events, each written by itself. A client that leaves ends what makes them."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        """An error before the first event is answered as such; a later one is the last event."""
+        self.status_code = 200
+        self.background = None
+        self._events = events
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_all() -> None:
+            nonlocal started
+            async with aclosing(self._events) as events:
+                async for each in events:
+                    if not started:
+                        started = True
+                        await send(
+                            {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                        )
+                    await send({"type": "http.response.body", "body": each, "more_body": True})
+
+        try:
+            await unless_gone(receive, send_all())
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if not started:
+                raise
+            logger.exception("A stream ended early.")
+            failed = Refused(f"The engine failed: {error}", status=500, kind="internal_error")
+            await send({"type": "http.response.body", "body": event(failed.body()), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """What `work` returns; where the client disconnects first, cancel it and raise ClientDisconnect."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
