@@ -97,8 +97,9 @@ class SamplingParams:
                 f"length_penalty must lie in -100 to 100, not {self.length_penalty}.",
             ),
             (
-                self.beams == 1 or not (self.temperature or self.stop or self.forced_tokens is not None),
-                "Beam search takes no temperature, stop strings or forced_tokens; it follows likely tokens.",
+                self.beams == 1
+                or not (self.temperature or self.stop or self.min_tokens or self.forced_tokens is not None),
+                "Beam search takes no temperature, stop, min_tokens or forced_tokens; it follows likely tokens.",
             ),
             (
                 self.beams == 1 or self.n <= self.beams,

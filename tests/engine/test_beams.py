@@ -223,7 +223,8 @@ def test_beams_that_are_preempted_at_any_moment(late: bool) -> None:
     ("changed", "message"),
     [
         ({"temperature": 1.0}, "takes no temperature"),
-        ({"stop": ("a",)}, "no temperature, stop strings"),
+        ({"stop": ("a",)}, "no temperature, stop"),
+        ({"min_tokens": 2}, "min_tokens or"),
         ({"n": 5}, r"n \(5\) must not exceed beams \(4\)"),
         ({"length_penalty": 1e9}, "length_penalty must lie in"),
     ],

@@ -79,24 +79,15 @@ def test_help_imports_nothing_heavy() -> None:
 
 JSON_ANYWAY = {"export", "schema"}
 """Commands that write nothing but JSON."""
-<<<<<<< HEAD
-SERVING = {"null-server"}
+SERVING = {"null-server", "serve"}
 """Commands that print an address and serve."""
-=======
-SERVERS = {"serve"}
-"""Commands whose answers come over HTTP."""
->>>>>>> part-v
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_command_has_help_and_json(bench: Run, command: str) -> None:
     code, out, _ = bench(command, "--help")
     assert code == 0
-<<<<<<< HEAD
     assert ("--json" in out) == (command not in JSON_ANYWAY | SERVING)
-=======
-    assert ("--json" in out) == (command not in JSON_ANYWAY | SERVERS)
->>>>>>> part-v
 
 
 @pytest.mark.parametrize(
