@@ -99,7 +99,7 @@ class SamplingParams:
             (
                 self.beams == 1
                 or not (self.temperature or self.stop or self.min_tokens or self.forced_tokens is not None),
-                "Beam search takes no temperature, stop, min_tokens or forced_tokens; it follows likely tokens.",
+                "Beam search takes no temperature, stop, min_tokens or forced_tokens: the likeliest win.",
             ),
             (
                 self.beams == 1 or self.n <= self.beams,
