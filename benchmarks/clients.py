@@ -468,8 +468,8 @@ def compare(title: str, load: Load, clients: list[Client], arguments: argparse.N
             truths[client.name].append(server_side.seen())
     kind = "p50" if told is Remembered else "mean"
     print(f"\n{title}: {load.requests} requests, {load.concurrency} at once, {OUTPUT_TOKENS} tokens each\n")
-    print(f"| client | requests | input tokens | output tokens | TTFT {kind} ms | the server's ", end="")
-    print(f"| TPOT {kind} ms | the server's | agrees |")
+    print("| client | requests | input tokens | output tokens | TTFT p50 ms | TPOT p50 ms ", end="")
+    print(f"| TTFT {kind} ms, the server's | TPOT {kind} ms, the server's | agrees |")
     print("|---" * 9 + "|")
     for name, rounds in found.items():
         own, truth = middle(rounds), middle(truths[name])
@@ -481,7 +481,8 @@ def compare(title: str, load: Load, clients: list[Client], arguments: argparse.N
         alike = agree(times[0], truth.ttft_ms) and agree(times[1], truth.tpot_ms)
         print(
             f"| {name} | {own.requests:,.0f} | {own.input_tokens:,.0f} | {own.output_tokens:,.0f} "
-            f"| {times[0]:.2f} | {truth.ttft_ms:.2f} | {times[1]:.2f} | {truth.tpot_ms:.2f} "
+            f"| {own.ttft_ms:.2f} | {own.tpot_ms:.2f} | {times[0]:.2f}, {truth.ttft_ms:.2f} "
+            f"| {times[1]:.2f}, {truth.tpot_ms:.2f} "
             f"| {'yes' if counted and alike else 'no'} |",
             flush=True,
         )
