@@ -24,7 +24,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,25 @@ class Seen:
     input_tokens: int
     output_tokens: int
     ttft_ms: float
-    """Median over requests, from sending a request to its first token."""
+    """Over requests, from sending a request to its first token: the median, or the mean of a server that
+    says only that."""
     tpot_ms: float
-    """Median over requests of (last token - first token) / (tokens - 1)."""
+    """Over requests, of (last token - first token) / (tokens - 1)."""
+    mean_ttft_ms: float
+    mean_tpot_ms: float
+
+
+def seen(inputs: list[int], outputs: list[int], ttft_ms: list[float], tpot_ms: list[float]) -> Seen:
+    """What rows say, one a request."""
+    return Seen(
+        len(inputs),
+        sum(inputs),
+        sum(outputs),
+        statistics.median(ttft_ms),
+        statistics.median(tpot_ms),
+        statistics.fmean(ttft_ms),
+        statistics.fmean(tpot_ms),
+    )
 
 
 @dataclass(frozen=True)
@@ -196,6 +212,8 @@ def vllm_seen(out: Path) -> Seen:
         found["total_output_tokens"],
         found["median_ttft_ms"],
         found["median_tpot_ms"],
+        found["mean_ttft_ms"],
+        found["mean_tpot_ms"],
     )
 
 
@@ -215,13 +233,8 @@ def guidellm_seen(out: Path) -> Seen:
     """Its inter-token latency of a request is our TPOT; its time per output token has TTFT in it."""
     (benchmark,) = json.loads((out / "guidellm.json").read_text())["benchmarks"]
     rows = benchmark["requests"]["successful"]
-    return Seen(
-        len(rows),
-        sum(row["prompt_tokens"] for row in rows),
-        sum(row["output_tokens"] for row in rows),
-        statistics.median(row["time_to_first_token_ms"] for row in rows),
-        statistics.median(row["inter_token_latency_ms"] for row in rows),
-    )
+    names = ("prompt_tokens", "output_tokens", "time_to_first_token_ms", "inter_token_latency_ms")
+    return seen(*([row[name] for row in rows] for name in names))
 
 
 def aiperf_command(load: Load, out: Path) -> list[str]:
@@ -248,14 +261,8 @@ def aiperf_seen(out: Path) -> Seen:
     """Its inter-token latency of a request is our TPOT."""
     (file,) = out.rglob("profile_export.jsonl")
     rows = [json.loads(line)["metrics"] for line in file.read_text().splitlines()]
-    value = lambda row, name: row[name]["value"]  # noqa: E731
-    return Seen(
-        len(rows),
-        sum(value(row, "input_sequence_length") for row in rows),
-        sum(value(row, "output_sequence_length") for row in rows),
-        statistics.median(value(row, "time_to_first_token") for row in rows),
-        statistics.median(value(row, "inter_token_latency") for row in rows),
-    )
+    names = ("input_sequence_length", "output_sequence_length", "time_to_first_token", "inter_token_latency")
+    return seen(*([row[name]["value"] for row in rows] for name in names))
 
 
 def bench_command(load: Load, out: Path) -> list[str]:
@@ -270,15 +277,10 @@ def bench_command(load: Load, out: Path) -> list[str]:
 def bench_seen(out: Path) -> Seen:
     rows = pd.read_parquet(out / "run" / "requests.parquet")
     rows = rows[~rows["warmup"]]
-    ttft_ns = rows["first_ns"] - rows["sent_ns"]
-    tpot_ns = (rows["last_ns"] - rows["first_ns"]) / (rows["output_tokens"] - 1)
-    return Seen(
-        len(rows),
-        int(rows["prompt_tokens"].sum()),
-        int(rows["output_tokens"].sum()),
-        float(ttft_ns.median() / 1e6),
-        float(tpot_ns.median() / 1e6),
-    )
+    ttft_ms = (rows["first_ns"] - rows["sent_ns"]) / 1e6
+    tpot_ms = (rows["last_ns"] - rows["first_ns"]) / (rows["output_tokens"] - 1) / 1e6
+    columns = (rows["prompt_tokens"], rows["output_tokens"], ttft_ms, tpot_ms)
+    return seen(*(column.tolist() for column in columns))
 
 
 CLIENTS = (
@@ -400,29 +402,53 @@ def server(command: list[str]) -> Iterator[str]:
             process.terminate()
 
 
-def scripted_truth(url: str) -> Seen | None:
-    """What the scripted server did since it was last asked; None of a server that cannot say."""
-    with suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/seen", timeout=10) as answer:
-        rows = [row for row in json.load(answer) if row["output_tokens"] == OUTPUT_TOKENS]
-        return Seen(
-            len(rows),
-            sum(row["input_tokens"] for row in rows),
-            sum(row["output_tokens"] for row in rows),
-            statistics.median(row["ttft_s"] for row in rows) * 1e3 if rows else float("nan"),
-            statistics.median(row["tpot_s"] for row in rows) * 1e3 if rows else float("nan"),
-        )
-    return None
+class Scraped:
+    """What `bench serve` did since this was made, by the sums and counts of its /metrics."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/metrics"
+        self._before = self._read()
+
+    def _read(self) -> dict[str, float]:
+        with urllib.request.urlopen(self._url, timeout=10) as answer:
+            lines = re.findall(r"^backbench:(\w+)\{[^}]*\} (\S+)$", answer.read().decode(), re.MULTILINE)
+        return {name: float(value) for name, value in lines}
+
+    def seen(self) -> Seen:
+        """Means only: buckets hold no medians."""
+        now = {name: value - self._before[name] for name, value in self._read().items()}
+        means_ms = [
+            now[f"{name}_sum"] / now[f"{name}_count"] * 1e3
+            for name in ("time_to_first_token_seconds", "request_time_per_output_token_seconds")
+        ]
+        num_requests = int(now["time_to_first_token_seconds_count"])
+        counts = (num_requests, int(now["prompt_tokens_total"]), int(now["generation_tokens_total"]))
+        return Seen(*counts, *means_ms, *means_ms)
 
 
-def median(seen: list[Seen]) -> Seen:
-    """The middle of several rounds; counts are those of the first, which all must have."""
-    return Seen(
-        seen[0].requests,
-        seen[0].input_tokens,
-        seen[0].output_tokens,
-        statistics.median(each.ttft_ms for each in seen),
-        statistics.median(each.tpot_ms for each in seen),
-    )
+class Remembered:
+    """What the scripted server did since this was made."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/seen"
+        self._read()
+
+    def _read(self) -> list[dict[str, float]]:
+        with urllib.request.urlopen(self._url, timeout=10) as answer:
+            rows: list[dict[str, float]] = json.load(answer)
+        return rows
+
+    def seen(self) -> Seen:
+        """The requests of the load's length: a null server's calibration is none of them."""
+        rows = [row for row in self._read() if row["output_tokens"] == OUTPUT_TOKENS]
+        counts = ([int(row[name]) for row in rows] for name in ("input_tokens", "output_tokens"))
+        times = ([row[name] * 1e3 for row in rows] for name in ("ttft_s", "tpot_s"))
+        return seen(*counts, *times)
+
+
+def middle(rounds: list[Seen]) -> Seen:
+    """The middle of several rounds, of every number apart."""
+    return Seen(*(statistics.median(values) for values in zip(*map(astuple, rounds), strict=True)))
 
 
 def agree(measured: float, reference: float) -> bool:
@@ -431,31 +457,33 @@ def agree(measured: float, reference: float) -> bool:
 
 
 def compare(title: str, load: Load, clients: list[Client], arguments: argparse.Namespace) -> None:
-    """Every client in turn, round by round, and the table of what they saw."""
+    """Every client in turn, round by round, and the table of what they and the server saw."""
+    told = Remembered if title == "scripted" else Scraped
     found: dict[str, list[Seen]] = {client.name: [] for client in clients}
     truths: dict[str, list[Seen]] = {client.name: [] for client in clients}
     for _ in range(arguments.rounds):
         for client in clients:
-            scripted_truth(load.url)
+            server_side = told(load.url)
             found[client.name].append(client.run(load, arguments.venvs, arguments.timeout_s))
-            truth = scripted_truth(load.url)
-            if truth is not None:
-                truths[client.name].append(truth)
+            truths[client.name].append(server_side.seen())
+    kind = "p50" if told is Remembered else "mean"
     print(f"\n{title}: {load.requests} requests, {load.concurrency} at once, {OUTPUT_TOKENS} tokens each\n")
-    print("| client | requests | input tokens | output tokens | TTFT p50 ms | TPOT p50 ms | agrees |")
-    print("|---|---|---|---|---|---|---|")
-    middle = {name: median(seen) for name, seen in found.items()}
-    ttft_ms = statistics.median(each.ttft_ms for each in middle.values())
-    tpot_ms = statistics.median(each.tpot_ms for each in middle.values())
-    for name, seen in middle.items():
-        beside = median(truths[name]) if truths[name] else None
-        references = (beside.ttft_ms, beside.tpot_ms) if beside else (ttft_ms, tpot_ms)
-        counted = (seen.requests, seen.output_tokens) == (load.requests, load.requests * OUTPUT_TOKENS)
-        alike = agree(seen.ttft_ms, references[0]) and agree(seen.tpot_ms, references[1])
-        told = " (server: {:.2f}, {:.2f})".format(*references) if beside else ""
+    print("| client | requests | input tokens | output tokens | TTFT p50 ms | TPOT p50 ms ", end="")
+    print(f"| TTFT {kind} ms, the server's | TPOT {kind} ms, the server's | agrees |")
+    print("|---" * 9 + "|")
+    for name, rounds in found.items():
+        own, truth = middle(rounds), middle(truths[name])
+        times = (own.ttft_ms, own.tpot_ms) if kind == "p50" else (own.mean_ttft_ms, own.mean_tpot_ms)
+        counted = all(
+            (each.requests, each.output_tokens) == (load.requests, load.requests * OUTPUT_TOKENS)
+            for each in rounds
+        )
+        alike = agree(times[0], truth.ttft_ms) and agree(times[1], truth.tpot_ms)
         print(
-            f"| {name} | {seen.requests} | {seen.input_tokens} | {seen.output_tokens} | {seen.ttft_ms:.2f} "
-            f"| {seen.tpot_ms:.2f} | {'yes' if counted and alike else 'NO'}{told} |",
+            f"| {name} | {own.requests:,.0f} | {own.input_tokens:,.0f} | {own.output_tokens:,.0f} "
+            f"| {own.ttft_ms:.2f} | {own.tpot_ms:.2f} | {times[0]:.2f}, {truth.ttft_ms:.2f} "
+            f"| {times[1]:.2f}, {truth.tpot_ms:.2f} "
+            f"| {'yes' if counted and alike else 'no'} |",
             flush=True,
         )
 

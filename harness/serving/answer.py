@@ -116,15 +116,20 @@ class Answer(ABC):
         prompts: list[list[int]],
         params: SamplingParams,
         how: Delivery,
+        arrived_ns: int,
         *,
         alternatives: bool = False,
     ) -> None:
-        """alternatives: beside a token's log-probability stands that of the most likely token."""
+        """arrived_ns: when the request came, before its texts were tokenized.
+
+        alternatives: beside a token's log-probability stands that of the most likely token.
+        """
         self.front = front
         self.params = params
         self.alternatives = alternatives
         self._prompts = prompts
         self._how = how
+        self._arrived_ns = arrived_ns
         self._choices = Choices(front.tokenizer, prompts, params, how)
 
     @abstractmethod
@@ -146,9 +151,12 @@ class Answer(ABC):
         whole = await unless_gone(request.receive, self._whole())
         return Response(encode_json(whole), media_type="application/json")
 
+    def _tokens(self, name: str) -> AsyncGenerator[tuple[int, Token], None]:
+        return self.front.generate(name, self._prompts, self.params, self._arrived_ns)
+
     async def _whole(self) -> dict[str, Any]:
         head = self.head(streamed=False)
-        async with aclosing(self.front.generate(head["id"], self._prompts, self.params)) as tokens:
+        async with aclosing(self._tokens(head["id"])) as tokens:
             async for prompt, token in tokens:
                 self._choices.push(prompt, token)
         choices = [self.choice(index, choice) for index, choice in self._choices.all()]
@@ -156,7 +164,7 @@ class Answer(ABC):
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         head = self.head(streamed=True)
-        async with aclosing(self.front.generate(head["id"], self._prompts, self.params)) as tokens:
+        async with aclosing(self._tokens(head["id"])) as tokens:
             async for prompt, token in tokens:
                 index, choice, new = self._choices.push(prompt, token)
                 usage = {"usage": self._choices.usage()} if self._how.continuous_usage else {}

@@ -23,6 +23,7 @@ from backbench.harness.serving.protocol import (
 
 async def chat(front: Front, fields: Fields, request: Request) -> Response:
     """Answer one request. Where it gives no length, the answer may fill the context."""
+    arrived_ns = time.perf_counter_ns()
     front.require_model(fields)
     messages = read_messages(fields)
     logprobs = fields.switch("logprobs", False)
@@ -39,7 +40,7 @@ async def chat(front: Front, fields: Fields, request: Request) -> Response:
     fields.end()
     token_ids = await front.encode_chat(messages, **template)
     params = sampling.params(front.room(len(token_ids), sampling.others["n"]))
-    answer = ChatAnswer(front, [token_ids], params, how, alternatives=bool(alternatives))
+    answer = ChatAnswer(front, [token_ids], params, how, arrived_ns, alternatives=bool(alternatives))
     return await answer.respond(request)
 
 

@@ -25,7 +25,7 @@ class Front:
     """Takes requests for one engine while its context is entered.
 
     async with front:
-        async for index, token in front.generate("cmpl-1", prompts, params):
+        async for index, token in front.generate("cmpl-1", prompts, params, arrived_ns):
             ...
     """
 
@@ -124,10 +124,11 @@ class Front:
         return min(self.engine.limits.max_len, held) - prompt_len
 
     async def generate(
-        self, name: str, prompts: Sequence[list[int]], params: SamplingParams
+        self, name: str, prompts: Sequence[list[int]], params: SamplingParams, arrived_ns: int
     ) -> AsyncGenerator[tuple[int, Token], None]:
         """Tokens of the prompts as they come, each with its prompt's index. Leaving early aborts them.
 
+        arrived_ns: when they came, by `time.perf_counter_ns`, for the counts.
         Raises Refused, before the first token, where they cannot be served or the queue is full.
         """
         if self.failure is not None:
@@ -140,13 +141,13 @@ class Front:
                 self.engine.check(request_id, prompt, params)
         except EngineError as error:
             raise Refused(str(error)) from None
-        with self._admitted(asked, params.n):
+        with self._admitted(asked, params.n, arrived_ns):
             async with aclosing(self._async_engine.serve(asked, params)) as tokens:
                 async for token in tokens:
                     yield indices[token.request_id], token
 
     @contextmanager
-    def _admitted(self, asked: Mapping[str, list[int]], n: int) -> Iterator[None]:
+    def _admitted(self, asked: Mapping[str, list[int]], n: int, arrived_ns: int) -> Iterator[None]:
         """Places for n sequences of each prompt, until all have ended."""
         num_sequences = len(asked) * n
         if self._sequences + num_sequences > self.most_sequences:
@@ -159,7 +160,7 @@ class Front:
             )
         self._sequences += num_sequences
         for request_id, prompt in asked.items():
-            self.metrics.arrived(request_id, len(prompt), n)
+            self.metrics.arrived(request_id, len(prompt), n, arrived_ns)
         try:
             yield
         finally:

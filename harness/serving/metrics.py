@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Sequence
@@ -142,9 +141,9 @@ class ServingMetrics:
         """A request came when the queue was full."""
         self._refused.add()
 
-    def arrived(self, request_id: str, prompt_len: int, n: int) -> None:
-        """A request of n sequences was taken."""
-        self._live[request_id] = _Live(time.perf_counter_ns(), prompt_len, n)
+    def arrived(self, request_id: str, prompt_len: int, n: int, arrived_ns: int) -> None:
+        """A request of n sequences was taken that came then."""
+        self._live[request_id] = _Live(arrived_ns, prompt_len, n)
 
     def left(self, request_id: str) -> None:
         """Nobody waits for the request any more; unless it has ended, it is aborted."""

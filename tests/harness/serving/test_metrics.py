@@ -67,10 +67,9 @@ def step(seen_s: float, tokens: list[Token], started: list[str]) -> StepReport:
     return StepReport(int(seen_s * 1e9), tokens, [stats], started)
 
 
-def test_tokens_of_one_step_share_the_gap_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backbench.harness.serving.metrics.time.perf_counter_ns", lambda: 0)
+def test_tokens_of_one_step_share_the_gap_before_them() -> None:
     metrics = ServingMetrics(tiny_engine(), "tiny")
-    metrics.arrived("a", 11, 1)
+    metrics.arrived("a", 11, 1, arrived_ns=0)
     metrics.observe(step(0.25, [Token("a", 0, 1)], ["a"]))
     metrics.observe(step(0.55, [Token("a", 0, 1)] * 2 + [Token("a", 0, 1, finish_reason="stop")], []))
     metrics.left("a")
