@@ -36,7 +36,7 @@ from backbench.backends.triton.launch import (
     wait_for_predecessor,
 )
 
-PROGRAMS = 32
+PROGRAMS = 64
 """Of every call. A program's words should be few, as it waits for all of them; and half a megabyte should
 still be sent at the link's pace."""
 INTERPRETED_PROGRAMS = 4
