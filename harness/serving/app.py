@@ -93,6 +93,7 @@ def _model(front: Front, name: str) -> dict[str, Any]:
         "root": front.names[0],
         "parent": None,
         "max_model_len": front.engine.limits.max_len,
+        "vocab_size": front.engine.model_config.vocab_size,
     }
 
 

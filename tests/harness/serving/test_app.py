@@ -304,6 +304,8 @@ def test_models_health_and_tokens() -> None:
             ("tiny", CONTEXT),
             ("other", CONTEXT),
         ]
+        # What a load generator needs that sends token ids.
+        assert {each["vocab_size"] for each in models} == {4096}
         found = (await server.post("/tokenize", {"prompt": PROMPT, "return_token_strs": True})).json
         assert (found["tokens"], found["count"], found["max_model_len"]) == (prompt, len(prompt), CONTEXT)
         assert len(found["token_strs"]) == len(prompt)
