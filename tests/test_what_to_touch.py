@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from backbench.errors import WorkloadError
+from backbench.backends.interface import AttentionSpec
+from backbench.backends.interface.device import cpu
+from backbench.backends.registry import select
+from backbench.errors import ReportError, WorkloadError
+from backbench.reports import importing
+from backbench.reports.importing.format import import_file
 from backbench.workloads import readers
 from backbench.workloads.catalogue import make
 from backbench.workloads.options import WorkloadOptions
@@ -21,10 +27,14 @@ ROW = re.compile(r"^\| (an? [\w ]+) \| (\d).*? \| (.*?) \| (.*?) ?\|$", re.MULTI
 ADDITIONS = {name: (int(files), where, proof.strip()) for name, files, where, proof in ROW.findall(PAGE)}
 AT_MOST = {
     "a backend": 0,
+    "a collective": 0,
     "a trace format": 1,
+    "a reader of foreign results": 1,
     "a model family": 1,
     "a metric": 1,
     "a report section": 2,
+    "a proposer": 3,
+    "a subject": 3,
     "a scheduler change": 1,
 }
 
@@ -85,3 +95,61 @@ def test_the_example_is_no_format_of_the_product(tmp_path: Path) -> None:
     path.write_text("received_ms,prompt,completion\n0,10,20\n")
     with pytest.raises(WorkloadError, match="is no trace known here"):
         make(str(path))
+
+
+COLLECTIVE = """
+from backbench.backends.interface import Backend
+from backbench.backends.torch.collectives import TorchCollectives
+
+
+class Ring(TorchCollectives):
+    name = "ring"
+
+
+BACKEND = Backend(name="ring", summary="sums in a ring", collectives=Ring())
+"""
+
+
+def test_a_collective_is_a_file_outside(tmp_path: Path) -> None:
+    path = tmp_path / "ring.py"
+    path.write_text(COLLECTIVE)
+    spec = AttentionSpec(4, 2, 16, torch.float32, torch.float32, 16, 0.25)
+    for name, overrides in (("torch", {"collectives": str(path)}), (str(path), {})):
+        found = select(name, device=cpu(), specs=[spec], dtype=torch.float32, overrides=overrides, world=2)
+        assert found.used["collectives"] == "ring"
+
+
+IMPORT = """
+from backbench.reports.importing.foreign import Foreign, ForeignRequest
+from backbench.reports.importing.format import Import
+
+
+def read(path, documents):
+    rows = tuple(
+        ForeignRequest(each["at"], 10, (each["at"] + 0.5, each["at"] + 0.75), (1, 1))
+        for each in documents
+    )
+    return [Foreign("stopwatch", None, None, "by hand", requests=rows)]
+
+
+IMPORT = Import("stopwatch", "requests timed by hand", lambda first: "at" in first, read)
+"""
+
+
+def test_a_reader_of_foreign_results_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results.json"
+    results.write_text('[{"at": 1.0}, {"at": 3.0}]')
+    with pytest.raises(ReportError, match="of no format that is known here"):
+        import_file(results, tmp_path / "none")
+    folder = tmp_path / "importing"
+    folder.mkdir()
+    (folder / "stopwatch.py").write_text(IMPORT)
+    monkeypatch.setattr(importing, "__path__", [*importing.__path__, str(folder)])
+    importlib.invalidate_caches()
+    try:
+        ((_, record),) = import_file(results, tmp_path / "run")
+    finally:
+        sys.modules.pop(f"{importing.__name__}.stopwatch", None)
+        vars(importing).pop("stopwatch", None)
+    assert record.run["imported"]["tool"] == "stopwatch"
+    assert record.metrics["ttft_s"]["mean"] == pytest.approx(0.5)
