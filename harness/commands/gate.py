@@ -244,7 +244,9 @@ def _kernel_options(policy: Policy, arm: Arm) -> dict[str, Any]:
     from backbench.harness.commands.kernels import kernels
 
     given = kernels.make_context(f"the {arm.name}'s kernels", [*(policy.kernels or ()), *arm.options]).params
-    printed = ("as_json", "csv_file", "html_file", "seconds")
+    if "all_reduce" in given["kinds"]:
+        raise HarnessError("A gate on kernels judges those of one device; leave all_reduce out of --kinds.")
+    printed = ("as_json", "csv_file", "html_file", "seconds", "tp")
     if "," in given["backend_names"]:
         raise HarnessError(f"An arm's kernels run on one backend, not {given['backend_names']}.")
     return {name: value for name, value in given.items() if name not in printed}

@@ -164,6 +164,7 @@ def test_mistake_08_no_wall_clock_in_intervals() -> None:
     found = [
         (path.name, line.strip())
         for path in root.rglob("*.py")
+        if path.parent.name != "serving"  # whose answers say when they were made, as the protocol has it
         for line in path.read_text().splitlines()
         if pattern.search(line)
     ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from two_layers import two_layers
 
 from backbench.backends.interface import Scheme, Weight
 from backbench.backends.interface.device import cpu
 from backbench.engine.calibration.inputs import InputStatistics, LayerByLayer
-from backbench.engine.models.checkpoint import BUNDLED, find_model
 
 CPU = torch.device("cpu")
 SEQUENCES = torch.randint(0, 4096, (3, 12), generator=torch.Generator().manual_seed(0)).tolist()
@@ -23,7 +23,7 @@ MODULES = {
 def test_every_product_s_inputs_are_those_of_its_own_layer() -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(BUNDLED / "tiny-draft", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(two_layers().path, dtype=torch.float32)
     seen: dict[str, list[torch.Tensor]] = {}
 
     def watch(name: str) -> None:
@@ -37,7 +37,7 @@ def test_every_product_s_inputs_are_those_of_its_own_layer() -> None:
         for sequence in SEQUENCES:
             model(torch.tensor([sequence]))
 
-    source = find_model("tiny-draft")
+    source = two_layers()
     weights = source.load_weights(CPU, torch.float32)
     walk = LayerByLayer(source.config, cpu(), weights.embedding, SEQUENCES)
     for index, layer in enumerate(weights.layers):
@@ -58,7 +58,7 @@ def check(found: InputStatistics, rows: torch.Tensor) -> None:
 
 
 def test_later_layers_see_what_quantized_ones_leave() -> None:
-    source = find_model("tiny-draft")
+    source = two_layers()
     weights = source.load_weights(CPU, torch.float32)
     walk = LayerByLayer(source.config, cpu(), weights.embedding, SEQUENCES)
     layer = weights.layers[0]

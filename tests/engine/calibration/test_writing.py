@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_layers import two_layers
 
 from backbench.backends.interface import Scheme, Weight
 from backbench.backends.interface.device import cpu
@@ -15,7 +16,7 @@ from backbench.backends.quantization import SCHEMES, dequantize, quantize
 from backbench.engine.calibration import writing
 from backbench.engine.calibration.recipe import Recipe
 from backbench.engine.calibration.writing import write_quantized
-from backbench.engine.models.checkpoint import DirectorySource, find_model
+from backbench.engine.models.checkpoint import DirectorySource
 from backbench.errors import EngineError
 
 CPU = torch.device("cpu")
@@ -23,9 +24,7 @@ ROLES = ("qkv", "attention_output", "gate_up", "down")
 
 
 def draft() -> DirectorySource:
-    source = find_model("tiny-draft")
-    assert isinstance(source, DirectorySource)
-    return source
+    return two_layers()
 
 
 def written(out: Path, scheme: Scheme, **settings) -> DirectorySource:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from engine_fixtures import open_small
 from torch import Tensor
+from two_layers import two_layers
 
 from backbench.backends.interface import RoundedRows, Weight
 from backbench.backends.interface.device import cpu
@@ -88,7 +89,8 @@ def test_norm_and_gate_leave_codes_where_both_sides_can() -> None:
 def test_the_triton_backends_norm_and_gate_change_no_bit() -> None:
     config = EngineConfig(quantize="fp8", max_seqs=2, block_size=16, num_blocks=4, max_len=32)
     device = cpu(interpret=True)
-    decoder = Engine.open(find_model("tiny"), backend="triton", device=device, config=config).decoder
+    # Two layers: the interpreter takes a second for each of a layer's products.
+    decoder = Engine.open(two_layers(), backend="triton", device=device, config=config).decoder
     fused = hidden_states(decoder, [3])
     decoder.operations = plain = TritonOperations()
     plain.roundings = frozenset()
