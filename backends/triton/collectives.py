@@ -14,7 +14,7 @@ from backbench.errors import BackendError
 MOST_DEVICES = 8
 LARGEST_BYTES = {2: 8 * 2**20, 3: 2**20, 4: 512 * 2**10}
 """Devices -> the largest input that one shot serves: it sends everything to everyone, which costs a library's
-two-phase sum less from there on. On two H100s it took 3.97 us for 256 KiB, NCCL 20.6. For more devices an
+two-phase sum less from there on. On two H100s it took 3.7 us for 256 KiB, NCCL 20.6. For more devices an
 estimate from how much is sent."""
 LARGEST_OF_MORE = 256 * 2**10
 LARGEST_FLAGGED_BYTES = 512 * 2**10
