@@ -19,8 +19,9 @@ TIME_MEMORY = 8
 """Steps whose median time counts."""
 PLAIN_STEPS = 3
 """Plain steps that are measured before the first drafts."""
-REFRESH = 128
-"""Steps with drafts after which plain ones are measured again: contexts grow."""
+REFRESH = 32
+"""Steps with drafts after which a plain one is measured again: contexts grow, and a first measurement that
+another process disturbed would stand for a whole answer."""
 PROBE = 128
 """Plain steps after which drafts are tried again; each time that they do not pay, twice as many."""
 LONGEST_PROBE = 4096
