@@ -118,7 +118,8 @@ def _claimed(options: RunOptions) -> Iterator[RunLog]:
 def default_directory(options: RunOptions) -> Path:
     """runs/<utc>-<workload>-<backend>; the one who claims it appends a number where that is taken."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name = Path(options.workload).name.split(".")[0].replace(":", "-")
+    name = Path(options.workload).name
+    name = name.replace(":", "-") if ":" in name else name.split(".")[0]
     return Path("runs") / f"{stamp}-{name}-{Path(options.backend).stem}"
 
 

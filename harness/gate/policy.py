@@ -28,7 +28,7 @@ from backbench.reports.quantities import quantity, read
 from backbench.reports.record import RunRecord
 
 POLICY_FILE = "bench-gate.toml"
-SET_BY_THE_GATE = ("--seed", "--out", "--repeat")
+SET_BY_THE_GATE = ("--seed", "--out", "--repeat", "--find-load")
 """Options of `bench run` that are different in every run of a gate."""
 
 

@@ -22,7 +22,11 @@ from backbench.harness.options import (
 from backbench.reports.record.sweep import point_name
 
 KEYS = {"name": str, "repeats": int, "base": dict, "matrix": dict, "exclude": list, "include": list}
-SET_BY_THE_SWEEP = {"out": "cells have directories of their own", "repeat": "say repeats = N at the top"}
+SET_BY_THE_SWEEP = {
+    "out": "cells have directories of their own",
+    "repeat": "say repeats = N at the top",
+    "find_load": "a cell is one run; put the loads into the matrix",
+}
 MOST_REPEATS = 1000
 MOST_POINTS = 10_000
 DEFINES_A_CONDITION = ("workload", "model", "dtype")

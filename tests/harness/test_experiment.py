@@ -138,6 +138,8 @@ def test_the_default_directory_says_what_ran_and_never_collides(
     assert [str(path) for path in paths] == [
         f"runs/now-synthetic-scripted{suffix}" for suffix in ("", "-1", "-2")
     ]
+    mix = default_directory(RunOptions(workload="mix:sharegpt=0.7,azure-code=0.3", backend="torch"))
+    assert mix.name.endswith("-mix-sharegpt=0.7,azure-code=0.3-torch")
     name = default_directory(RunOptions(workload="data/batch:2x3+4", backend="torch"))
     assert name.parts[0] == "runs"
     assert name.name.endswith("Z-batch-2x3+4-torch")

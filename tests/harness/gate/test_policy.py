@@ -46,6 +46,7 @@ def test_an_empty_policy_is_the_default(tmp_path: Path) -> None:
         ("options = [3]", "list of texts"),
         ("options = ['--seed=3']", "--seed=3 is set by the gate"),
         ("options = ['--out', 'x']", "--out is set by the gate"),
+        ("options = ['--find-load']", "--find-load is set by the gate"),
         ("seed = -1", "seed"),
         ("seed = true", "seed"),
         ("margins = 3", "must be a table"),

@@ -127,6 +127,7 @@ def test_another_content_of_a_file_is_another_cell(tmp_path: Path) -> None:
         (BASE + "rat = 3\n", ["[base]", "'rat'", "did you mean rate"]),
         (BASE + 'out = "x"\n', ["out", "set by the sweep"]),
         (BASE + "repeat = 3\n", ["repeat is set by the sweep", "repeats = N"]),
+        (BASE + "find_load = true\n", ["find_load is set by the sweep", "into the matrix"]),
         (BASE + "[matrix]\nrat = [3]\n", ["[matrix]", "'rat'"]),
         (BASE + "[matrix]\nrate = 3\n", ["rate must be a list"]),
         (BASE + "[matrix]\nrate = []\n", ["rate must be a list"]),
