@@ -126,3 +126,19 @@ def test_a_weight_that_cannot_be_had_back_is_kept_and_counted() -> None:
     assert torch.equal(taken.q, weight.q)
     other.gives_back = False
     assert PackedWeight.of(other, weight, cpu()).kept is weight
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+@pytest.mark.parametrize("biased", [False, True])
+def test_few_rows_on_several_threads_are_the_same_product(
+    rows: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Multiplied as columns or not, fp32 sums of 256 terms in one order or another: 256 * 2**-24 of the
+    terms' sum."""
+    x, weight = torch.randn(rows, 256), torch.randn(48, 256)
+    bias = torch.randn(48) if biased else None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    out = TorchLinear().run(x, weight, bias)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert out.is_contiguous() and out.shape == (rows, 48)
+    assert bool(((out - exact).abs() <= 256 * 2**-24 * (x.abs() @ weight.abs().T + 1)).all())
