@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbench.declared import declared
 from backbench.errors import ReportError, shown
 from backbench.reports import export
 from backbench.reports.arms import Arm, compared_in, measured
@@ -32,12 +31,7 @@ class Export:
 
 def exports() -> tuple[Export, ...]:
     """What the modules beside this one declare as `EXPORT`, by name; those without one are helpers."""
-    modules = [
-        importlib.import_module(f"{export.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(export.__path__)
-    ]
-    declared = [module.EXPORT for module in modules if hasattr(module, "EXPORT")]
-    return tuple(sorted(declared, key=lambda each: each.name))
+    return declared(export, "EXPORT")
 
 
 def export_named(name: str) -> Export:

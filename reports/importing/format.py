@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbench.declared import declared
 from backbench.errors import ReportError
 from backbench.reports import importing
 from backbench.reports.importing.foreign import Foreign, digest_of
@@ -35,12 +34,7 @@ class Import:
 
 def imports() -> tuple[Import, ...]:
     """What the modules beside this one declare as `IMPORT`, by name; those without one are helpers."""
-    modules = [
-        importlib.import_module(f"{importing.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(importing.__path__)
-    ]
-    declared = [module.IMPORT for module in modules if hasattr(module, "IMPORT")]
-    return tuple(sorted(declared, key=lambda each: each.name))
+    return declared(importing, "IMPORT")
 
 
 def import_file(path: Path, out: Path) -> list[tuple[RunDirectory, RunRecord]]:

@@ -5,10 +5,9 @@ A folder is of the format of whose files it has some; those are told by their na
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from pathlib import Path
 
+from backbench.declared import declared
 from backbench.errors import WorkloadError, shown
 from backbench.workloads import readers
 from backbench.workloads.readers.format import Format, read_head
@@ -17,12 +16,7 @@ from backbench.workloads.readers.text import is_file
 
 def formats() -> tuple[Format, ...]:
     """What the modules beside this one declare as `FORMAT`, by name; those without one are helpers."""
-    modules = [
-        importlib.import_module(f"{readers.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(readers.__path__)
-    ]
-    declared = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
-    return tuple(sorted(declared, key=lambda each: each.name))
+    return declared(readers, "FORMAT")
 
 
 def detect(path: Path) -> Format | None:
