@@ -472,7 +472,7 @@ class Engine:
                 continue
             sampled = tokens[sample] if part.samples else None
             counts = self.scheduler.land(part, sampled)
-            if counts and sequence.request_id in self._beams:
+            if counts and sequence.num_candidates:
                 found = step.candidates(sample, sequence.num_candidates)
                 visible += self._advance_beams(sequence, found)
             elif counts:

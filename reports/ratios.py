@@ -37,10 +37,13 @@ CALLED = ("better", "worse")
 def ratios(reference: Arm, candidate: Arm, wanted: Sequence[Quantity]) -> dict[Quantity, Ratio]:
     """candidate / reference by quantity; "unclear" where only a quantity looked at alone would be called."""
     found = {each: against(reference, candidate, each) for each in wanted}
-    first = judged_quantity([reference, candidate])
-    together = [each for each, ratio in found.items() if ratio.verdict in (*CALLED, "same") and each != first]
-    if not any(found[each].verdict in CALLED for each in together):
+    called = {each for each, ratio in found.items() if ratio.verdict in CALLED}
+    if not called:
         return found
+    first = judged_quantity([reference, candidate])
+    if called == {first}:
+        return found
+    together = [each for each, ratio in found.items() if ratio.verdict in (*CALLED, "same") and each != first]
     for each, p in zip(together, _p_values(reference, candidate, together), strict=True):
         if found[each].verdict in CALLED and p > 1 - CONFIDENCE:
             found[each] = replace(found[each], verdict="unclear")

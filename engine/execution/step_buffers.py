@@ -324,7 +324,8 @@ class StepBuffers:
             if not part.samples:
                 continue
             sequence = part.sequence
-            inputs.candidates = max(inputs.candidates, sequence.num_candidates)
+            if sequence.num_candidates > inputs.candidates:
+                inputs.candidates = sequence.num_candidates
             seqs.append(i if i < plan.num_decodes else i + padding)
             rows.append(sequence.row)
             params.append(sequence.params)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from engine_fixtures import small_config
 
 from backbench.backends.interface import Device, Scheme, Weight
 from backbench.backends.interface.device import cpu
@@ -14,30 +15,11 @@ from backbench.engine.engine import Engine
 from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.layers import WHOLE, Shard
 from backbench.engine.models.on_the_fly import OnTheFly
-from backbench.engine.models.rope import RopeConfig
 from backbench.engine.models.weights import Weights, random_weights
 from backbench.engine.parallel.team import Member, Team
 from backbench.engine.request import SamplingParams
 
-BASE = ModelConfig(
-    architecture="qwen3",
-    vocab_size=97,
-    hidden_size=64,
-    num_layers=2,
-    q_heads=8,
-    kv_heads=2,
-    head_dim=16,
-    ffn_size=128,
-    rms_norm_eps=1e-6,
-    rope=RopeConfig(),
-    tied_embeddings=False,
-    qkv_bias=False,
-    qk_norm=True,
-    windows=(None, 40),
-    max_len=128,
-    eos_token_ids=(),
-    dtype=torch.float32,
-)
+BASE = replace(small_config(), hidden_size=64, q_heads=8, ffn_size=128)
 WIDE = replace(BASE, hidden_size=128, q_heads=4, head_dim=128, ffn_size=512)
 MODELS: dict[str, ModelConfig] = {
     "GQA 4, window, odd vocabulary": BASE,

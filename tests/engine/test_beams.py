@@ -152,7 +152,7 @@ def test_a_search_among_other_requests_finds_what_it_finds_alone(data: st.DataOb
         prefix_cache=data.draw(st.booleans()),
     )
     if data.draw(st.booleans()):
-        make_late(engine)
+        make_late(engine, padded=data.draw(st.booleans()))
     lengths = st.integers(1, 24)
     asked: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
     got: dict[str, dict[int, list[int]]] = {}

@@ -75,6 +75,27 @@ def traffic(engine: Engine, seed: int) -> dict[tuple[str, int], list[int]]:
     return tokens
 
 
+def test_drafts_and_beams_reach_every_rank(team: Team) -> None:
+    """Steps that verify several tokens, and steps whose candidates are asked for, give one process's tokens."""
+    source = LoudSource(BASE)
+    repeating = [[1, 2, 3, 4] * 8, [5, 6] * 9, [7] * 20]
+    greedy, search = (
+        SamplingParams(max_tokens=24),
+        SamplingParams(max_tokens=9, beams=3, n=3, ignore_eos=True),
+    )
+    drafting = {"speculate": "ngram:3", "adaptive_drafts": False, "overlap": False}
+    with (
+        open_on(source, 1) as one,
+        open_on(source, team.world, team, **drafting) as several,
+    ):
+        plain = [each.token_ids for each in one.generate(repeating, greedy)]
+        assert [each.token_ids for each in several.generate(repeating, greedy)] == plain
+        assert sum(sum(step.accepted_lengths) for step in several.take_step_stats()) > 0
+        found = [each.token_ids for each in one.generate(repeating, search)]
+    with open_on(source, team.world, team) as several:
+        assert [each.token_ids for each in several.generate(repeating, search)] == found
+
+
 def test_what_each_device_holds(team: Team) -> None:
     with open_on(LoudSource(BASE), 1) as one:
         whole = one.memory()["weights_bytes"]
