@@ -76,7 +76,7 @@ def traffic(engine: Engine, seed: int) -> dict[tuple[str, int], list[int]]:
 
 
 def test_drafts_and_beams_reach_every_rank(team: Team) -> None:
-    """Steps that verify several tokens, and steps whose candidates are asked for, give one process's tokens."""
+    """Steps that verify several tokens, and those whose candidates are asked for: one process's tokens."""
     source = LoudSource(BASE)
     repeating = [[1, 2, 3, 4] * 8, [5, 6] * 9, [7] * 20]
     greedy, search = (
