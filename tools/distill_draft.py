@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from train_tiny import CONTEXT_TOKENS, HEAD_DIM, ROPE_THETA, device_name, learning_rate_share
+from train_tiny import ENDS, HEAD_DIM, SHARED, device_name, learning_rate_share
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -100,21 +100,15 @@ def student_of(teacher: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=teacher.config.vocab_size,
-            head_dim=HEAD_DIM,
             hidden_size=recipe.width,
             intermediate_size=3 * recipe.width,
             num_hidden_layers=recipe.layers,
             num_attention_heads=recipe.width // HEAD_DIM,
             num_key_value_heads=1,
-            max_position_embeddings=CONTEXT_TOKENS,
-            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-            pad_token_id=0,
+            **SHARED,
         )
     )
-    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    model.generation_config = GenerationConfig(**ENDS)
     return model
 
 

@@ -37,7 +37,16 @@ END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_SIZE = 4096
 CONTEXT_TOKENS = 4096
 HEAD_DIM = 64
-ROPE_THETA = 10_000.0
+"""Every attention kernel library supports it."""
+ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+"""As generation_config.json they mean greedy unless asked otherwise."""
+SHARED: dict[str, Any] = {
+    "head_dim": HEAD_DIM,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "tie_word_embeddings": True,
+} | ENDS
+"""What the configurations of `tiny` and of its draft agree in."""
 VALIDATIONS = 12  # times a run looks at the held-out documents on its way
 
 
@@ -185,7 +194,7 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[str]) -> torch.Te
 
 
 def build_model(vocabulary_size: int) -> PreTrainedModel:
-    """The untrained model, fp32. It has head_dim 64, which every attention kernel library supports."""
+    """The untrained model, fp32."""
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary_size,
@@ -194,17 +203,10 @@ def build_model(vocabulary_size: int) -> PreTrainedModel:
             num_hidden_layers=5,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=HEAD_DIM,
-            max_position_embeddings=CONTEXT_TOKENS,
-            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-            pad_token_id=0,
+            **SHARED,
         )
     )
-    # Greedy unless asked otherwise; written to generation_config.json.
-    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    model.generation_config = GenerationConfig(**ENDS)
     return model
 
 

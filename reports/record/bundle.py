@@ -74,6 +74,18 @@ def expand(path: Path) -> list[Path]:
     return [path / entry for entry in found[0].entries]
 
 
+def read_object(file: Path, what: str, version: int) -> dict[str, Any]:
+    """A file's JSON object, on disk or in a bundle; ReportError where it cannot be read or is no such `what`."""
+    try:
+        data = json.loads(read_bytes(file).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ReportError(f"{file} cannot be read: {type(error).__name__}; restore it.") from None
+    if not isinstance(data, dict):
+        raise ReportError(f"{file} holds no {what}.")
+    check_version(data.get("schema_version"), str(file), (version,))
+    return data
+
+
 def read_bytes(path: Path) -> bytes:
     """A file's bytes, on disk or in a bundle; OSError where there is none, ReportError if it is damaged."""
     found = _inside(path)

@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from backbench.errors import ReportError, shown
-from backbench.reports.record.bundle import is_file, read_bytes
+from backbench.reports.record.bundle import is_file, read_object
 from backbench.reports.record.directory import RunDirectory
-from backbench.reports.record.schema import check_version
 from backbench.reports.record.sweep import Measured, Sweep, is_sweep, read_sweep
 
 EXPERIMENT_FILE = "experiment.json"
@@ -86,13 +85,7 @@ def read_experiment(path: Path) -> Experiment:
         return _of_sweep(read_sweep(path))
     directory = path.parent if path.name == EXPERIMENT_FILE else path
     file = directory / EXPERIMENT_FILE
-    try:
-        data = json.loads(read_bytes(file).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"{file} cannot be read: {type(error).__name__}; restore it.") from None
-    if not isinstance(data, dict):
-        raise ReportError(f"{file} holds no experiment.")
-    check_version(data.get("schema_version"), str(file), (EXPERIMENT_VERSION,))
+    data = read_object(file, "experiment", EXPERIMENT_VERSION)
     try:
         return _experiment(directory, data)
     except (KeyError, TypeError, ValueError) as error:

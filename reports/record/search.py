@@ -9,8 +9,7 @@ from typing import Any
 
 from backbench.errors import ReportError, shown
 from backbench.reports.metrics.statistics import wilson
-from backbench.reports.record.bundle import is_file, read_bytes
-from backbench.reports.record.schema import check_version
+from backbench.reports.record.bundle import is_file, read_object
 
 SEARCH_FILE = "search.json"
 SEARCH_VERSION = 1
@@ -130,13 +129,7 @@ def is_search(path: Path) -> bool:
 def read_search(path: Path) -> Search:
     """The search at `path`. Raises ReportError where search.json cannot be read or is none."""
     file = path / SEARCH_FILE
-    try:
-        data = json.loads(read_bytes(file).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"{file} cannot be read: {type(error).__name__}; restore it.") from None
-    if not isinstance(data, dict):
-        raise ReportError(f"{file} holds no search.")
-    check_version(data.get("schema_version"), str(file), (SEARCH_VERSION,))
+    data = read_object(file, "search", SEARCH_VERSION)
     try:
         limits = tuple(Limit(**each) for each in data["limits"])
         probes = tuple(_probe(each, limits) for each in data["probes"])
