@@ -75,7 +75,7 @@ def expand(path: Path) -> list[Path]:
 
 
 def read_object(file: Path, what: str, version: int) -> dict[str, Any]:
-    """A file's JSON object, on disk or in a bundle; ReportError where it cannot be read or is no such `what`."""
+    """A JSON object, on disk or in a bundle. ReportError where it cannot be read or is no such `what`."""
     try:
         data = json.loads(read_bytes(file).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
