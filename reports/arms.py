@@ -19,12 +19,15 @@ import numpy as np
 from backbench.errors import ReportError
 from backbench.reports.compare import Difference, Ratio, differences, incomparable, labels
 from backbench.reports.metrics.between_runs import (
+    CHANCE,
     MOST_PAIRS,
     Estimate,
     difference,
+    difference_p,
     student_reach,
     typical,
     welch,
+    welch_p,
 )
 from backbench.reports.metrics.metric import Quantity
 from backbench.reports.quantities import QUANTITIES, Reading, quantity, read
@@ -164,7 +167,8 @@ def measured(arm: Arm, wanted: Quantity) -> Reading:
 
 
 def against(reference: Arm, candidate: Arm, wanted: Quantity) -> Ratio:
-    """candidate / reference: better or worse only where an interval between runs leaves 1 out.
+    """candidate / reference: better or worse only where an interval between runs leaves 1 out and equal arms
+    would differ so much by `CHANCE` alone.
 
     Arms of one experiment are paired by block. Arms of several runs on different machines cannot take
     turns and get Welch's interval; on one machine the sessions' drift would be in it, so it says nothing.
@@ -183,11 +187,11 @@ def against(reference: Arm, candidate: Arm, wanted: Quantity) -> Ratio:
             return Ratio(plain, None, None, unclear)
         logs = np.log([after[turn] / before[turn] for turn in shared])
         found = _paired(logs)
-        return _judged(found, wanted.higher_is_better)
+        return _judged(found, difference_p(logs), wanted.higher_is_better)
     if min(len(before), len(after)) < 2:
         return Ratio(plain, None, None, unclear)
-    found = _unpaired(np.log(list(before.values())), np.log(list(after.values())))
-    ratio = _judged(found, wanted.higher_is_better)
+    first, second = np.log(list(before.values())), np.log(list(after.values()))
+    ratio = _judged(_unpaired(first, second), welch_p(first, second), wanted.higher_is_better)
     apart = _machines(reference).isdisjoint(_machines(candidate))
     return ratio if apart else replace(ratio, verdict=unclear)
 
@@ -220,11 +224,11 @@ def _unpaired(before: np.ndarray, after: np.ndarray) -> Estimate:
     return Estimate(exp(middle), exp(middle - reach), exp(middle + reach), n)
 
 
-def _judged(found: Estimate, higher_is_better: bool | None) -> Ratio:
+def _judged(found: Estimate, p: float, higher_is_better: bool | None) -> Ratio:
     assert found.low is not None and found.high is not None
     if higher_is_better is None:
         verdict = ""
-    elif found.low <= 1 <= found.high:
+    elif p > CHANCE or found.low <= 1 <= found.high:
         verdict = "same"
     else:
         verdict = "better" if (found.value > 1) == higher_is_better else "worse"

@@ -1,8 +1,8 @@
 """The ratios of two arms in all quantities, judged together.
 
-A table of thirty quantities has thirty chances of one in twenty to show a difference where there is none, and
-quantities of one run err together. So what is called better or worse in a table holds for the whole table: of
-two equal arms, one ratio or more is called in at most one table of twenty. The quantity that decides who is
+A table of thirty quantities has thirty chances to show a difference where there is none, and quantities of one
+run err together. So what is called better or worse in a table holds for the whole table: of
+two equal arms, one ratio or more is called in at most one table of a hundred. The quantity that decides who is
 fastest was chosen before a value was seen, and stands for itself.
 """
 
@@ -18,6 +18,7 @@ from backbench.reports.arms import Arm, against, compared_in, is_paired, measure
 from backbench.reports.compare import Ratio
 from backbench.reports.conclusion import judged_quantity
 from backbench.reports.metrics.between_runs import (
+    CHANCE,
     FEWEST_PAIRS,
     MOST_PAIRS,
     holm,
@@ -26,7 +27,6 @@ from backbench.reports.metrics.between_runs import (
     welch_p,
 )
 from backbench.reports.metrics.metric import Quantity
-from backbench.reports.metrics.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ def ratios(reference: Arm, candidate: Arm, wanted: Sequence[Quantity]) -> dict[Q
         return found
     together = [each for each, ratio in found.items() if ratio.verdict in (*CALLED, "same") and each != first]
     for each, p in zip(together, _p_values(reference, candidate, together), strict=True):
-        if found[each].verdict in CALLED and p > 1 - CONFIDENCE:
+        if found[each].verdict in CALLED and p > CHANCE:
             found[each] = replace(found[each], verdict="unclear")
     return found
 

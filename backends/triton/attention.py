@@ -81,6 +81,8 @@ class TritonRunner(AttentionRunner):
         self.spec = spec
         self.device = device
         self.group = spec.q_heads // spec.kv_heads
+        self.paired = spec.kv_dtype == torch.float8_e4m3fn and device.vendor != "amd"
+        """Decodes read an fp8 cache two bytes at a time; AMD GPUs convert them faster than shifts do."""
         self.small_batch = configs.small_batch(device, spec)
         self.decode = [
             configs.attention_config(device, spec, bucket) | (decode or {})
@@ -193,6 +195,7 @@ class TritonRunner(AttentionRunner):
         if bucket == "prefill":
             return place.bind(prefill_kernel, **shared, **self.prefill)
         group_pad = _power_of_two(self.group)
+        shared |= {"PAIRED": self.paired, "PTX": place.speaks_ptx}
         config = self.decode[0 if bucket == "decode_small" else 1]
         return place.bind(decode_kernel, **shared, **config, GROUP_PAD=group_pad, M=max(16, group_pad))
 

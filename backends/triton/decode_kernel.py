@@ -17,6 +17,7 @@ import triton.language as tl
 
 from backbench.backends.triton.kernel_math import find_row, matmul, scaled_scores, widened
 from backbench.backends.triton.launch import release_successor, wait_for_predecessor
+from backbench.backends.triton.paired_decode import paired_piece
 
 
 @triton.jit
@@ -176,7 +177,7 @@ def decode_kernel(
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr, MIN_TILES: tl.constexpr, LEAD_IN: tl.constexpr, CHUNK: tl.constexpr,
     STAGES: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, WIDE: tl.constexpr,
-    WIDEN: tl.constexpr, PDL: tl.constexpr,
+    WIDEN: tl.constexpr, PAIRED: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[s] = attention of q[s] [KV_HEADS * GROUP, HEAD_DIM] over sequence s, for s < num_seqs <= ROWS.
 
@@ -185,7 +186,7 @@ def decode_kernel(
     after. Rows of length 0 are left alone. A program writes at most two pieces: where its part begins
     (slot 2 * program) and where it ends (slot 2 * program + 1).
 
-    With PDL, the lengths are read before the predecessor has finished: they are a step's input, written
+    PAIRED: the cache is fp8, and read as `paired_decode` does. With PDL, the lengths are read before the predecessor has finished: they are a step's input, written
     before its first kernel.
     """
     release_successor(PDL)
@@ -226,11 +227,18 @@ def decode_kernel(
                 pair = seq * KV_HEADS + head
                 q_at = (pair.to(tl.int64) * GROUP + member[:, None]) * HEAD_DIM + column[None, :]
                 query = tl.load(q + q_at, mask=inside, other=0.0)
-                sums, maximum, total = decode_piece(
-                    query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
-                    skipped + first - tiles_begin, skipped + stop - tiles_begin, scale, cap, block_stride,
-                    HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN,
-                )  # fmt: skip
+                if PAIRED:
+                    sums, maximum, total = paired_piece(
+                        query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
+                        skipped + first - tiles_begin, skipped + stop - tiles_begin, scale, cap, block_stride,
+                        HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN, PTX,
+                    )  # fmt: skip
+                else:
+                    sums, maximum, total = decode_piece(
+                        query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
+                        skipped + first - tiles_begin, skipped + stop - tiles_begin, scale, cap, block_stride,
+                        HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN,
+                    )  # fmt: skip
                 if stop - first == pair_end - tiles_begin:
                     tl.store(out + q_at, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
                 else:

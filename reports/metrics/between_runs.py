@@ -20,8 +20,11 @@ from scipy.special import stdtr, stdtrit
 
 from backbench.reports.metrics.statistics import CONFIDENCE, Floats
 
-FEWEST_PAIRS = 6
-"""Pairs from which the sign flip can reject anything at 5 % from both sides: 2 of 64 flips."""
+CHANCE = 0.01
+"""Of calling equal arms better or worse: one verdict in a hundred may be false. Whoever compares a campaign reads
+hundreds, and acts on the coloured ones; intervals, which a reader weighs, are at `CONFIDENCE`."""
+FEWEST_PAIRS = 8
+"""Pairs from which the sign flip can reject anything at that chance from both sides: 2 of 256 flips."""
 MOST_PAIRS = 16
 """Pairs up to which every subset is looked at: 65,535 of them."""
 
@@ -53,7 +56,7 @@ def typical(values: Floats) -> Estimate:
 def difference(pairs: Floats) -> Estimate:
     """The typical difference of pairs: Hodges and Lehmann's estimate with the sign flip's interval.
 
-    Too few pairs for that interval (below `FEWEST_PAIRS`) take Student's, which assumes normal noise.
+    Too few pairs for that interval (below six) take Student's, which assumes normal noise.
     """
     n = len(pairs)
     interval = sign_flip_interval(pairs)
@@ -62,6 +65,14 @@ def difference(pairs: Floats) -> Estimate:
         interval = float(pairs.mean()) - reach, float(pairs.mean()) + reach
     low, high = interval or (None, None)
     return Estimate(hodges_lehmann(pairs), low, high, n)
+
+
+def difference_p(pairs: Floats) -> float:
+    """The two-sided p-value of "there is a difference": the sign flip's where so many pairs can reject at
+    `CHANCE` and all flips can be looked at, else Student's."""
+    if not FEWEST_PAIRS <= len(pairs) <= MOST_PAIRS:
+        return student_p(pairs)
+    return min(1.0, 2 * min(sign_flip_p(pairs), sign_flip_p(-pairs)))
 
 
 def standard_error(values: Floats) -> float:

@@ -22,6 +22,7 @@ from backbench.reports.arms import (
 )
 from backbench.reports.conclusion import conclusion, how_to_tell, left_out
 from backbench.reports.limits import broken, parse_limit
+from backbench.reports.metrics.between_runs import CHANCE
 from backbench.reports.quantities import QUANTITIES, quantity
 from backbench.reports.record import RunRecord
 from backbench.reports.tables import scorecard_table
@@ -32,6 +33,11 @@ TURNS = Path("an/experiment")
 TRIALS = 1500
 THREE_ERRORS = 3 * (0.05 * 0.95 / TRIALS) ** 0.5
 """Of a frequency of 5 % over the trials."""
+
+
+def at_most(chance: float, trials: int = TRIALS) -> float:
+    """The frequency that one of `chance` does not exceed by three standard errors."""
+    return chance + 3 * (chance * (1 - chance) / trials) ** 0.5
 
 
 def record(rate: float, seed: int = 0, device: str = "a", **asked: object) -> RunRecord:
@@ -70,9 +76,9 @@ def test_identical_arms_are_called_better_or_worse_at_most_as_often_as_said(bloc
     rng = np.random.default_rng(blocks)
     pairs = [in_turns(rng, blocks) for _ in range(TRIALS)]
     called = np.mean([against(*pair, RATE).verdict in ("better", "worse") for pair in pairs])
-    assert called <= 0.05 + THREE_ERRORS
+    assert called <= at_most(CHANCE)
     named = np.mean(["fastest" in conclusion(pair) for pair in pairs[:300]])
-    assert named <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+    assert named <= at_most(CHANCE, 300)
 
 
 def several_in_turns(rng: np.random.Generator, arms: int, blocks: int) -> list[Arm]:
@@ -87,7 +93,7 @@ def test_no_arm_of_several_identical_ones_is_called_fastest_more_often_than_said
     """The best of five is chosen after its values are seen, but has to beat every other one."""
     rng = np.random.default_rng(arms)
     named = np.mean(["fastest" in conclusion(several_in_turns(rng, arms, 8)) for _ in range(600)])
-    assert named <= 0.05 + 3 * (0.05 * 0.95 / 600) ** 0.5
+    assert named <= at_most(CHANCE, 600)
 
 
 def test_leaving_runs_out_does_not_make_verdicts() -> None:
@@ -100,7 +106,7 @@ def test_leaving_runs_out_does_not_make_verdicts() -> None:
             "better",
             "worse",
         )
-    assert called / TRIALS <= 0.05 + THREE_ERRORS
+    assert called / TRIALS <= at_most(CHANCE)
 
 
 @pytest.mark.parametrize("blocks", [4, 8, 16, 24])
@@ -124,7 +130,7 @@ def test_machines_are_called_different_as_often_as_said() -> None:
         a = arm("a", list(100 * np.exp(rng.normal(0, 0.01, 5))), Path("x"))
         b = arm("b", list(100 * np.exp(rng.normal(0, 0.03, 8))), Path("y"), device="b")
         called += against(a, b, RATE).verdict in ("better", "worse")
-    assert called / TRIALS <= 0.05 + THREE_ERRORS
+    assert called / TRIALS <= at_most(CHANCE)
 
 
 def test_a_real_loss_is_seen() -> None:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from backbench.reports.arms import Arm, Run, against
-from backbench.reports.metrics.between_runs import joint_sign_flip_p, sign_flip_p, student_p, welch_p
+from backbench.reports.metrics.between_runs import (
+    CHANCE,
+    joint_sign_flip_p,
+    sign_flip_p,
+    student_p,
+    welch_p,
+)
 from backbench.reports.quantities import QUANTITIES
 from backbench.reports.ratios import CALLED, ratio_table, ratios
 from backbench.reports.record import RunRecord
@@ -57,8 +63,8 @@ def arms(
 
 
 @pytest.mark.parametrize(("n", "paired"), [(3, True), (6, True), (8, True), (20, True), (6, False)])
-def test_equal_arms_get_a_verdict_in_at_most_one_table_of_twenty(n: int, paired: bool) -> None:
-    """Alone, one in twenty of each quantity is called; the first, which decides who is fastest, stays so."""
+def test_equal_arms_get_a_verdict_in_at_most_one_table_of_a_hundred(n: int, paired: bool) -> None:
+    """The first, which decides who is fastest, stands for itself; alone, the others would be called often."""
     rng = np.random.default_rng(n)
     tables, alone = 0, 0
     for _ in range(TRIALS):
@@ -68,12 +74,13 @@ def test_equal_arms_get_a_verdict_in_at_most_one_table_of_twenty(n: int, paired:
             each.low is not None and each.high is not None and not each.low <= 1 <= each.high
             for each in found.values()
         )
-    assert tables / TRIALS <= 0.05 + 3 * (0.05 * 0.95 / TRIALS) ** 0.5
+    assert tables / TRIALS <= CHANCE + 3 * (CHANCE * (1 - CHANCE) / TRIALS) ** 0.5
     assert alone / TRIALS > 0.1, "the tables are no test if nothing would be called alone"
 
 
-@pytest.mark.parametrize(("n", "factor"), [(4, 1.5), (6, 1.5), (8, 1.1)])
+@pytest.mark.parametrize(("n", "factor"), [(4, 1.5), (6, 1.5), (8, 1.15)])
 def test_what_differs_is_still_called(n: int, factor: float) -> None:
+    """A pair's noise is 3.2 %. At 8 pairs, 10 % of one quantity among twenty are called in four of five tables."""
     rng = np.random.default_rng(n)
     changed = JUDGED[7]
     called = sum(

@@ -1,0 +1,107 @@
+"""Decode attention over an fp8 (e4m3) cache, two neighbouring bytes at a time.
+
+Matrix units want 16-bit operands, and two things make bytes slow on the way there: values are transposed on
+their way from shared memory, which moves 16 bits at least, and no GPU before sm100 converts e4m3 to bf16 in
+one instruction. So a row of the cache is read as words of two bytes, dimensions 2 j and 2 j + 1; each word
+becomes one number of an even and one of an odd matrix, by shifts and masks and one exact product; and a head's
+dimensions are summed, and its output written, in these two halves.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from backbench.backends.triton.kernel_math import matmul, scaled_scores, widened
+
+PAIRS_BF16 = tl.constexpr(
+    """{ .reg .b32 m, s, up, zero; mov.b32 up, 0x7B807B80; mov.b32 zero, 0x80008000;
+shl.b32 m, $2, 4; and.b32 m, m, 0x07F007F0; shl.b32 s, $2, 8; lop3.b32 $0, s, 0x80008000, m, 0xEA;
+shr.u32 m, $2, 4; and.b32 m, m, 0x07F007F0; lop3.b32 $1, $2, 0x80008000, m, 0xEA;
+fma.rn.bf16x2 $0, $0, up, zero; fma.rn.bf16x2 $1, $1, up, zero; }"""
+)
+"""Exponent and mantissa of e4m3 in the low exponent and high mantissa bits of a bf16 are the number * 2^-120."""
+PAIRS_FP16 = tl.constexpr(
+    """{ .reg .b32 m, s, up; mov.b32 up, 0x5C005C00;
+shl.b32 m, $2, 7; and.b32 m, m, 0x3F803F80; shl.b32 s, $2, 8; lop3.b32 $0, s, 0x80008000, m, 0xEA;
+shr.u32 m, $2, 1; and.b32 m, m, 0x3F803F80; lop3.b32 $1, $2, 0x80008000, m, 0xEA;
+mul.rn.f16x2 $0, $0, up; mul.rn.f16x2 $1, $1, up; }"""
+)
+"""In those of an fp16, the number * 2^-8."""
+
+
+@triton.jit
+def e4m3(byte):
+    """f32 of e4m3 codes in the low eight bits of i32; exact, but NaN becomes 480."""
+    bits = ((byte & 0x80) << 24) | ((byte & 0x7F) << 20)
+    return bits.to(tl.float32, bitcast=True) * 1.3292279957849159e36  # 2^120
+
+
+@triton.jit
+def e4m3_pairs(words, like, PTX: tl.constexpr):
+    """The low and the high bytes of i16 words as two tensors in the dtype of `like`; exact, but NaN becomes 480."""
+    if PTX and like.dtype != tl.float32:
+        found = tl.inline_asm_elementwise(
+            PAIRS_FP16 if like.dtype == tl.float16 else PAIRS_BF16,
+            "=&r,=&r,r",
+            [words],
+            dtype=(like.dtype, like.dtype),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        bits = words.to(tl.int32)
+        found = (e4m3(bits & 0xFF).to(like.dtype), e4m3((bits >> 8) & 0xFF).to(like.dtype))
+    return found
+
+
+@triton.jit
+def paired_piece(
+    q, k_cache, v_cache, table, head, length, first, last, scale, cap, block_stride,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
+    WIDEN: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """`decode_kernel.decode_piece` for an fp8 cache of an even HEAD_DIM."""
+    M: tl.constexpr = q.shape[0]
+    HALF: tl.constexpr = PADDED_DIM // 2
+    k_words = k_cache.to(tl.pointer_type(tl.int16), bitcast=True)
+    v_words = v_cache.to(tl.pointer_type(tl.int16), bitcast=True)
+    q_even, q_odd = tl.split(tl.reshape(q, [M, HALF, 2]))
+    maximum = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    sums_even = tl.zeros([M, HALF], tl.float32)
+    sums_odd = tl.zeros([M, HALF], tl.float32)
+    column = tl.arange(0, HALF)
+    within = tl.arange(0, TILE)
+    block = tl.load(table + (first * TILE + within) // BLOCK_SIZE, first * TILE + within < length, other=0)
+    for tile in tl.range(first, last, num_stages=STAGES):
+        key = tile * TILE + within
+        live = key < length
+        start = widened(block, WIDE) * (block_stride // 2)
+        start += (head * BLOCK_SIZE + key % BLOCK_SIZE) * (HEAD_DIM // 2)
+        offsets = start[:, None] + column[None, :]
+        mask = live[:, None]
+        if PADDED_DIM != HEAD_DIM:
+            mask = mask & (column < HEAD_DIM // 2)[None, :]
+        k = tl.load(k_words + offsets, mask=mask, other=0)
+        v = tl.load(v_words + offsets, mask=mask, other=0)
+        # The next tile's blocks are fetched one turn ahead: a key's address never waits for them.
+        block = tl.load(table + (key + TILE) // BLOCK_SIZE, mask=key + TILE < length, other=0)
+        k_even, k_odd = e4m3_pairs(k, q, PTX)
+        raw = matmul(q_even, tl.trans(k_even), WIDEN) + matmul(q_odd, tl.trans(k_odd), WIDEN)
+        scores = scaled_scores(raw, scale, cap, CAPPED)
+        if WINDOW > 0:
+            live = live & (key >= length - WINDOW)
+        scores = tl.where(live[None, :], scores, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - new_maximum[:, None])
+        shrink = tl.exp2(maximum - new_maximum)
+        total = total * shrink + tl.sum(weights, axis=1)
+        v_even, v_odd = e4m3_pairs(v, q, PTX)
+        weights = weights.to(q.dtype)
+        sums_even = sums_even * shrink[:, None] + matmul(weights, v_even, WIDEN)
+        sums_odd = sums_odd * shrink[:, None] + matmul(weights, v_odd, WIDEN)
+        maximum = new_maximum
+    return tl.interleave(sums_even, sums_odd), maximum, total
