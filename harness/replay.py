@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -19,13 +18,11 @@ from backbench.errors import HarnessError
 from backbench.harness.sessions import Sessions
 from backbench.harness.sessions import Trace as Trace
 from backbench.harness.subjects.target import Target
+from backbench.harness.switching import switching_often
 from backbench.workloads.request import Request, Workload
 
 Mode = Literal["open", "closed", "all_at_once"]
 Clock = Callable[[], int]
-SWITCH_S = 0.0005
-"""How long another thread (the log, telemetry) may keep the interpreter while a request is due. Python's own
-5 ms were seen as lag: 1 % of the requests at 200 a second."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +85,6 @@ def _interruptible() -> Iterator[_Interrupt]:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _switching_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, SWITCH_S))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 class _Run:
@@ -235,7 +222,7 @@ def replay(
     interrupted = False
     failure: Exception | None = None
     begin_ns = clock()
-    with _switching_often(), _interruptible() as interrupt:
+    with switching_often(), _interruptible() as interrupt:
         try:
             _offer(run, workload, mode, before, traces, interrupt)
         except KeyboardInterrupt:

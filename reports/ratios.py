@@ -1,9 +1,9 @@
 """The ratios of two arms in all quantities, judged together.
 
-A table of thirty quantities has thirty chances to show a difference where there is none, and quantities of one
-run err together. So what is called better or worse in a table holds for the whole table: of
-two equal arms, one ratio or more is called in at most one table of a hundred. The quantity that decides who is
-fastest was chosen before a value was seen, and stands for itself.
+A table of thirty quantities has thirty chances to show a difference where there is none, and quantities of
+one run err together. So what is called better or worse in a table holds for the whole table: of two equal
+arms, one ratio or more is called in at most one table of a hundred. The quantity that decides who is fastest
+was chosen before a value was seen, and stands for itself.
 """
 
 from __future__ import annotations

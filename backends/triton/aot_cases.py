@@ -298,6 +298,7 @@ def _measured_products() -> Iterator[KernelCase]:
                 seen.add(config)
                 launch = partial(_measured, config, rows, n, k)
                 name = "linear/vector" if config.block_m == 0 else "linear/skinny"
+                name = "linear/split" if config.split > 1 else name
                 variant = f"bf16 rows{rows} n{n} k{k}"
                 yield KernelCase(name, variant, config.block_m > 0, launch, targets=(WHOLE_RUN,))
 

@@ -21,7 +21,7 @@ from backbench.backends.tuning.table import Config, Entry, Table
 
 FOLDER = Path(__file__).parent / "tuning"
 KERNELS = {
-    "gemm": ("gemm.py", "matrix_vector_kernel", "skinny_gemm_kernel"),
+    "gemm": ("gemm.py", "matrix_vector_kernel", "skinny_gemm_kernel", "split_gemm_kernel"),
     "packed_gemm": ("packed_gemm.py", "packed_vector_kernel", "packed_gemm_kernel"),
     "byte_gemm": ("byte_gemm.py", "byte_vector_kernel", "byte_gemm_kernel"),
     "decode_attention": ("decode_kernel.py", "decode_kernel"),
@@ -252,6 +252,8 @@ class GemmConfig:
     """The weight is the wide operand of the matrix instruction (64 rows of it on sm90)."""
     lines: int = 0
     """Cache lines of each weight row prefetched while the predecessor still runs."""
+    split: int = 1
+    """Parts of a tile's columns that have sums of their own."""
 
 
 @dataclass(frozen=True)
@@ -326,12 +328,13 @@ VECTOR_LAUNCHES = """16/256/4/3 8/1024/8/3 8/512/4/3 4/1024/4/3 16/256/4/1 8/512
 """rows / depth / warps / stages of a tile"""
 MATRIX_LAUNCHES = {
     16: """64/128/4/4s 64/128/4/3s 64/128/4/6s 128/128/8/4s 128/128/4/2s 16/256/2/5 16/256/2/6 32/256/4/6
-32/256/4/4 32/512/4/4 16/512/2/5 8/512/2/6 16/512/2/3 64/256/4/3s""",
+32/256/4/4 32/512/4/4 16/512/2/5 8/512/2/6 16/512/2/3 64/256/4/3s 8/512/4/6x8 8/512/2/6x4
+16/256/4/6sx4 16/512/4/4x4 16/512/4/3x8""",
     32: "64/128/4/4s 64/128/4/3s 64/256/4/4s 32/512/4/3 128/128/8/2",
     64: "128/128/4/4 32/256/4/4 64/128/4/4 64/128/4/2",
 }
-"""Bucket -> as above; s = the weight is the wide operand."""
-PREFETCHES = (0, 2, 4)
+"""Bucket -> as above; s = the weight is the wide operand; x4 = columns in four parts."""
+PREFETCHES = (0, 2, 4, 16)
 """Cache lines of each weight row, on NVIDIA."""
 DECODE_LAUNCHES = """128/3/4/1/1 64/3/4/2/2 128/2/4/2/2 32/4/2/4/2 64/4/4/1/1 64/2/4/2/1 64/3/4/3/2
 128/3/8/1/1 32/2/4/2/2 64/2/4/1/1 32/2/2/2/1 128/3/4/2/2 64/3/4/4/2"""
@@ -350,8 +353,9 @@ def gemm_launches(size: int, vendor: str = "nvidia") -> Iterator[GemmConfig]:
         return
     prefetches = PREFETCHES if vendor == "nvidia" else (0,)
     for text, lines in itertools.product(MATRIX_LAUNCHES[size].split(), prefetches):
-        n, k, warps, stages = (int(number) for number in text.strip("s").split("/"))
-        yield GemmConfig(max(size, 16), n, k, warps, stages, text.endswith("s"), lines)
+        tile, _, split = text.partition("x")
+        n, k, warps, stages = (int(number) for number in tile.strip("s").split("/"))
+        yield GemmConfig(max(size, 16), n, k, warps, stages, tile.endswith("s"), lines, int(split or 1))
 
 
 def decode_launches() -> Iterator[dict[str, Any]]:

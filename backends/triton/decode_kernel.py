@@ -186,8 +186,8 @@ def decode_kernel(
     after. Rows of length 0 are left alone. A program writes at most two pieces: where its part begins
     (slot 2 * program) and where it ends (slot 2 * program + 1).
 
-    PAIRED: the cache is fp8, and read as `paired_decode` does. With PDL, the lengths are read before the predecessor has finished: they are a step's input, written
-    before its first kernel.
+    PAIRED: the cache is fp8, and read as `paired_decode` does. With PDL, the lengths are read before the
+    predecessor has finished: they are a step's input, written before its first kernel.
     """
     release_successor(PDL)
     row = tl.arange(0, ROWS)

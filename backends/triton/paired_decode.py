@@ -3,8 +3,8 @@
 Matrix units want 16-bit operands, and two things make bytes slow on the way there: values are transposed on
 their way from shared memory, which moves 16 bits at least, and no GPU before sm100 converts e4m3 to bf16 in
 one instruction. So a row of the cache is read as words of two bytes, dimensions 2 j and 2 j + 1; each word
-becomes one number of an even and one of an odd matrix, by shifts and masks and one exact product; and a head's
-dimensions are summed, and its output written, in these two halves.
+becomes one number of an even and one of an odd matrix, by shifts and masks and one exact product; and a
+head's dimensions are summed, and its output written, in these two halves.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -21,7 +21,7 @@ shl.b32 m, $2, 4; and.b32 m, m, 0x07F007F0; shl.b32 s, $2, 8; lop3.b32 $0, s, 0x
 shr.u32 m, $2, 4; and.b32 m, m, 0x07F007F0; lop3.b32 $1, $2, 0x80008000, m, 0xEA;
 fma.rn.bf16x2 $0, $0, up, zero; fma.rn.bf16x2 $1, $1, up, zero; }"""
 )
-"""Exponent and mantissa of e4m3 in the low exponent and high mantissa bits of a bf16 are the number * 2^-120."""
+"""e4m3's exponent and mantissa in the low exponent and high mantissa bits of a bf16: the number * 2^-120."""
 PAIRS_FP16 = tl.constexpr(
     """{ .reg .b32 m, s, up; mov.b32 up, 0x5C005C00;
 shl.b32 m, $2, 7; and.b32 m, m, 0x3F803F80; shl.b32 s, $2, 8; lop3.b32 $0, s, 0x80008000, m, 0xEA;
@@ -40,7 +40,7 @@ def e4m3(byte):
 
 @triton.jit
 def e4m3_pairs(words, like, PTX: tl.constexpr):
-    """The low and the high bytes of i16 words as two tensors in the dtype of `like`; exact, but NaN becomes 480."""
+    """The low and the high bytes of i16 words, two tensors in the dtype of `like`; exact, but NaN is 480."""
     if PTX and like.dtype != tl.float32:
         found = tl.inline_asm_elementwise(
             PAIRS_FP16 if like.dtype == tl.float16 else PAIRS_BF16,

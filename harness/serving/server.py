@@ -15,6 +15,7 @@ from backbench.errors import HarnessError
 from backbench.harness.serving.app import make_app
 from backbench.harness.serving.front import Front
 from backbench.harness.serving.options import ServeOptions
+from backbench.harness.switching import switching_often
 
 if TYPE_CHECKING:
     from backbench.engine.engine import Engine
@@ -51,7 +52,8 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
             server_config(app, options.grace_s), front, lambda: tell(f"Serving {front.names[0]} at {url}/v1")
         )
         try:
-            server.run(sockets=[listener])
+            with switching_often():  # the engine's thread would keep the first tokens from leaving
+                server.run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn raises the signal again that it has answered
             if not server.should_exit:
                 raise

@@ -21,8 +21,8 @@ from scipy.special import stdtr, stdtrit
 from backbench.reports.metrics.statistics import CONFIDENCE, Floats
 
 CHANCE = 0.01
-"""Of calling equal arms better or worse: one verdict in a hundred may be false. Whoever compares a campaign reads
-hundreds, and acts on the coloured ones; intervals, which a reader weighs, are at `CONFIDENCE`."""
+"""Of calling equal arms better or worse: one verdict in a hundred may be false. Whoever compares a campaign
+reads hundreds, and acts on the coloured ones; intervals, which a reader weighs, are at `CONFIDENCE`."""
 FEWEST_PAIRS = 8
 """Pairs from which the sign flip can reject anything at that chance from both sides: 2 of 256 flips."""
 MOST_PAIRS = 16

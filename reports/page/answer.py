@@ -161,7 +161,8 @@ def fine_print(arms: Sequence[Arm]) -> str:
         return "Intervals are within one run each. Ratios of single runs have none, and no verdict."
     return (
         "In brackets: 95 % intervals between runs, in which the sample is the run. Better and worse are said "
-        "only where equal arms would differ so much once in a hundred times. Figures draw each arm's run of median output tok/s."
+        "only where equal arms would differ so much once in a hundred times. Figures draw each arm's run of "
+        "median output tok/s."
     )
 
 

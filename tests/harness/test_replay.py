@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from backbench.errors import HarnessError
-from backbench.harness.replay import SWITCH_S, Progress, Replay, replay, salted_warmup
+from backbench.harness.replay import Progress, Replay, replay, salted_warmup
 from backbench.harness.subjects.target import TokenEvent
+from backbench.harness.switching import SWITCH_S
 from backbench.workloads.request import Request, Workload
 
 MS = 1_000_000

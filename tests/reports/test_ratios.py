@@ -80,7 +80,7 @@ def test_equal_arms_get_a_verdict_in_at_most_one_table_of_a_hundred(n: int, pair
 
 @pytest.mark.parametrize(("n", "factor"), [(4, 1.5), (6, 1.5), (8, 1.15)])
 def test_what_differs_is_still_called(n: int, factor: float) -> None:
-    """A pair's noise is 3.2 %. At 8 pairs, 10 % of one quantity among twenty are called in four of five tables."""
+    """A pair's noise is 3.2 %. At 8 pairs, 10 % in one quantity of twenty are called in four of five."""
     rng = np.random.default_rng(n)
     changed = JUDGED[7]
     called = sum(

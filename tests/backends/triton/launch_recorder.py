@@ -146,6 +146,7 @@ def every_launch() -> list[Launch]:
         gate_launch(place, x, torch.empty(ROWS, 128, dtype=SPEC.dtype)),
         product_launch(place, x[:1], matrix, None, products[:1], GemmConfig(0, 4, 64, 4, 1)),
         product_launch(place, x, matrix, matrix[0], products, GemmConfig(16, 16, 64, 4, 2)),
+        product_launch(place, x, matrix, matrix[0], products, GemmConfig(16, 16, 64, 4, 2, split=4)),
         *quantized_launches(place, x, products),
         *sample_launches(place, logits, sampling, ids),
         sample_launches(place, logits, greedy, ids)[0],

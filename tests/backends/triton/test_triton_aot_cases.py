@@ -92,7 +92,7 @@ def test_what_a_run_launches_is_compiled(launches: list[Launch]) -> None:
     kernels = {launched.kernel.__name__ for launched in launches}
     assert kernels >= {
         "decode_kernel", "prefill_kernel", "rotate_and_write_kernel", "rms_norm_kernel", "gate_kernel",
-        "embed_kernel", "matrix_vector_kernel", "skinny_gemm_kernel", "greedy_chunk_kernel",
+        "embed_kernel", "matrix_vector_kernel", "split_gemm_kernel", "greedy_chunk_kernel",
         "random_chunk_kernel", "best_of_row_kernel", "group_maxima_kernel", "candidate_threshold_kernel",
         "row_threshold_kernel",
     }  # fmt: skip

@@ -26,6 +26,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VECTOR = GemmConfig(0, 4, 64, 4, 1)
 MATRIX = GemmConfig(16, 16, 64, 4, 2)
 WIDE = GemmConfig(16, 64, 64, 4, 2, swap=True)
+SPLIT = GemmConfig(16, 16, 64, 4, 2, split=4)
+WIDE_SPLIT = GemmConfig(16, 32, 64, 4, 2, swap=True, split=2)
 
 
 def operands(rows: int, n: int, k: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -46,6 +48,11 @@ def operands(rows: int, n: int, k: int, dtype: torch.dtype) -> list[torch.Tensor
         (MATRIX, 5, 40, 128),
         (MATRIX, 17, 40, 200),
         (WIDE, 3, 80, 128),
+        (SPLIT, 5, 72, 192),
+        (SPLIT, 16, 48, 128),
+        (SPLIT, 3, 17, 96),
+        (WIDE_SPLIT, 5, 72, 192),
+        (WIDE_SPLIT, 9, 33, 40),
     ],
 )
 def test_product(config: GemmConfig, rows: int, n: int, k: int, dtype: torch.dtype) -> None:
@@ -104,8 +111,9 @@ MEASURED = [entry for entry in configs.table("sm90", 132).entries.values() if en
 
 def test_measured_launches_are_chosen_and_everything_else_follows_the_rule() -> None:
     assert choose("sm90", 132, 1, 28672, 4096, torch.bfloat16) == GemmConfig(0, 2, 2048, 4, 1)
-    assert choose("sm90", 132, 9, 6144, 4096, torch.float16) == GemmConfig(16, 16, 512, 2, 3, lines=2)
-    assert choose("sm90", 132, 16, 28672, 4096, torch.bfloat16) is None
+    split = GemmConfig(16, 16, 512, 4, 3, lines=16, split=8)
+    assert choose("sm90", 132, 9, 6144, 4096, torch.float16) == split
+    assert choose("sm90", 132, 64, 1024, 2048, torch.bfloat16) is None
     assert choose("sm90", 114, 16, 28672, 4096, torch.bfloat16) == configs.written_product(
         "sm90", 16, 28672, 4096
     )

@@ -13,6 +13,7 @@ tl = pytest.importorskip("triton.language")
 from backbench.backends.triton.paired_decode import e4m3_pairs  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="assembles PTX"))
 
 
 @triton.jit  # type: ignore[misc]
@@ -23,7 +24,7 @@ def _unpack(words: Any, even: Any, odd: Any, PTX: tl.constexpr) -> None:
     tl.store(odd + place, high)
 
 
-@pytest.mark.parametrize("ptx", [False, pytest.param(True, marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("ptx", [False, pytest.param(True, marks=ON_GPU)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_every_code_is_its_number(dtype: torch.dtype, ptx: bool) -> None:
     codes = torch.arange(256, dtype=torch.uint8)
