@@ -61,8 +61,8 @@ class Ratio:
     high: float | None
     """The 95 % interval between runs; None where the runs are too few for one."""
     verdict: str
-    """"better", "worse", "same" (no further apart than equal arms may be), "unclear" (the runs allow no verdict,
-    or only a quantity looked at alone would have one), or "" (no ratio, or neither way is better)."""
+    """"better", "worse", "same" (no further apart than equal arms may be), "unclear" (the runs allow no
+    verdict, or only a quantity looked at alone would have one), or "" (no ratio, neither way is better)."""
     n: int = 0
     """Pairs of runs in the interval, or runs of the smaller arm."""
 
