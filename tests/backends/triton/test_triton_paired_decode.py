@@ -1,8 +1,7 @@
 """An fp8 cache's bytes, two at a time, as numbers."""
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 
 
 @triton.jit  # type: ignore[misc]
-def _unpack(words: Any, even: Any, odd: Any, PTX: tl.constexpr) -> None:
+def _unpack(words, even, odd, PTX: tl.constexpr):
     place = tl.arange(0, 64)[:, None] * 4 + tl.arange(0, 4)[None, :]
     low, high = e4m3_pairs(tl.load(words + place), tl.load(even + place), PTX)
     tl.store(even + place, low)
