@@ -128,6 +128,47 @@ def test_a_prompt_that_arrives_is_a_wrong_guess() -> None:
     expect_idle(engine)
 
 
+def noted_plans(engine: Engine) -> list[tuple[StepPlan, bool]]:
+    """The plans that are launched from here on, and whether each is of the shape of a step that was armed."""
+    plans, launch, runner = list[tuple[StepPlan, bool]](), engine.runner.launch, engine.runner
+
+    def noted(plan: StepPlan) -> Any:
+        step = armed(engine)
+        plans.append((plan, step is not None and runner._captured_shape(plan) == step.inputs.shape))
+        return launch(plan)
+
+    runner.launch = noted  # type: ignore[method-assign]
+    return plans
+
+
+def test_a_step_of_the_same_shape_and_another_graph_is_a_wrong_guess() -> None:
+    """Three greedy sequences, laid out for four, and a sampled one whose prompt is as short as a decode."""
+    greedy = SamplingParams(max_tokens=40, ignore_eos=True)
+    engine, got = open_ahead(), dict[str, list[int]]()
+    for name in "abc":
+        engine.add_request(name, PROMPT, greedy)
+    go_on(engine, got, lambda: armed(engine))
+    engine.add_request("d", (1,), LONG)
+    plans = noted_plans(engine)
+    go_on(engine, got)
+    assert plans[0][1] and len(plans[0][0].slices) == 4
+    assert got["a"] == alone(PROMPT, greedy, 0)[0]
+    assert got["d"] == alone((1,), LONG, 0)[0]
+
+
+def test_a_step_that_copies_blocks_is_a_wrong_guess() -> None:
+    """The last token of a prompt in chunks is as a decode; then the prompt is forked inside a block."""
+    engine, got = open_ahead(prefill_chunk=5), dict[str, list[int]]()
+    for name in "ab":
+        engine.add_request(name, PROMPT, LONG)
+    go_on(engine, got, lambda: armed(engine))
+    plans, params = noted_plans(engine), SamplingParams(max_tokens=20, n=2, temperature=1.0, ignore_eos=True)
+    prompt = (7, 7, 3, 1, 4, 2)
+    done = engine.generate([prompt], params)
+    assert any(plan.copies and alike for plan, alike in plans)
+    assert [each.token_ids for each in done] == [alone(prompt, params, index)[0] for index in range(2)]
+
+
 @pytest.mark.parametrize("others", [False, True])
 def test_abort_while_armed(others: bool) -> None:
     engine, got = open_ahead(), dict[str, list[int]]()
