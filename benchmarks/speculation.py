@@ -90,7 +90,7 @@ def serve(engine: Engine, prompts: Sequence[Sequence[int]], params: Sequence[Sam
     for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
         engine.add_request(str(index), prompt, each)
     while engine.has_work:
-        for token in engine.step():
+        for token in engine.step(ahead=True):
             tokens[int(token.request_id)].append(token.token_id)
     return Served(time.perf_counter() - start, tokens, engine.take_step_stats())
 
@@ -112,6 +112,8 @@ def side_by_side(
 ) -> dict[str, Any]:
     """One row: the engines take turns, plain first in one turn and last in the next."""
     seen: dict[str, list[Served]] = {"plain": [], "drafting": []}
+    ahead = drafting.runner.ahead
+    ahead.reset_counts()
     engines = [("plain", plain), ("drafting", drafting)]
     for turn in range(repeats + 1):
         turns = [replace(each, seed=each.seed + 1000 * turn) for each in params]
@@ -136,6 +138,8 @@ def side_by_side(
         "highest": round(ratios[-1], 4),
         "plain_ms_a_token": round(times["plain"] / params[0].max_tokens * 1e3, 4),
         "drafting_ms_a_token": round(times["drafting"] / params[0].max_tokens * 1e3, 4),
+        "steps_launched_ahead": ahead.used,
+        "steps_launched_in_vain": ahead.wasted,
         **facts(*([step for each in found for step in each.steps] for found in seen.values())),
     }
     same = all(a.tokens == b.tokens for a, b in zip(*seen.values(), strict=True))
@@ -146,7 +150,8 @@ def side_by_side(
         f"{name:52s} {row['speed_up']:6.3f}x  ({row['lowest']:.3f} to {row['highest']:.3f}), all running "
         f"{row['speed_up_full_batch']:.3f}x  "
         f"length {row['mean_length'] or 0:.2f}, break-even {row['break_even'] or 0:.2f}, "
-        f"drafted in {row['drafted_share']:.0%} of the steps",
+        f"drafted in {row['drafted_share']:.0%} of the steps, {ahead.used} launched ahead, "
+        f"{ahead.wasted} in vain",
         flush=True,
     )
     return row

@@ -163,7 +163,7 @@ class AsyncEngine:
             self.engine.abort(request_id)
 
     def _step(self) -> None:
-        tokens = self.engine.step()
+        tokens = self.engine.step(ahead=True)
         seen_ns = time.perf_counter_ns()
         started = []
         if self._unstarted:

@@ -13,7 +13,8 @@ import torch
 from backbench.backends.interface import Device, Peers, Selection
 from backbench.engine.beams import Beams, num_candidates
 from backbench.engine.config import EngineConfig
-from backbench.engine.execution.runner import Runner, StepInFlight, device_seconds
+from backbench.engine.execution.results import StepInFlight
+from backbench.engine.execution.runner import Runner
 from backbench.engine.limits import EngineLimits, realise_limits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.models.on_the_fly import OnTheFly
@@ -36,6 +37,7 @@ from backbench.engine.scheduling.sequence import Sequence
 from backbench.engine.scheduling.stopping import StopWatcher
 from backbench.engine.speculation.opening import DraftModel, open_speculator
 from backbench.engine.speculation.speculator import NO_DRAFTS, Drafts, Speculator
+from backbench.engine.warm_up import warm_up
 from backbench.errors import EngineError
 
 if TYPE_CHECKING:
@@ -172,6 +174,7 @@ class Engine:
 
     def close(self) -> None:
         """End the other devices' processes, if there are any; the engine serves nothing after."""
+        self.runner.disarm()
         if self.ranks is not None:
             self.ranks.close(self.runner)
 
@@ -211,8 +214,22 @@ class Engine:
         self._undelivered = [token for token in self._undelivered if token.request_id != request_id]
         self._land_the_last()
 
-    def step(self) -> list[Token]:
-        """Advance by one step; returns the tokens that became visible, at least one step's worth in order."""
+    def step(self, *, ahead: bool = False) -> list[Token]:
+        """Advance by one step; returns the tokens that became visible, at least one step's worth in order.
+
+        ahead: the caller comes again at once, and until then neither waits for the device nor allocates its
+        memory: the next step may be launched before its inputs are known (`execution.ahead`).
+        """
+        try:
+            visible = self._advance(ahead)
+        except BaseException:
+            self.runner.disarm()
+            raise
+        if not ahead:
+            self.runner.disarm()
+        return visible
+
+    def _advance(self, ahead: bool) -> list[Token]:
         if self._undelivered:
             visible, self._undelivered = self._undelivered, []
             return visible
@@ -226,6 +243,8 @@ class Engine:
                     "No request can make progress; this is a scheduler defect, please report it."
                 )
             return []
+        if ahead and self.speculator is not None:
+            self._arm(self.speculator)
         visible = self._land()
         self._land_the_last()
         return visible
@@ -244,13 +263,14 @@ class Engine:
             for request_id, prompt in asked.items():
                 self.add_request(request_id, prompt, params)
             while not asked.keys().isdisjoint(self._requests):
-                for token in self.step():
+                for token in self.step(ahead=True):
                     if token.request_id not in asked:
                         others.append(token)
                         continue
                     key = (token.request_id, token.sequence)
                     completions.setdefault(key, Completion(*key)).append(token)
         finally:
+            self.runner.disarm()
             for request_id in asked:
                 self.abort(request_id)
             self._undelivered = others + self._undelivered
@@ -266,56 +286,8 @@ class Engine:
         """
         if self.has_work:
             raise EngineError("warm_up needs an idle engine; finish or abort its requests first.")
-        start = device_seconds()
         params = params or SamplingParams()
-        sampled = params.temperature > 0
-        self.runner.capture(
-            sampled=sampled,
-            filtered=sampled and params.filters,
-            logprobs=params.logprobs,
-            candidates=num_candidates(params, self._eos) if params.beams > 1 else 0,
-        )
-        if self.speculator is not None:
-            self.speculator.warm_up(sampled=sampled, filtered=sampled and params.filters)
-        capacity = min(self.limits.max_len, self.pool.num_blocks * self.pool.block_size)
-        outputs = min(4 + self.limits.draft_tokens, capacity - 1)
-        if outputs > 0:
-            short = replace(
-                params,
-                max_tokens=outputs,
-                min_tokens=0,
-                n=1,
-                beams=1,
-                ignore_eos=True,
-                forced_tokens=None,
-                stop=(),
-            )
-            for batch in self._warm_up_batches(capacity - outputs):
-                self.generate(batch, short)
-        if self.speculator is not None:
-            self.speculator.padding = False
-        self.reset_prefix_cache()
-        self.reset_counts()
-        return device_seconds() - start
-
-    def _warm_up_batches(self, longest: int) -> list[list[list[int]]]:
-        """Prompts whose steps are of every kind: few and many rows, decodes alone, prefills alone, both.
-
-        None is longer than `longest` tokens. On a CPU nothing compiles, so a few tokens do.
-        """
-        vocab = self.model_config.vocab_size
-
-        def prompt(length: int, salt: int) -> list[int]:
-            return [(7 * i + 31 * salt) % vocab for i in range(min(length, longest))]
-
-        batches = [[prompt(1, 1), prompt(33, 2)]]
-        if self.selection.device.torch_device.type != "cpu":
-            budget, seqs = self.limits.max_step_tokens, self.limits.max_seqs
-            batches.append([prompt(budget, 3), prompt(budget, 4)])
-            # One prompt fills a step; many more then join its decode, too many for one step.
-            each = 2 * budget // seqs + 1
-            batches.append([prompt(budget, 5), *(prompt(each, 6 + i) for i in range(seqs - 1))])
-        return batches
+        return warm_up(self, params, num_candidates(params, self._eos) if params.beams > 1 else 0)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, so that a run starts cold."""
@@ -331,6 +303,7 @@ class Engine:
         self.peak_blocks_used = 0
         self.peak_beam_blocks = (0, 0)
         self.runner.graph_misses = 0
+        self.runner.ahead.reset_counts()
 
     def take_step_stats(self) -> list[StepStats]:
         """Statistics of the steps landed since the last call."""
@@ -345,7 +318,7 @@ class Engine:
             "graphs_captured": self.runner.num_graphs,
             "graph_misses": self.runner.graph_misses,
             "preemptions": self.scheduler.preemptions,
-            **({} if self.speculator is None else {"draft_model": self.speculator.draft_model}),
+            **({} if self.speculator is None else self.speculator.describe(self.runner)),
             **(self._beam_blocks() if self.peak_beam_blocks[0] else {}),
         }
 
@@ -433,6 +406,8 @@ class Engine:
         """With no request left, land what is in flight: an engine without requests is idle."""
         while self._in_flight and not self._requests:
             self._land()
+        if not self._requests:
+            self.runner.disarm()
 
     def _launch(self, drafted: int = 0) -> bool:
         """Start a step that drafts up to `drafted` tokens a sequence; False where there is nothing to do.
@@ -451,10 +426,28 @@ class Engine:
             if self.speculator.rejection:
                 self.runner.sample = self.speculator.sampler(plan, self.selection.operations)
         self.peak_blocks_used = max(self.peak_blocks_used, self.pool.num_used)
+        wasted = self.runner.ahead.wasted
         step = self.runner.launch(plan)
-        host_ns = time.perf_counter_ns() - start
+        if drafts is not None and drafts.asked:
+            self.runner.ahead.saw(step.graph)
+        elif drafts is not None and self.runner.ahead.wasted > wasted:
+            drafts.steady = False  # it follows a step in vain, which is no cost of its own
+        host_ns = time.perf_counter_ns() - start + step.armed_ns
         self._in_flight.append((step, start, host_ns, len(self.scheduler.waiting), drafts))
         return True
+
+    def _arm(self, speculator: Speculator) -> None:
+        """Launch the next step ahead where it will most likely replay the graph of the one in flight."""
+        if speculator.no_ahead or self.runner.no_ahead or not self.runner.ahead.likely:
+            return
+        if len(self._in_flight) > 1 or self.scheduler.waiting:
+            return
+        step, *_, drafts = self._in_flight[0]
+        if step.graph is None or drafts is None:
+            return
+        least = speculator.next_shape(step.plan, drafts)
+        if least and self.runner.captured_shape(least, decodes=True) == step.inputs.shape:
+            self.runner.arm(step)
 
     def _land(self) -> list[Token]:
         step, start, host_ns, waiting, drafts = self._in_flight.popleft()
@@ -605,7 +598,7 @@ class Engine:
                 kv_blocks_total=self.pool.num_blocks,
                 prefix_hit_tokens=plan.prefix_hit_tokens,
                 preemptions=plan.preemptions,
-                graph=step.graph,
+                graph=step.graph is not None,
                 device_ns=step.device_ns,
                 draft_ns=drafted.draft_ns,
                 draft_lengths=tuple(length for length, _ in drafted.results),

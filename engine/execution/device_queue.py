@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import torch
+
+from backbench.engine.execution.gate import CudaGates, Gate, open_gates
 
 
 class Mark(Protocol):
@@ -86,6 +89,7 @@ class DeviceQueue:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._asynchronous = device.type != "cpu"
         self._events: list[torch.cuda.Event] = []
 
@@ -104,3 +108,20 @@ class DeviceQueue:
     def stretch(self) -> Stretch:
         """What is submitted from here on, until `end` is called on it."""
         return Timed(self._events) if self._asynchronous else Untimed(self)
+
+    @property
+    def no_gates(self) -> str | None:
+        """Why `gate` is not to be had; None = it is."""
+        return self._gates if isinstance(self._gates, str) else None
+
+    def gate(self) -> Gate:
+        """A closed gate after all that was submitted so far: the device goes no further before it is opened.
+
+        While it is closed nothing behind it may be waited for, and there is no other.
+        """
+        assert not isinstance(self._gates, str), self._gates
+        return self._gates.gate()
+
+    @cached_property
+    def _gates(self) -> CudaGates | str:
+        return open_gates(self._device)

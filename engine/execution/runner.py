@@ -2,80 +2,31 @@
 
 Nothing here waits for the device except `StepInFlight.read`. Decodes, and steps with few prompt tokens,
 replay a captured graph where the backend allows it; a graph is keyed by every host integer its launches
-bake in.
+bake in. A step with drafts may be launched before its inputs are known (`ahead`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from backbench.backends.interface import Batch, Operations, SamplingBatch
-from backbench.engine.execution.device_queue import DeviceQueue, Stretch
+from backbench.engine.execution.ahead import Ahead, Armed
+from backbench.engine.execution.device_queue import DeviceQueue
+from backbench.engine.execution.results import HostRows, Launched, StepInFlight, StepOutput
 from backbench.engine.execution.step_buffers import RequestTables, Staging, StepBuffers, StepInputs
 from backbench.engine.execution.step_shape import FEW_DRAFTED, StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.scheduling.scheduler import StepPlan
 from backbench.errors import EngineError
-
-
-@dataclass
-class StepOutput:
-    """What a step leaves on the device: tokens i64[S], and on demand their log-probabilities f32[S], the most
-    likely tokens i64[S], and candidates."""
-
-    tokens: Tensor
-    logprobs: Tensor | None = None
-    top_tokens: Tensor | None = None
-    candidates: tuple[Tensor, Tensor] | None = None
-    """The most likely tokens i64[S, k] and their log-probabilities f32[S, k]."""
-
-
-@dataclass(frozen=True)
-class Launched:
-    """What the device was given to do, and where on the host its results will be."""
-
-    results: list[Tensor]
-    candidates: list[Tensor]
-    """Both are there when `work` is done, and empty where the step samples nothing."""
-    work: Stretch
-    graph: bool
-    """Whether a captured graph was replayed."""
-
-
-class StepInFlight:
-    """A launched step whose results may not be there yet."""
-
-    def __init__(self, plan: StepPlan, inputs: StepInputs, launched: Launched) -> None:
-        self.plan = plan
-        self.inputs = inputs
-        self.graph = launched.graph
-        self._results = launched.results
-        self._candidates = launched.candidates
-        self._work = launched.work
-        self.device_ns: int | None = None
-        """How long the device took, once `read` has waited for it; None on a CPU."""
-
-    def read(self) -> tuple[list[int], list[float] | None, list[int] | None]:
-        """Wait for the step; (tokens, log-probabilities, top tokens) of the slices that sampled, in order."""
-        self._work.synchronize()
-        self.device_ns = self._work.device_ns()
-        if not self._results:
-            return [], None, None
-        lists: list[Any] = [result.tolist() for result in self._results]
-        return (lists[0], lists[1], lists[2]) if len(lists) == 3 else (lists[0], None, None)
-
-    def candidates(self, sample: int, count: int) -> list[tuple[int, float]]:
-        """After `read`: a slice's `count` most likely tokens, and their log-probabilities."""
-        ids, logprobs = (each[sample, :count].tolist() for each in self._candidates)
-        return list(zip(ids, logprobs, strict=True))
 
 
 class Followers(Protocol):
@@ -127,6 +78,8 @@ class Runner:
         self._captured = StepBuffers(limits, tables, device, self.queue, largest)
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
         self._batches: dict[StepShape, Batch] = {}
+        self._rows = HostRows(pinned=device.type != "cpu")
+        self.ahead = Ahead()
         self.graph_misses = 0
         """Steps of a shape that is captured which found no graph of their kind and ran eagerly."""
 
@@ -146,15 +99,64 @@ class Runner:
         """Graphs captured so far."""
         return len(self._graphs)
 
+    @property
+    def no_ahead(self) -> str | None:
+        """Why `arm` is not to be had; None = it is."""
+        if self.followers is not None:
+            return "other devices follow step by step"
+        if not self.graphs_enabled:
+            return "no steps are captured"
+        return self.queue.no_gates
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepInFlight:
         """Start a step; returns at once on a GPU."""
         shape = self._captured_shape(plan)
+        if (armed := self.ahead.armed) is not None:
+            inputs = self._written(armed, plan, shape)
+            if inputs is not None:
+                self.ahead.use()
+                return StepInFlight(plan, inputs, armed.launched, armed.host_ns)
+            self.disarm()
         buffers = self._eager if shape is None else self._captured
         inputs = buffers.fill(plan, shape)
         if self.followers is not None:
             self.followers.step(buffers.filled, inputs, shape is not None)
         return StepInFlight(plan, inputs, self._start(buffers, inputs))
+
+    @torch.inference_mode()
+    def arm(self, like: StepInFlight) -> None:
+        """Launch the graph of `like`, the last step launched, once more ahead of its inputs.
+
+        Until `launch` or `disarm` nothing may wait for the device but `like.read`, nor allocate its memory.
+        """
+        start = time.perf_counter_ns()
+        assert like.graph is not None and self.ahead.armed is None
+        inputs = self._captured.fill_inert(like.inputs.shape)
+        self._rows.reserve(self._graphs[like.graph][1].of_tokens, inputs.num_samples)
+        gate = self.queue.gate()
+        try:
+            self._captured.upload(inputs)
+            launched = self._submit(partial(self._replay, like.graph), inputs.num_samples, like.graph)
+        except BaseException:
+            gate.open()
+            raise
+        host_ns = time.perf_counter_ns() - start
+        self.ahead.armed = Armed(inputs, self._captured.filled, launched, gate, host_ns)
+
+    def disarm(self) -> None:
+        """Let the armed step pass, if there is one: it computes nothing anyone reads."""
+        if (armed := self.ahead.armed) is not None:
+            self._captured.fill_inert(armed.inputs.shape, armed.staging)
+            self.ahead.waste()
+
+    def _written(self, armed: Armed, plan: StepPlan, shape: StepShape | None) -> StepInputs | None:
+        """Write `plan` where the armed step reads its inputs; None where it would take another step."""
+        if shape != armed.inputs.shape or plan.copies:
+            return None
+        inputs = self._captured.fill(plan, shape, armed.staging)
+        graph = self._graph_key(inputs, self._batch(inputs))
+        return inputs if graph == armed.launched.graph and inputs.more_updates is None else None
 
     @torch.inference_mode()
     def follow(self, integers: np.ndarray, floats: np.ndarray, inputs: StepInputs, captured: bool) -> None:
@@ -166,33 +168,44 @@ class Runner:
     def _start(self, buffers: StepBuffers, inputs: StepInputs) -> Launched:
         """Upload what was filled last and launch."""
         buffers.upload(inputs)
-        captured = None
+        graph = None
         if buffers is self._eager:
             batch = buffers.batch(inputs)
         else:
             batch = self._batch(inputs)
-            captured = self._graphs.get(self._graph_key(inputs, batch))
-            self.graph_misses += captured is None
-        results: list[Tensor] = []
-        candidates: list[Tensor] = []
+            graph = self._graph_key(inputs, batch)
+            if self._graphs.get(graph) is None:
+                self.graph_misses += 1
+                graph = None
 
-        def compute() -> None:
+        def compute() -> StepOutput | None:
             if inputs.num_copies:
                 self.decoder.copy_blocks(self.caches, *buffers.copies(inputs))
-            if captured is None:
-                output = self._compute(buffers, inputs, batch)
-            else:
-                captured[0].replay()
-                output = captured[1]
-            if output is not None:
-                live = inputs.num_live_samples
-                results.extend(_start_reading((output.tokens, output.logprobs, output.top_tokens), live))
-                candidates.extend(_start_reading(output.candidates or (), live))
+            return self._compute(buffers, inputs, batch) if graph is None else self._replay(graph)
 
-        work = self.queue.stretch()
-        self.queue.submit(compute)
-        work.end()
-        return Launched(results, candidates, work, graph=captured is not None)
+        return self._submit(compute, inputs.num_live_samples, graph)
+
+    def _replay(self, graph: Hashable) -> StepOutput:
+        captured, output = self._graphs[graph]
+        captured.replay()
+        return output
+
+    def _submit(
+        self, compute: Callable[[], StepOutput | None], rows: int, graph: Hashable | None
+    ) -> Launched:
+        """Queue a step's computing, and its results' way back: the first `rows` rows of each."""
+        results, candidates = list[Tensor](), list[Tensor]()
+
+        def work() -> None:
+            output = compute()
+            if output is not None:
+                results.extend(self._rows.copy(each, rows) for each in output.of_tokens)
+                candidates.extend(self._rows.copy(each, rows) for each in output.candidates or ())
+
+        stretch = self.queue.stretch()
+        self.queue.submit(work)
+        stretch.end()
+        return Launched(results, candidates, self._rows, stretch, graph)
 
     @torch.inference_mode()
     def capture(
@@ -202,6 +215,7 @@ class Runner:
 
         `sampled`, `filtered`, `logprobs` and `candidates` say which kinds of sampling the graphs must serve.
         """
+        self.disarm()
         if self.followers is not None:
             self.followers.capture(sampled, filtered, logprobs, candidates)
         before = len(self._graphs)
@@ -216,15 +230,22 @@ class Runner:
                 self._capture_one(inputs)
         return len(self._graphs) - before
 
+    def captured_shape(self, live: StepShape, *, decodes: bool) -> StepShape | None:
+        """The smallest captured shape that holds a `live` one; None where there is none.
+
+        decodes: whether what it computes of each sequence is a decode, or verifies one's drafts.
+        """
+        shapes = [live]
+        if live.query and decodes and live.num_tokens <= FEW_DRAFTED:
+            shapes.insert(0, StepShape(live.num_tokens))
+        return next((shape for each in shapes for shape in self._shapes if shape.holds(each)), None)
+
     def _captured_shape(self, plan: StepPlan) -> StepShape | None:
-        """The smallest captured shape that holds the step; None where there is none."""
-        live = [plan.shape]
-        if plan.num_drafted and plan.num_tokens <= FEW_DRAFTED and plan.num_decodes == len(plan.slices):
-            live.insert(0, StepShape(plan.num_tokens))
-        return next((shape for each in live for shape in self._shapes if shape.holds(each)), None)
+        return self.captured_shape(plan.shape, decodes=plan.num_decodes == len(plan.slices))
 
     def release(self) -> None:
         """Give back the graphs and the caches; nothing can be launched after."""
+        self.disarm()
         self._graphs.clear()
         self.caches.clear()
 
@@ -277,21 +298,6 @@ class Runner:
     def _graph_key(self, inputs: StepInputs, batch: Batch) -> Hashable:
         flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs, inputs.candidates)
         return (inputs.shape, flags, self.decoder.plan(batch))
-
-
-def _start_reading(results: Iterable[Tensor | None], live: int) -> list[Tensor]:
-    """The first `live` rows of each result up to the first None, on their way to the host."""
-    hosts = []
-    for result in results:
-        if result is None:
-            break
-        if result.is_cuda:
-            host = torch.empty((live, *result.shape[1:]), dtype=result.dtype, pin_memory=True)
-            host.copy_(result[:live], non_blocking=True)
-        else:
-            host = result[:live]
-        hosts.append(host)
-    return hosts
 
 
 def device_seconds() -> float:

@@ -1,6 +1,6 @@
 """The inputs of a step as named views of two flat arrays, on the host and on the device alike.
 
-All that a step needs travels in those two, so one copy each brings it to a device, and any other reader that
+All that a step needs travels in those two, so one copy brings it to a device, and any other reader that
 knows the four sizes finds every field at the same place.
 """
 
@@ -10,10 +10,13 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Flat = TypeVar("Flat", np.ndarray, Tensor)
 
+ALIGNMENT_BYTES = 64
+"""Of the f32 array behind the i64 one, for kernels that load vectors."""
 FLOATS = "floats"
 """Marks the fields of the f32 array; the others are of the i64 array."""
 
@@ -89,6 +92,23 @@ class StepArrays(Generic[Flat]):
             views[name] = (floats if is_float else integers)[start : start + size]
             starts[is_float] += size
         return cls(**views)
+
+
+def num_bytes(sizes: StepSizes) -> int:
+    """Memory that holds both arrays."""
+    integers, floats = StepArrays.lengths(sizes)
+    return _start_of_floats(integers) + 4 * floats
+
+
+def arrays_in(memory: Tensor, sizes: StepSizes) -> tuple[Tensor, Tensor]:
+    """The i64 and the f32 array as views of u8 memory: one copy brings both to a device."""
+    integers, _ = StepArrays.lengths(sizes)
+    floats = memory[_start_of_floats(integers) :]
+    return memory[: 8 * integers].view(torch.int64), floats.view(torch.float32)
+
+
+def _start_of_floats(integers: int) -> int:
+    return -(-8 * integers // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def _layout(sizes: StepSizes) -> list[tuple[str, int, bool]]:

@@ -1,6 +1,6 @@
 """A step's inputs: filled on the host, copied once, read by every launch from fixed device addresses.
 
-All integers of a step travel in one pinned buffer to one device buffer, so a captured graph needs
+All numbers of a step travel in one pinned buffer to one device buffer, so a captured graph needs
 nothing but that copy before its replay. Two host buffers alternate: one can be filled while the copy from
 the other is still under way, and is only filled again once its own copy is done.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from backbench.backends.interface import Batch, SamplingBatch
 from backbench.backends.noise import noise_key
 from backbench.engine.execution.device_queue import DeviceQueue, Done, Mark
-from backbench.engine.execution.step_arrays import StepArrays, StepSizes
+from backbench.engine.execution.step_arrays import StepArrays, StepSizes, arrays_in, num_bytes
 from backbench.engine.execution.step_shape import StepShape
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Wanted
@@ -42,6 +42,8 @@ class RequestTables:
 class Staging:
     """One host side of the buffers, pinned where the device is a GPU."""
 
+    flat: Tensor
+    """All of it; the others are views."""
     integers: Tensor
     floats: Tensor
     arrays: StepArrays[np.ndarray]
@@ -69,20 +71,22 @@ class StepBuffers:
         """Block table entries one step can change by computing tokens; prefix hits may change more."""
         samples = min(limits.max_samples, max(tokens, max_seqs))
         sizes = StepSizes(tokens, max_seqs, self.max_updates, samples)
-        integers, floats = StepArrays.lengths(sizes)
-        pinned = device.type != "cpu"
-        self._stagings = [_staging(sizes, pinned) for _ in range(2)]
+        self._stagings = [_staging(sizes, pinned=device.type != "cpu") for _ in range(2)]
         self._turn = 0
-        self._device_integers = torch.zeros(integers, dtype=torch.int64, device=device)
-        self._device_floats = torch.zeros(floats, dtype=torch.float32, device=device)
-        self.on_device = StepArrays.over(self._device_integers, self._device_floats, sizes)
+        self._device_flat = torch.zeros(self.filled.flat.numel(), dtype=torch.uint8, device=device)
+        self.on_device = StepArrays.over(*arrays_in(self._device_flat, sizes), sizes)
         self._query_start = torch.zeros(max_seqs + 1, dtype=torch.int32, device=device)
         self._seq_lens = torch.zeros(max_seqs, dtype=torch.int32, device=device)
         self._block_table = torch.zeros(max_seqs, limits.blocks_per_seq, dtype=torch.int32, device=device)
 
-    def fill(self, plan: StepPlan, captured: StepShape | None = None) -> StepInputs:
-        """Write `plan` into the next host buffer: as it is, or padded to a captured shape that holds it."""
-        host = self._next_staging().arrays
+    def fill(
+        self, plan: StepPlan, captured: StepShape | None = None, into: Staging | None = None
+    ) -> StepInputs:
+        """Write `plan` into the next host buffer: as it is, or padded to a captured shape that holds it.
+
+        into: a host buffer that no copy reads before the caller lets it; None = the next one.
+        """
+        host = (into or self._next_staging()).arrays
         live = plan.shape
         if live.query and captured is not None and not captured.query:
             live = StepShape(plan.num_tokens)  # one decode a token
@@ -107,9 +111,9 @@ class StepBuffers:
             inputs.context_tokens = sum(part.start + part.num_tokens for part in plan.slices)
         return inputs
 
-    def fill_inert(self, shape: StepShape) -> StepInputs:
-        """Fill the next host buffer with padding only, as graph capture needs it."""
-        host = self._next_staging().arrays
+    def fill_inert(self, shape: StepShape, into: Staging | None = None) -> StepInputs:
+        """Fill the next host buffer, or `into`, with padding alone, which writes nothing anyone reads."""
+        host = (into or self._next_staging()).arrays
         inputs = StepInputs(shape)
         self._fill_updates(StepPlan(), host, inputs)
         self._fill_padding(host, shape, StepShape(0))
@@ -136,10 +140,9 @@ class StepBuffers:
         staging = self.filled
 
         def copy() -> None:
-            self._device_integers.copy_(staging.integers, non_blocking=True)
-            self._device_floats.copy_(staging.floats, non_blocking=True)
+            self._device_flat.copy_(staging.flat, non_blocking=True)
             if inputs.more_updates is not None:
-                rows, columns, blocks = inputs.more_updates.to(self._device_integers.device)
+                rows, columns, blocks = inputs.more_updates.to(self._device_flat.device)
                 self.tables.blocks.index_put_((rows, columns), blocks.to(torch.int32))
 
         self._queue.submit(copy)
@@ -433,7 +436,6 @@ class StepInputs:
 
 
 def _staging(sizes: StepSizes, pinned: bool) -> Staging:
-    lengths = StepArrays.lengths(sizes)
-    integers = torch.zeros(lengths[0], dtype=torch.int64, pin_memory=pinned)
-    floats = torch.zeros(lengths[1], dtype=torch.float32, pin_memory=pinned)
-    return Staging(integers, floats, StepArrays.over(integers.numpy(), floats.numpy(), sizes), Done())
+    flat = torch.zeros(num_bytes(sizes), dtype=torch.uint8, pin_memory=pinned)
+    integers, floats = arrays_in(flat, sizes)
+    return Staging(flat, integers, floats, StepArrays.over(integers.numpy(), floats.numpy(), sizes), Done())

@@ -109,6 +109,11 @@ class AdaptiveLength:
             return self.tokens if times.plain_run >= times.probe else 0
         return 0 if times.drafted_run >= REFRESH else times.best
 
+    def goes_on(self, num_seqs: int, tokens: int) -> bool:
+        """Whether `choose` will most likely say `tokens` again after the step for which it just said so."""
+        times = self._at(num_seqs)
+        return times.best == tokens and times.trial == 0 and times.drafted_run + 1 < REFRESH
+
     def observe_plain(self, num_seqs: int, seconds: float) -> None:
         """A step of decodes alone that asked for no drafts."""
         times = self._at(num_seqs)

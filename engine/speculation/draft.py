@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from backbench.backends.interface import Operations, SamplingBatch
-from backbench.engine.execution.runner import Runner, StepInFlight
+from backbench.engine.execution.results import StepInFlight
+from backbench.engine.execution.runner import Runner
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.scheduling.blocks import BlockPool
@@ -41,6 +42,8 @@ class _Computed:
 
 class DraftProposer(Proposer):
     """Drafts one token after the other, each of all sequences at once; the device waits for none of them."""
+
+    on_device = True
 
     def __init__(
         self,

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from backbench.backends.interface import Operations, SamplingBatch
+from backbench.engine.execution.runner import Runner
+from backbench.engine.execution.step_shape import StepShape
 from backbench.engine.request import SamplingParams
 from backbench.engine.scheduling.scheduler import Scheduler, Slice, StepPlan
 from backbench.engine.speculation.adaptive import AdaptiveLength
@@ -80,6 +82,27 @@ class Speculator:
             return 0
         return self.length.choose(num_running) if self.adaptive and not self.padding else self.tokens
 
+    @property
+    def no_ahead(self) -> str | None:
+        """Why no step can be launched ahead of its drafts; None = it can."""
+        return "the model that drafts needs the device" if self.proposer.on_device else None
+
+    def next_shape(self, plan: StepPlan, drafts: Drafts) -> StepShape | None:
+        """The least that the step after `plan` holds if it drafts as much again, however many of these drafts
+        are accepted, and no sequence ends before its length. None where it will be of another kind."""
+        if plan.num_drafted == 0 or plan.num_decodes < len(plan.slices):
+            return None
+        if self.adaptive and not self.padding and not self.length.goes_on(drafts.num_running, drafts.asked):
+            return None
+        lengths = []
+        for part in plan.slices:
+            left = part.sequence.end_len - part.sequence.num_tokens - len(part.draft)
+            if left > 0 and part.sequence.running:
+                lengths.append(min(1 + len(part.draft), left))
+        if max(lengths, default=1) == 1:
+            return None
+        return StepShape(0, len(lengths), sum(lengths), max(lengths))
+
     def draft(self, plan: StepPlan, tokens: int, scheduler: Scheduler) -> Drafts:
         """Let the decodes of `plan` verify up to `tokens` drafted tokens each, as far as blocks are free."""
         drafts = Drafts(tokens, len(scheduler.running), plan.num_decodes)
@@ -110,6 +133,15 @@ class Speculator:
             raise EngineError(
                 "Synthetic acceptance has no log-probabilities; use --speculate ngram:K for them."
             )
+
+    def describe(self, runner: Runner) -> dict[str, Any]:
+        """What the record has of it beside the settings."""
+        return {
+            "draft_model": self.draft_model,
+            "steps_launched_ahead": runner.ahead.used,
+            "steps_launched_in_vain": runner.ahead.wasted,
+            "not_launched_ahead": self.no_ahead or runner.no_ahead,
+        }
 
     def sampler(self, plan: StepPlan, operations: Operations) -> Callable[[Tensor, SamplingBatch], Tensor]:
         """How the step of `plan` draws its tokens under rejection sampling."""

@@ -75,7 +75,7 @@ def test_a_refused_request_raises_in_its_own_stream_only(
 def test_a_failed_step_reaches_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = open_small()
 
-    def broken() -> None:
+    def broken(**how: bool) -> None:
         raise EngineError("the device is gone")
 
     monkeypatch.setattr(engine, "step", broken)

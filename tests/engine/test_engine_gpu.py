@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -252,3 +253,52 @@ def test_speculation_changes_no_token(
     assert any(step.graph and step.draft_lengths for step in stats) == graphs
     assert engine.runner.graph_misses == 0
     assert engine.pool.num_used == 0
+
+
+@pytest.mark.parametrize("speculate", ["ngram:4", "synthetic:2.5:4"])
+@pytest.mark.parametrize("count", [1, 12])
+def test_steps_launched_ahead_change_no_token(params: SamplingParams, speculate: str, count: int) -> None:
+    """With every guess taken, right and wrong, and with none; nothing is left closed in between."""
+    config = EngineConfig(
+        max_seqs=16, max_step_tokens=512, num_blocks=60, speculate=speculate, adaptive_drafts=False
+    )
+    engine = Engine.open(
+        find_model("tiny"), backend="triton", device=detect(), dtype=torch.float32, config=config
+    )
+    engine.warm_up(params)
+    served = {}
+    for needed in (10**9, 0):
+        engine.reset_prefix_cache()
+        engine.reset_counts()
+        engine.runner.ahead.needed = needed
+        served[needed] = [done.token_ids for done in engine.generate(prompts()[:count], params)]
+        torch.cuda.synchronize()  # would wait for ever behind a closed gate
+    facts = engine.describe()
+    if facts["not_launched_ahead"] is not None:
+        assert facts["steps_launched_ahead"] == 0
+        pytest.skip(facts["not_launched_ahead"])
+    assert served[0] == served[10**9]
+    assert facts["steps_launched_ahead"] > 5
+    steps = engine.take_step_stats()
+    assert all(step.device_ns is not None and step.device_ns > 0 for step in steps)
+    assert all(step.device_ns <= step.end_ns - step.start_ns + 10**6 for step in steps if step.device_ns)
+    assert engine.runner.graph_misses == 0
+
+
+def test_an_engine_dropped_while_the_device_waits_leaves_it_free() -> None:
+    config = EngineConfig(max_seqs=4, num_blocks=200, speculate="synthetic:2.5:4", adaptive_drafts=False)
+    engine = Engine.open(
+        find_model("tiny"), backend="triton", device=detect(), dtype=torch.float32, config=config
+    )
+    engine.warm_up()
+    engine.runner.ahead.needed = 0
+    engine.add_request("a", prompts()[0], GREEDY)
+    while engine.has_work and engine.runner.ahead.armed is None:
+        engine.step(ahead=True)
+    if engine.describe()["not_launched_ahead"] is not None:
+        pytest.skip(engine.describe()["not_launched_ahead"])
+    assert engine.runner.ahead.armed is not None
+    engine.add_request("b", prompts()[1], GREEDY)  # it still has work
+    del engine
+    gc.collect()
+    torch.cuda.synchronize()

@@ -19,7 +19,14 @@ from backbench.engine.request import SamplingParams
 
 
 @pytest.mark.parametrize(
-    "device", ["on time", "on time, two steps in flight", "late", "late, padded as captured steps are"]
+    "device",
+    [
+        "on time",
+        "on time, two steps in flight",
+        "late",
+        "late, padded as captured steps are",
+        "late, graphs replayed",
+    ],
 )
 def test_every_sequence_equals_the_same_served_alone(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if device.startswith("late"):
@@ -30,7 +37,7 @@ def test_every_sequence_equals_the_same_served_alone(device: str, monkeypatch: p
     def run(setting: dict[str, Any], data: st.DataObject) -> None:
         engine = open_small(tokenizer=WordTokenizer(), **setting)
         if device.startswith("late"):
-            make_late(engine, padded="padded" in device)
+            make_late(engine, padded="padded" in device, graphs="graphs" in device)
         elif "two" in device:
             engine.max_steps_in_flight = 2
         for asked in serve(engine, data):

@@ -55,13 +55,13 @@ PROMPTS = st.one_of(
 
 
 @st.composite
-def params(draw: st.DrawFn) -> SamplingParams:
+def params(draw: st.DrawFn, lengths: tuple[int, ...]) -> SamplingParams:
     """Few choices, so that what a sequence gives alone is often known already."""
     sampled = draw(st.booleans())
     first, second = draw(st.sampled_from([(1, 2), (7, 1), (4, 4)]))
     filters = draw(st.sampled_from([{}, {"top_k": 20}, {"top_p": 0.9, "min_p": 0.05}])) if sampled else {}
     return SamplingParams(
-        max_tokens=draw(st.sampled_from([1, 2, 3, 9])),
+        max_tokens=draw(st.sampled_from(lengths)),
         temperature=1.0 if sampled else 0.0,
         **filters,
         seed=draw(st.integers(0, 1)),
@@ -85,15 +85,15 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def serve(engine: Engine, data: st.DataObject) -> list[Asked]:
-    """Requests that come and go while others run."""
+def serve(engine: Engine, data: st.DataObject, lengths: tuple[int, ...] = (1, 2, 3, 9)) -> list[Asked]:
+    """Requests that come and go while others run; lengths: of their outputs, one of these."""
     everyone: dict[str, Asked] = {}
     to_come = data.draw(st.integers(1, 7))
     while to_come or engine.has_work:
         action = data.draw(st.sampled_from(["add", "step", "step", "step", "abort"]))
         if action == "add" and to_come:
             to_come -= 1
-            asked = Asked(data.draw(PROMPTS), data.draw(params()))
+            asked = Asked(data.draw(PROMPTS), data.draw(params(lengths)))
             name = str(len(everyone))
             everyone[name] = asked
             engine.add_request(name, asked.prompt, asked.params)

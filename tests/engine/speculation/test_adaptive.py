@@ -84,3 +84,20 @@ def test_rare_drafts_are_worth_asking_for_where_asking_is_free() -> None:
     device = Device(0.9, lambda tokens: 1 + 0.1 * tokens, found=0.05, seqs=1)
     assert sum(asked > 0 for asked in device.run(1000)) > 700
     assert device.speed_up > 1.05
+
+
+def test_it_tells_before_whether_the_next_step_will_be_alike() -> None:
+    device, chosen, told = Device(0.9, lambda tokens: 1 + 0.02 * tokens), list[int](), list[bool]()
+    choose = device.length.choose
+
+    def choosing(seqs: int) -> int:
+        chosen.append(choose(seqs))
+        told.append(chosen[-1] > 0 and device.length.goes_on(seqs, chosen[-1]))
+        return chosen[-1]
+
+    device.length.choose = choosing  # type: ignore[method-assign]
+    device.run(400)
+    after = list(zip(told, chosen, chosen[1:], strict=False))
+    assert all(now == then for said, now, then in after if said), "plain steps in between are foreseen, too"
+    alike = [said for said, now, then in after if now == then > 0]
+    assert sum(alike) > 0.9 * len(alike) > 200

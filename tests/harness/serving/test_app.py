@@ -398,7 +398,7 @@ def test_a_failed_engine_is_said_and_health_tells(monkeypatch: pytest.MonkeyPatc
             running = asyncio.create_task(server.complete(max_tokens=200, ignore_eos=True, stream=True))
             await asyncio.sleep(0.1)
 
-            def broken() -> None:
+            def broken(**how: bool) -> None:
                 raise RuntimeError("the device is gone")
 
             monkeypatch.setattr(engine, "step", broken)

@@ -41,9 +41,9 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def step(self) -> Any:
+    def step(self, **how: bool) -> Any:
         time.sleep(TOKEN_S)
-        return self._engine.step()
+        return self._engine.step(**how)
 
 
 @contextlib.contextmanager
@@ -145,7 +145,7 @@ def test_it_ends_when_the_engine_has_failed(monkeypatch: pytest.MonkeyPatch) -> 
         return False
 
     with running() as (port, server, front):
-        monkeypatch.setattr(front.engine, "step", lambda: 1 / 0, raising=False)
+        monkeypatch.setattr(front.engine, "step", lambda **_: 1 / 0, raising=False)
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(request_bytes({"max_tokens": 2}))
             assert b"500 Internal Server Error" in client.recv(100)
