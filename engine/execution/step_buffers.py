@@ -49,6 +49,8 @@ class Staging:
     arrays: StepArrays[np.ndarray]
     uploaded: Mark
     """Until here the device may read it."""
+    num_updates: int
+    """Block table entries that may be in it; those that follow are padding's."""
 
 
 class StepBuffers:
@@ -73,6 +75,7 @@ class StepBuffers:
         sizes = StepSizes(tokens, max_seqs, self.max_updates, samples)
         self._stagings = [_staging(sizes, pinned=device.type != "cpu") for _ in range(2)]
         self._turn = 0
+        self._counted = np.arange(max_seqs + 1)
         self._device_flat = torch.zeros(self.filled.flat.numel(), dtype=torch.uint8, device=device)
         self.on_device = StepArrays.over(*arrays_in(self._device_flat, sizes), sizes)
         self._query_start = torch.zeros(max_seqs + 1, dtype=torch.int32, device=device)
@@ -86,8 +89,8 @@ class StepBuffers:
 
         into: a host buffer that no copy reads before the caller lets it; None = the next one.
         """
-        host = (into or self._next_staging()).arrays
-        live = plan.shape
+        staging = into or self._next_staging()
+        host, live = staging.arrays, plan.shape
         if live.query and captured is not None and not captured.query:
             live = StepShape(plan.num_tokens)  # one decode a token
         shape = captured or live
@@ -95,7 +98,7 @@ class StepBuffers:
         if captured is None:
             inputs.num_samples = sum(part.samples for part in plan.slices)
             inputs.max_query = max((part.num_tokens for part in plan.slices[live.decodes :]), default=1)
-        self._fill_updates(plan, host, inputs)
+        self._fill_updates(plan, staging, inputs)
         self._fill_copies(plan, host, inputs)
         if plan.num_drafted == 0:
             self._fill_decodes(plan, host)
@@ -113,9 +116,9 @@ class StepBuffers:
 
     def fill_inert(self, shape: StepShape, into: Staging | None = None) -> StepInputs:
         """Fill the next host buffer, or `into`, with padding alone, which writes nothing anyone reads."""
-        host = (into or self._next_staging()).arrays
-        inputs = StepInputs(shape)
-        self._fill_updates(StepPlan(), host, inputs)
+        staging = into or self._next_staging()
+        host, inputs = staging.arrays, StepInputs(shape)
+        self._fill_updates(StepPlan(), staging, inputs)
         self._fill_padding(host, shape, StepShape(0))
         host.logits_indices[:] = 0
         host.logits_seqs[:] = 0
@@ -134,6 +137,7 @@ class StepBuffers:
         staging = self._next_staging()
         staging.integers.numpy()[:] = integers
         staging.floats.numpy()[:] = floats
+        staging.num_updates = self.max_updates
 
     def upload(self, inputs: StepInputs) -> None:
         """Copy the buffer filled last to the device; asynchronous on a GPU."""
@@ -286,17 +290,20 @@ class StepBuffers:
             (slice(shape.decodes + live.prompts, shape.num_seqs), slice(end, shape.num_tokens)),
         )
         for seqs, tokens in gaps:
-            host.ids[tokens] = 0
-            host.positions[tokens] = 0
-            host.slot_mapping[tokens] = -1
-            host.rows[seqs] = self.tables.padding_row
-            host.seq_lens[seqs] = 0
-        host.query_start[: shape.decodes + 1] = np.arange(shape.decodes + 1)
-        host.query_start[shape.decodes + live.prompts + 1 : shape.num_seqs + 1] = end
+            if tokens.start < tokens.stop:
+                host.ids[tokens] = 0
+                host.positions[tokens] = 0
+                host.slot_mapping[tokens] = -1
+            if seqs.start < seqs.stop:
+                host.rows[seqs] = self.tables.padding_row
+                host.seq_lens[seqs] = 0
+        host.query_start[: shape.decodes + 1] = self._counted[: shape.decodes + 1]
+        if shape.prompts > live.prompts:
+            host.query_start[shape.decodes + live.prompts + 1 : shape.num_seqs + 1] = end
 
-    def _fill_updates(self, plan: StepPlan, host: StepArrays[np.ndarray], inputs: StepInputs) -> None:
+    def _fill_updates(self, plan: StepPlan, staging: Staging, inputs: StepInputs) -> None:
         """Bring the host's block table up to date, and tell the device: in the buffers, or beside them."""
-        count = len(plan.table_updates)
+        host, count = staging.arrays, len(plan.table_updates)
         if count:
             rows, columns = np.array(list(plan.table_updates)).T
             blocks = np.array(list(plan.table_updates.values()))
@@ -308,9 +315,12 @@ class StepBuffers:
                 host.update_rows[:count] = rows
                 host.update_columns[:count] = columns
                 host.update_blocks[:count] = blocks
-        host.update_rows[count:] = self.tables.padding_row
-        host.update_columns[count:] = 0
-        host.update_blocks[count:] = 0
+        if count < staging.num_updates:
+            stale = slice(count, staging.num_updates)
+            host.update_rows[stale] = self.tables.padding_row
+            host.update_columns[stale] = 0
+            host.update_blocks[stale] = 0
+        staging.num_updates = count
 
     def _fill_copies(self, plan: StepPlan, host: StepArrays[np.ndarray], inputs: StepInputs) -> None:
         inputs.num_copies = count = len(plan.copies)
@@ -377,13 +387,14 @@ class StepBuffers:
         padded = inputs.num_samples
         host.logits_rows[:live] = rows
         host.forced[:live] = forced
-        host.logits_indices[live:padded] = 0
-        host.logits_seqs[live:padded] = 0
-        host.logits_rows[live:padded] = self.tables.padding_row
-        host.forced[live:padded] = -1
+        if live < padded:
+            host.logits_indices[live:padded] = 0
+            host.logits_seqs[live:padded] = 0
+            host.logits_rows[live:padded] = self.tables.padding_row
+            host.forced[live:padded] = -1
         inputs.any_forced = max(forced, default=-1) >= 0
         inputs.logprobs = any(p.logprobs for p in params)
-        host.temperature[:live] = 0.0
+        host.temperature[:padded] = 0.0
         if not inputs.all_greedy:
             inputs.any_filter = any(p.filters for p in params if p.temperature)
             host.noise_keys[:live] = keys
@@ -391,7 +402,6 @@ class StepBuffers:
             host.top_k[:live] = [p.top_k for p in params]
             host.top_p[:live] = [p.top_p for p in params]
             host.min_p[:live] = [p.min_p for p in params]
-        host.temperature[live:padded] = 0.0
 
 
 class StepInputs:
@@ -438,4 +448,5 @@ class StepInputs:
 def _staging(sizes: StepSizes, pinned: bool) -> Staging:
     flat = torch.zeros(num_bytes(sizes), dtype=torch.uint8, pin_memory=pinned)
     integers, floats = arrays_in(flat, sizes)
-    return Staging(flat, integers, floats, StepArrays.over(integers.numpy(), floats.numpy(), sizes), Done())
+    arrays = StepArrays.over(integers.numpy(), floats.numpy(), sizes)
+    return Staging(flat, integers, floats, arrays, Done(), sizes.updates)
