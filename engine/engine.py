@@ -14,7 +14,7 @@ from backbench.backends.interface import Device, Peers, Selection
 from backbench.engine.beams import Beams, num_candidates
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.results import StepInFlight
-from backbench.engine.execution.runner import Runner
+from backbench.engine.execution.runner import Runner, device_seconds
 from backbench.engine.limits import EngineLimits, realise_limits
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.models.on_the_fly import OnTheFly
@@ -286,8 +286,12 @@ class Engine:
         """
         if self.has_work:
             raise EngineError("warm_up needs an idle engine; finish or abort its requests first.")
-        params = params or SamplingParams()
-        return warm_up(self, params, num_candidates(params, self._eos) if params.beams > 1 else 0)
+        start, params = device_seconds(), params or SamplingParams()
+        candidates = num_candidates(params, self._eos) if params.beams > 1 else 0
+        warm_up(self.runner, self.speculator, params, candidates, self.generate)
+        self.reset_prefix_cache()
+        self.reset_counts()
+        return device_seconds() - start
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, so that a run starts cold."""

