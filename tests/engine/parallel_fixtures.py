@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from engine_fixtures import small_config
 
@@ -65,10 +68,18 @@ class WrongShardSource(LoudSource):
         return weights
 
 
-def open_on(source: Any, world: int, team: Team | None = None, **settings: Any) -> Engine:
+def open_on(
+    source: Any,
+    world: int,
+    team: Team | None = None,
+    overrides: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Engine:
     """An engine of the torch backend over `world` processes of this CPU, block size 4."""
     config = EngineConfig(**({"block_size": 4, "max_seqs": 8, "max_step_tokens": 96} | settings), tp=world)
-    return Engine.open(source, backend="torch", device=cpu(), config=config, team=team)
+    return Engine.open(
+        source, backend="torch", device=cpu(), config=config, overrides=overrides, team=team
+    )
 
 
 def prompts(vocab_size: int) -> list[list[int]]:
@@ -100,3 +111,12 @@ def fail_on(member: Member, rank: int) -> None:
         raise ValueError("the dog ate it")
     if member.connection is not None:
         member.connection.recv_bytes()
+
+
+def gone(pids: list[int]) -> bool:
+    """Ended; whether their new parent has asked how is not theirs."""
+    running = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            running.append(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return not any(running)

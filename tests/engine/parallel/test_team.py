@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from parallel_fixtures import BASE, LoudSource, add, fail_on, interpreted, open_on, prompts
+from parallel_fixtures import BASE, LoudSource, add, fail_on, gone, interpreted, open_on, prompts
 
 from backbench.backends.interface.device import cpu
 from backbench.engine.parallel.team import STILL_S, Team
@@ -117,11 +116,3 @@ def test_nothing_outlives_the_first_rank(how: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert set(Path("/dev/shm").iterdir()) <= before
 
-
-def gone(pids: list[int]) -> bool:
-    """Ended; whether their new parent has asked how is not theirs."""
-    running = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            running.append(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    return not any(running)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
-from parallel_fixtures import BASE, KINDS, MODELS, LoudSource, WrongShardSource, open_on, prompts
+from parallel_fixtures import BASE, KINDS, MODELS, LoudSource, WrongShardSource, gone, open_on, prompts
 
 from backbench.backends.interface.device import cpu
 from backbench.engine.engine import Engine
+from backbench.engine.models.checkpoint import find_model
 from backbench.engine.parallel.team import Team
 from backbench.engine.request import SamplingParams
-from backbench.errors import BackendError
+from backbench.errors import BackendError, EngineError
 from backbench.harness import correctness
+
+DRAFTING = {"speculate": "draft:tiny-draft:2", "adaptive_drafts": False, "overlap": False}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -94,6 +99,59 @@ def test_drafts_and_beams_reach_every_rank(team: Team) -> None:
         found = [each.token_ids for each in one.generate(repeating, search)]
     with open_on(source, team.world, team) as several:
         assert [each.token_ids for each in several.generate(repeating, search)] == found
+
+
+def test_a_model_that_drafts_lies_on_the_first_device_alone(team: Team) -> None:
+    """The others only verify what it drafted."""
+    source = find_model("tiny")
+    texts = [[(7 * i + 13 * salt) % 500 for i in range(length)] for salt, length in enumerate((3, 30, 70))]
+    kinds = (
+        SamplingParams(max_tokens=16, ignore_eos=True),
+        SamplingParams(max_tokens=12, temperature=0.7, top_p=0.9, seed=4, n=2, ignore_eos=True),
+    )
+    overrides = {"collectives": "torch"}  # which mean nothing to the model that drafts
+    with (
+        open_on(source, 1) as one,
+        open_on(source, team.world, team, overrides=overrides, **DRAFTING) as several,
+    ):
+        for params in kinds:
+            plain = [each.token_ids for each in one.generate(texts, params)]
+            assert [each.token_ids for each in several.generate(texts, params)] == plain
+        assert sum(sum(step.accepted_lengths) for step in several.take_step_stats()) > 0
+        assert several.speculator is not None
+        held, per_block = several.speculator.proposer.memory()
+        first, *others = several.memory_by_device()
+        for other in others:
+            assert first["weights_bytes"] - other["weights_bytes"] == held > 0
+            assert first["kv_pool_bytes"] - other["kv_pool_bytes"] == per_block * several.pool.num_blocks > 0
+        assert first["weights_bytes"] == several.memory()["weights_bytes"]
+
+
+def test_the_pool_fits_beside_the_model_that_drafts_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first device holds fewest blocks; 1 MiB is given to this process alone."""
+    monkeypatch.setattr("backbench.engine.limits.CPU_POOL_BYTES", 2**20)
+    with open_on(find_model("tiny"), 2, **DRAFTING) as engine:
+        assert engine.speculator is not None
+        own, drafting = engine.decoder.cache_bytes_per_block(), engine.speculator.proposer.memory()[1]
+        assert engine.pool.num_blocks == 2**20 // (own + drafting) < 2**20 // own
+        first, other = engine.memory_by_device()
+        assert first["kv_pool_bytes"] <= 2**20
+        assert other["kv_pool_bytes"] == own * engine.pool.num_blocks
+
+
+def test_a_rank_that_is_killed_while_another_drafts_ends_the_run() -> None:
+    engine = open_on(find_model("tiny"), 2, **DRAFTING)
+    assert engine.ranks is not None
+    team = engine.ranks.team
+    engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=200, ignore_eos=True))
+    for _ in range(4):
+        engine.step()
+    os.kill(team.pids[0], signal.SIGKILL)
+    with pytest.raises(EngineError, match="Rank 1 of 2 .* ended by SIGKILL"):
+        while engine.has_work:
+            engine.step()
+    engine.close()
+    assert gone(team.pids)
 
 
 def test_what_each_device_holds(team: Team) -> None:
