@@ -64,7 +64,8 @@ class WrongShardSource(LoudSource):
         if shard.world > 1 and shard.rank == shard.world - 1:
             held = weights.layers[0].attention_output
             assert isinstance(held, Weight)
-            held.q.copy_(held.q.roll(1, dims=1))
+            codes = held.q.view(torch.uint8) if held.q.itemsize == 1 else held.q
+            codes.copy_(codes.roll(1, dims=1))
         return weights
 
 

@@ -6,14 +6,17 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from parallel_fixtures import BASE, KINDS, MODELS, LoudSource, WrongShardSource, gone, open_on, prompts
 
 from backbench.backends.interface.device import cpu
+from backbench.backends.quantization import SCHEMES
 from backbench.engine.engine import Engine
 from backbench.engine.models.checkpoint import find_model
+from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.parallel.team import Team
 from backbench.engine.request import SamplingParams
 from backbench.errors import BackendError, EngineError
@@ -169,6 +172,16 @@ def test_a_wrong_shard_is_caught_by_the_check_of_results(team: Team) -> None:
     right = correctness.check(open_on(LoudSource(BASE), team.world, team), LoudSource(BASE))
     assert right["passed"], right.get("reason")
     wrong = correctness.check(open_on(WrongShardSource(BASE), team.world, team), LoudSource(BASE))
+    assert wrong["passed"] is False
+    assert "log-probabilities differ" in wrong["reason"]
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8-w8a8"])
+def test_rows_that_each_device_rounds_for_itself_are_checked(team: Team, scheme: str) -> None:
+    model = replace(BASE, on_the_fly=OnTheFly(SCHEMES[scheme]))
+    right = correctness.check(open_on(LoudSource(model), team.world, team), LoudSource(model))
+    assert right["passed"] is True, right.get("reason")
+    wrong = correctness.check(open_on(WrongShardSource(model), team.world, team), LoudSource(model))
     assert wrong["passed"] is False
     assert "log-probabilities differ" in wrong["reason"]
 
