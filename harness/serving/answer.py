@@ -166,12 +166,17 @@ class Answer(ABC):
     def _tokens(self, name: str) -> AsyncGenerator[tuple[int, Token], None]:
         return self.front.generate(name, self._prompts, self.params, self._arrived_ns)
 
+    def _ids(self, tokens: list[NewToken]) -> dict[str, list[int]]:
+        return {"token_ids": [token.token_id for token in tokens]} if self._how.token_ids else {}
+
     async def _whole(self) -> dict[str, Any]:
         head = self.head(streamed=False)
         async with aclosing(self._tokens(head["id"])) as tokens:
             async for prompt, token in tokens:
                 self._choices.push(prompt, token)
-        choices = [self.choice(index, choice) for index, choice in self._choices.all()]
+        choices = [
+            self.choice(index, choice) | self._ids(choice.tokens) for index, choice in self._choices.all()
+        ]
         return head | {"choices": choices, "usage": self._choices.usage()} | self._choices.metrics()
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
@@ -180,7 +185,7 @@ class Answer(ABC):
             async for prompt, token in tokens:
                 index, choice, new = self._choices.push(prompt, token)
                 usage = {"usage": self._choices.usage()} if self._how.continuous_usage else {}
-                yield event(head | {"choices": [self.chunk(index, choice, new)]} | usage)
+                yield event(head | {"choices": [self.chunk(index, choice, new) | self._ids([new])]} | usage)
         if self._how.include_usage:
             last = {"choices": [], "usage": self._choices.usage()}
             yield event(head | last | self._choices.metrics())

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +24,9 @@ from parallel_fixtures import gone
 from serving_fixtures import MAX_BODY_BYTES, tiny_engine
 
 from backbench.errors import EngineError, HarnessError
+from backbench.harness import experiment
+from backbench.harness.experiment import Observer
+from backbench.harness.options import run_options
 from backbench.harness.serving.app import make_app
 from backbench.harness.serving.front import Front
 from backbench.harness.serving.options import serve_options
@@ -178,6 +182,19 @@ def test_a_lost_device_ends_the_server_in_one_line(busy: bool) -> None:
         line = str(front.failure)
         assert line.startswith("Rank 1 of 2 (process ") and line.endswith("it was ended by SIGKILL")
     assert gone(pids)
+
+
+def test_bench_run_measures_sessions_on_it(tmp_path: Path) -> None:
+    """An answer is part of the next turn's prompt, so its token ids are asked for."""
+    given = {"workload": "synthetic", "turns": 2, "num_requests": 6, "concurrency": 2, "warmup": 0}
+    given |= {"input_lengths": "fixed:8", "output_lengths": "fixed:5", "calibrate_client": False}
+    with running() as (port, _, _):
+        asked = given | {"url": f"http://127.0.0.1:{port}/v1", "out": tmp_path / "run"}
+        record = experiment.run(run_options(asked), Observer()).record
+    assert record.backend["server"] == "backbench"
+    counts = record.metrics["counts"]
+    assert (counts["completed"], counts["failed"]) == (counts["intended"], 0) and counts["completed"] >= 6
+    assert record.target["errors"] == {}
 
 
 def test_an_address_that_is_not_to_be_had_is_said() -> None:
