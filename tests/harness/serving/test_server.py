@@ -185,16 +185,21 @@ def test_a_lost_device_ends_the_server_in_one_line(busy: bool) -> None:
 
 
 def test_bench_run_measures_sessions_on_it(tmp_path: Path) -> None:
-    """An answer is part of the next turn's prompt, so its token ids are asked for."""
+    """An answer is part of the next turn's prompt, so its token ids are asked for; and drafts are counted."""
     given = {"workload": "synthetic", "turns": 2, "num_requests": 6, "concurrency": 2, "warmup": 0}
-    given |= {"input_lengths": "fixed:8", "output_lengths": "fixed:5", "calibrate_client": False}
-    with running() as (port, _, _):
+    given |= {"input_lengths": "fixed:8", "output_lengths": "fixed:12", "calibrate_client": False}
+    drafting = {"speculate": "synthetic:2:3", "adaptive_drafts": False, "backend": "torch", "max_len": 256}
+    engine = open_engine(serve_options("tiny", drafting | {"device": "cpu", "num_blocks": 64}))
+    with running(engine=engine) as (port, _, _):
         asked = given | {"url": f"http://127.0.0.1:{port}/v1", "out": tmp_path / "run"}
         record = experiment.run(run_options(asked), Observer()).record
     assert record.backend["server"] == "backbench"
     counts = record.metrics["counts"]
     assert (counts["completed"], counts["failed"]) == (counts["intended"], 0) and counts["completed"] >= 6
     assert record.target["errors"] == {}
+    server = record.target["server_metrics"]
+    assert server["over_the_run"]["drafted_tokens"] > server["over_the_run"]["accepted_draft_tokens"] > 0
+    assert 1 < server["mean_acceptance_length"] < 4
 
 
 def test_an_address_that_is_not_to_be_had_is_said() -> None:
