@@ -276,3 +276,21 @@ def test_the_command_serves_and_ends_with_its_requests_done(
             assert server.wait(20) == 0 and gone(others)
         finally:
             server.kill()
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_one_line_when_a_device_is_lost() -> None:
+    command = [sys.executable, "-m", "backbench", "serve", "tiny", "--port", "0", "-b", "torch"]
+    command += ["--device", "cpu", "--max-len", "512", "--tp", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as server:
+        assert server.stdout is not None and server.stderr is not None
+        try:
+            assert "Serving tiny" in [server.stdout.readline() for _ in range(2)][-1]
+            (other,) = psutil.Process(server.pid).children(recursive=True)
+            other.kill()
+            assert server.wait(20) == 2
+            (line,) = [each for each in server.stderr.read().splitlines() if each.startswith("error: ")]
+            assert line.startswith("error: Rank 1 of 2 (process ") and line.endswith("ended by SIGKILL")
+        finally:
+            server.kill()
