@@ -164,6 +164,7 @@ class EngineSubject:
         if (change := OnTheFly.asked(self.config)) is not None:
             self.source = self.source.on_the_fly(change)
             _ = self.source.config.spec  # what cannot be rounded is refused now
+        self.source.config.spec.divided(self.config.tp)  # nor can everything be divided
         self._unquantized = self._original(stored)
         self._predicted: accuracy.Unquantized | None = None
         self.accelerator: dict[str, Any] = {}
