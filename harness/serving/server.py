@@ -37,6 +37,8 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
         tell(f"Loading {options.model}")
         with open_engine(options) as engine:
             warm_up(engine)
+            if engine.speculator is not None and not engine.speculator.proposer.accurate:
+                tell("Whether drafts are accepted is drawn (--speculate synthetic): the text means nothing.")
             front = Front(engine, options.names(), max_queue=options.max_queue)
             app = make_app(
                 front,

@@ -30,7 +30,7 @@ from backbench.harness.options import run_options
 from backbench.harness.serving.app import make_app
 from backbench.harness.serving.front import Front
 from backbench.harness.serving.options import serve_options
-from backbench.harness.serving.server import Server, listen, open_engine, server_config
+from backbench.harness.serving.server import Server, listen, open_engine, serve, server_config
 
 DATA_SEGMENTS_IN = 152
 """Where Linux's struct tcp_info counts the segments with data that came in."""
@@ -200,6 +200,15 @@ def test_bench_run_measures_sessions_on_it(tmp_path: Path) -> None:
     server = record.target["server_metrics"]
     assert server["over_the_run"]["drafted_tokens"] > server["over_the_run"]["accepted_draft_tokens"] > 0
     assert 1 < server["mean_acceptance_length"] < 4
+
+
+def test_text_that_means_nothing_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Server, "run", lambda self, sockets: None)
+    asked = {"port": 0, "backend": "torch", "device": "cpu", "max_len": 64, "num_blocks": 64}
+    for speculate in ("ngram:3", "synthetic:2:3"):
+        serve(serve_options("tiny", asked | {"speculate": speculate}), told.append)
+    assert [line for line in told if "the text means nothing" in line] == told[-1:]
 
 
 def test_an_address_that_is_not_to_be_had_is_said() -> None:
