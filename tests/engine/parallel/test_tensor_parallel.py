@@ -130,6 +130,20 @@ def test_a_model_that_drafts_lies_on_the_first_device_alone(team: Team) -> None:
         assert first["weights_bytes"] == several.memory()["weights_bytes"]
 
 
+def test_traffic_under_pressure_while_one_device_drafts(team: Team) -> None:
+    """Preemptions, forks, prefix hits and aborts leave both models' caches right."""
+    source, limits = find_model("tiny"), {"num_blocks": 40, "max_seqs": 4}
+    with open_on(source, 1, **limits) as one, open_on(source, team.world, team, **limits, **DRAFTING) as several:
+        plain, drafted = traffic(one, 1), traffic(several, 1)
+        assert several.scheduler.preemptions > 0
+    for key, tokens in plain.items():
+        if int(key[0]) % 7 == 6:  # aborted: how far it came depends on the tokens of a step
+            shared = min(len(tokens), len(drafted.get(key, [])))
+            assert drafted.get(key, [])[:shared] == tokens[:shared]
+        else:
+            assert drafted[key] == tokens
+
+
 def test_the_pool_fits_beside_the_model_that_drafts_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first device holds fewest blocks; 1 MiB is given to this process alone."""
     monkeypatch.setattr("backbench.engine.limits.CPU_POOL_BYTES", 2**20)
