@@ -22,6 +22,12 @@ from backbench.engine.models.weights import Weights, random_weights
 from backbench.engine.parallel.team import Member, Team
 from backbench.engine.request import SamplingParams
 
+DRAFTING: dict[str, Any] = {
+    "speculate": "draft:tiny-draft:2",
+    "adaptive_drafts": False,
+    "overlap": False,
+}
+"""Settings of `tiny` with a model that drafts for it at any price."""
 BASE = replace(small_config(), hidden_size=64, q_heads=8, ffn_size=128)
 WIDE = replace(BASE, hidden_size=128, q_heads=4, head_dim=128, ffn_size=512)
 MODELS: dict[str, ModelConfig] = {
@@ -78,9 +84,7 @@ def open_on(
 ) -> Engine:
     """An engine of the torch backend over `world` processes of this CPU, block size 4."""
     config = EngineConfig(**({"block_size": 4, "max_seqs": 8, "max_step_tokens": 96} | settings), tp=world)
-    return Engine.open(
-        source, backend="torch", device=cpu(), config=config, overrides=overrides, team=team
-    )
+    return Engine.open(source, backend="torch", device=cpu(), config=config, overrides=overrides, team=team)
 
 
 def prompts(vocab_size: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""`--sparsity-method wanda`: the zeros of `bench quantize --sparsity-method wanda`, made while weights are loaded."""
+"""`--sparsity-method wanda`: the zeros that `bench quantize` makes so, made while weights are loaded."""
 
 from __future__ import annotations
 

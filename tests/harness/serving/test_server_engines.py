@@ -79,7 +79,9 @@ def test_what_became_of_drafts_is_in_the_answer_and_in_the_metrics() -> None:
         steps, accepted = told["num_spec_steps"], told["num_accepted_draft_tokens"]
         assert sum(histogram) == steps > 0
         assert sum(count * length for length, count in enumerate(histogram)) == accepted > 0
-        assert steps + accepted < 40, "a step gives one token more than it accepts, the first one of the prompt"
+        assert steps + accepted < 40, (
+            "a step gives one token more than it accepts, the first one of the prompt"
+        )
         assert told["mean_acceptance_length"] == pytest.approx(1 + accepted / steps)
         assert told["draft_acceptance_rate"] == pytest.approx(accepted / told["num_draft_tokens"])
         counted = parse(text)

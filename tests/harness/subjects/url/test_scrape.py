@@ -91,9 +91,7 @@ def pages(*texts: str | Exception) -> Callable[[], str]:
 
 
 def test_what_grew_and_what_was_sampled() -> None:
-    scraper = Scraper(
-        pages(vllm(100, 40), vllm(150, 50), vllm(300, 140)), SERVERS["vllm"], period_s=0.01
-    )
+    scraper = Scraper(pages(vllm(100, 40), vllm(150, 50), vllm(300, 140)), SERVERS["vllm"], period_s=0.01)
     start_ns = time.perf_counter_ns()
     scraper.start()
     time.sleep(0.1)
