@@ -221,10 +221,11 @@ def test_beams_that_are_preempted_at_any_moment(late: bool) -> None:
 
 def test_a_beam_that_computes_its_tokens_again_is_waited_for() -> None:
     """One beam is heard while the other is still computing its tokens again. Then both are preempted, and
-    sample in one step, in which the other lands first: what the one will say again is still to come."""
+    sample in one step, in which the other lands first: what the one will say again is still to come. (It is
+    among those that go on: one that is dropped there says nothing.)"""
     prompt, params = (0, 3, 6), SamplingParams(max_tokens=14, beams=2, n=2, ignore_eos=True)
     wanted = alone(prompt, params)
-    engine = open_small(max_seqs=3, max_step_tokens=24, prefix_cache=False)
+    engine = open_small(max_seqs=3, max_step_tokens=20, prefix_cache=False)
     s, schedule, sampled = engine.scheduler, engine.scheduler.schedule, list[list[Any]]()
 
     def noted() -> Any:
@@ -239,7 +240,7 @@ def test_a_beam_that_computes_its_tokens_again_is_waited_for() -> None:
     beams: list[Any] = []
     both = False
     while engine.has_work:
-        if not beams and len(s.running) == 3 and len(s.running[1].token_ids) == 12:
+        if not beams and len(s.running) == 3 and len(s.running[1].token_ids) == 10:
             first, *beams = s.running
             s._preempt(beams[1])
             s._preempt(first)  # takes most of the next step, and leaves too little for the whole beam
