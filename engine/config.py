@@ -182,9 +182,9 @@ class EngineConfig:
             raise EngineError(
                 "--speculation-sampling rejection needs drafts; add --speculate ngram:K or draft:MODEL:K."
             )
-        if self.tp > 1 and (self.speculation_sampling == "rejection" or (asked and asked.model)):
+        if self.tp > 1 and self.speculation_sampling == "rejection":
             raise EngineError(
-                "Over several devices every rank draws all tokens from the same noise, and none has a model "
-                "that drafts: with --tp give --speculate ngram:K or synthetic:L:K, and exact sampling."
+                "Over several devices every rank draws all tokens from the same noise: with --tp leave out "
+                "--speculation-sampling rejection."
             )
         return asked

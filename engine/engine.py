@@ -152,12 +152,12 @@ class Engine:
                 overrides=overrides,
             )
         job = Job(source, backend, dtype, config, dict(overrides or {}))
+        beside = 0 if draft is None else draft.decoder.cache_bytes_per_block()
         if config.tp == 1:
             ranks = None
-            beside = 0 if draft is None else draft.decoder.cache_bytes_per_block()
             part = open_part(job, Peers(0, 1, device), weights, drafting_bytes_per_block=beside)
         else:
-            ranks = Ranks(job, config.tp, device, team)
+            ranks = Ranks(job, config.tp, device, team, drafting_bytes_per_block=beside)
             part = ranks.part
         overlapped = config.overlap and not on_cpu
         return cls(
@@ -345,7 +345,11 @@ class Engine:
 
     def memory_by_device(self) -> list[dict[str, Any]]:
         """Bytes on each device, by rank; empty where there is one."""
-        return [] if self.ranks is None else self.ranks.memory(self.runner)
+        if self.ranks is None:
+            return []
+        first, *others = self.ranks.memory(self.runner)
+        own = self.memory()  # which has the model that drafts, too
+        return [first | {name: own[name] for name in ("weights_bytes", "kv_pool_bytes")}, *others]
 
     def check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
         """The prompt's token ids; EngineError where the request can never be served."""
@@ -514,7 +518,10 @@ class Engine:
             logprob, top_token = None, None
             if told is not None and sequence.params.logprobs:
                 logprob, top_token = told[0][i], told[1][i]
-            visible.append(Token(sequence.request_id, sequence.index, token, logprob, top_token, reason))
+            draft = drafts.results[-1] if i == 0 else None
+            visible.append(
+                Token(sequence.request_id, sequence.index, token, logprob, top_token, reason, draft)
+            )
             if reason is not None:
                 break
         self.scheduler.accept(part, outputs[: len(visible) - 1])

@@ -157,6 +157,8 @@ class Token(NamedTuple):
     """The most likely token at this position (with `logprobs`)."""
     finish_reason: str | None = None
     """On a sequence's last token: "length", "stop"."""
+    draft: tuple[int, int] | None = None
+    """On the first token of a step that verified a draft: (tokens drafted, accepted)."""
 
 
 @dataclass

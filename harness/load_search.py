@@ -49,7 +49,8 @@ class Found:
 
 
 class LoadedOnce:
-    """A subject for many runs: prepared by the first of them, its results checked by the first that asks."""
+    """A subject for many runs: prepared by the first of them (again where its check gave back what was
+    loaded), its results checked by the first that asks."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
@@ -60,7 +61,7 @@ class LoadedOnce:
         return getattr(self._subject, name)
 
     def prepare(self, workload: Workload, stage: Callable[[str], None]) -> None:
-        if not self._prepared:
+        if not (self._prepared and self._subject.loaded):
             self._subject.prepare(workload, stage)
         self._prepared = True
 

@@ -42,11 +42,16 @@ ENGINE_ONLY = (
     "attention",
     "linear",
     "ops",
+    "collectives",
     "interpret",
+    "beams",
+    "length_penalty",
     "accuracy",
     "against",
 )
 """Options of RunOptions that say nothing to a server; nor do those of the engine, but for `max_len`."""
+OVERRIDES = {"attention": "attention", "linear": "linear", "operations": "ops", "collectives": "collectives"}
+"""Operation -> the option of RunOptions that names the backend that serves it instead."""
 LONGEST_FILE = 2**20
 """Bytes of a configuration file."""
 LONGEST_NAME = 64
@@ -276,12 +281,7 @@ class RunOptions:
     @property
     def overrides(self) -> dict[str, str]:
         """Operation -> backend that serves it instead."""
-        named = {
-            "attention": self.attention,
-            "linear": self.linear,
-            "operations": self.ops,
-            "collectives": self.collectives,
-        }
+        named = {operation: getattr(self, name) for operation, name in OVERRIDES.items()}
         return {operation: name for operation, name in named.items() if name is not None}
 
     def asked(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from backbench.errors import EngineError
 METHODS = ("rtn", "gptq", "awq")
 """How weights are rounded: to nearest; GPTQ, errors made up for by later features; AWQ, features that matter
 made larger before."""
-PRUNING = ("magnitude", "wanda")
+SPARSITY_METHODS = ("magnitude", "wanda")
 """Which weights become 0: the smallest; the smallest times the norm of their inputs."""
 
 
@@ -31,21 +31,26 @@ class Recipe:
     scheme: Scheme
     """Of all products; dense with a sparsity = only zeros are made."""
     method: str = "rtn"
-    prune: str = "magnitude"
+    sparsity_method: str = "magnitude"
     head: bool = False
     """The output head, too."""
 
     def __post_init__(self) -> None:
         """Raises EngineError where the parts contradict each other."""
-        for name, given, known in (("method", self.method, METHODS), ("prune", self.prune, PRUNING)):
+        for name, given, known in (
+            ("method", self.method, METHODS),
+            ("sparsity-method", self.sparsity_method, SPARSITY_METHODS),
+        ):
             if given not in known:
                 raise EngineError(f"--{name} takes {' or '.join(known)}; not {given!r}.")
         if self.scheme == Scheme():
             raise EngineError("Nothing is asked for; give --scheme, --sparsity or both.")
         if self.method != "rtn" and self.scheme.dense:
             raise EngineError(f"--method {self.method} says how weights are rounded; give --scheme, too.")
-        if self.prune != "magnitude" and self.scheme.sparsity is None:
-            raise EngineError(f"--prune {self.prune} says which weights become 0; give --sparsity, too.")
+        if self.sparsity_method != "magnitude" and self.scheme.sparsity is None:
+            raise EngineError(
+                f"--sparsity-method {self.sparsity_method} says which weights become 0; give --sparsity, too."
+            )
         if self.method == "awq" and self.scheme.activation is not None:
             raise EngineError(
                 "--method awq weighs what rounding weights costs, not rows; take a scheme of weights alone, "
@@ -55,14 +60,14 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """What products are given decides something."""
-        return self.method != "rtn" or self.prune == "wanda"
+        return self.method != "rtn" or self.sparsity_method == "wanda"
 
     def prune_weight(self, dense: Tensor, statistics: InputStatistics | None) -> Tensor:
         """[N, K] with its zeros, itself where none are asked for."""
         if self.scheme.sparsity is None:
             return dense
         norms = None
-        if self.prune == "wanda":
+        if self.sparsity_method == "wanda":
             assert statistics is not None
             norms = statistics.norms
         return pruned(dense, self.scheme.sparsity, norms)

@@ -80,9 +80,18 @@ def reset_peaks(at: torch.device) -> None:
 class Ranks:
     """The first rank's hold on the others, and its own part."""
 
-    def __init__(self, job: Job, world: int, device: Device, team: Team | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        world: int,
+        device: Device,
+        team: Team | None = None,
+        *,
+        drafting_bytes_per_block: int = 0,
+    ) -> None:
         """Starts the other ranks, unless there is a team, and opens every part.
 
+        drafting_bytes_per_block: of a model that drafts, which the first rank alone has; see `open_part`.
         Raises EngineError or BackendError where a device is missing or a part cannot be opened.
         """
         require_devices(world, device)
@@ -94,7 +103,9 @@ class Ranks:
         try:
             self.team.begin(serve, job)
             try:
-                self.part = open_part(job, self.team.member.peers)
+                self.part = open_part(
+                    job, self.team.member.peers, drafting_bytes_per_block=drafting_bytes_per_block
+                )
             except RuntimeError:
                 self.team.require_still()
                 raise

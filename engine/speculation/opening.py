@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from backbench.backends.interface import Device, Operations
-from backbench.backends.registry import select
+from backbench.backends.registry import BETWEEN_DEVICES, select
 from backbench.engine.config import EngineConfig
 from backbench.engine.limits import EngineLimits, StepLimits
 from backbench.engine.models.checkpoint import find_model
@@ -26,7 +26,8 @@ from backbench.errors import EngineError
 
 @dataclass(frozen=True)
 class DraftModel:
-    """The model that drafts, loaded before the KV pool is sized: both take the same memory."""
+    """The model that drafts, whole on the first device, and loaded before the KV pool is sized: both take the
+    same memory."""
 
     decoder: Decoder
     operations: Operations
@@ -64,7 +65,7 @@ class DraftModel:
             specs=attention_specs(model, dtype=dtype, limits=limits),
             weights=model.spec.weight_specs(dtype),
             dtype=dtype,
-            overrides=overrides,
+            overrides={name: each for name, each in (overrides or {}).items() if name != BETWEEN_DEVICES},
         )
         weights = source.load_weights(device.torch_device, dtype)
         decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits)

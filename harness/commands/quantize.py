@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 )
 @subject_flag("sparsity", help="Zeros among the weights: two of each four, or a share of every row.")
 @click.option(
+    "--sparsity-method",
     "--prune",
+    "sparsity_method",
     default="magnitude",
     show_default=True,
     metavar="magnitude|wanda",
@@ -70,7 +72,7 @@ def quantize(
     scheme: str | None,
     method: str,
     sparsity: str | None,
-    prune: str,
+    sparsity_method: str,
     quantize_head: bool | None,
     calibrate: str | None,
     sequences: int,
@@ -91,9 +93,11 @@ def quantize(
     from backbench.harness.provenance import redacted
 
     scheme = None if scheme == "none" else scheme
-    recipe = Recipe(_scheme(scheme, sparsity), method, prune, bool(quantize_head))
+    recipe = Recipe(_scheme(scheme, sparsity), method, sparsity_method, bool(quantize_head))
     if calibrate is not None and not recipe.calibrated:
-        raise EngineError("--calibrate has nothing to serve; give --method gptq or awq, or --prune wanda.")
+        raise EngineError(
+            "--calibrate has nothing to serve; give --method gptq or awq, or --sparsity-method wanda."
+        )
     source = find_model(model)
     if not isinstance(source, DirectorySource):
         raise EngineError(f"{model} has random weights and no files; give a model that has a checkpoint.")
@@ -111,7 +115,7 @@ def quantize(
         "scheme": scheme,
         "method": method if scheme else None,
         "sparsity": sparsity,
-        "prune": prune if sparsity else None,
+        "sparsity_method": sparsity_method if sparsity else None,
         "head": recipe.head,
         "calibration": sample and _described(sample, length),
     }
@@ -135,10 +139,10 @@ def quantize(
 def _print(written: dict[str, Any]) -> None:
     from backbench.harness.commands.output import print_table
 
-    kept = written["quantization"] or "dense"
+    kept, sparsity = written["quantization"] or "dense", written["sparsity"]
     rows = [
         ("Model", written["model"]),
-        ("Weights", f"{kept}, {written['sparsity']} by {written['prune']}" if written["sparsity"] else kept),
+        ("Weights", f"{kept}, {sparsity} by {written['sparsity_method']}" if sparsity else kept),
         ("Rounded", written["method"] or "not at all"),
         ("Calibrated on", written["calibration"]["source"] if written["calibration"] else "nothing"),
         ("Bytes", f"{written['num_bytes']:,}"),

@@ -13,7 +13,7 @@ from backbench.errors import HarnessError
 from backbench.harness.correctness.attention import AttentionCheck
 from backbench.harness.correctness.products import ProductCheck
 from backbench.harness.correctness.reference import Scores, Text, score, torch_decoder, wide_decoder, wider
-from backbench.harness.correctness.whole import TOO_LARGE, whole_weights, why_not_comparable
+from backbench.harness.correctness.whole import TOO_LARGE, whole_decoders, whole_weights
 
 if TYPE_CHECKING:
     from backbench.engine.engine import Engine
@@ -138,16 +138,11 @@ def _against_the_whole(
     engine: Engine, source: ModelSource, found: Sequence[Completion], texts: Sequence[Text]
 ) -> dict[str, Any]:
     """What the section says of a model divided among devices; see `whole`. Closes the engine."""
-    device, dtype, max_len = engine.selection.device, engine.decoder.dtype, engine.limits.max_len
-    if reason := why_not_comparable(source.config.spec.products):
-        return {"passed": None, "reason": reason}
+    dtype = engine.decoder.dtype
     weights = whole_weights(engine, source)
     if weights is None:
         return {"passed": None, "reason": TOO_LARGE}
-    parts = source.config, weights, device
-    kv_dtype = engine.decoder.kv_dtype if engine.decoder.kv_dtype != dtype else None
-    plain = score(torch_decoder(*parts, dtype, max_len, kv_dtype=kv_dtype), texts)
-    wide = score(wide_decoder(*parts, wider(dtype), max_len, kv_dtype), texts)
+    plain, wide = (score(each, texts) for each in whole_decoders(engine, source, weights))
     section = {"against_itself": False, "noise_dtype": _text(wider(dtype))}
     name = " + ".join(dict.fromkeys(engine.selection.used.values()))
     if reason := _without_numbers(name, _logprobs(found), plain, wide, dtype, texts):

@@ -90,9 +90,11 @@ def wide_decoder(
     dtype: torch.dtype,
     max_len: int,
     kv_dtype: torch.dtype | None = None,
+    linear: Linear | None = None,
 ) -> Decoder:
     """The same weights, computed in the wider `dtype`; kv_dtype: of the cache, None = the same."""
-    selection = Selection("torch", device, WideAttention(), WideLinear(), WideOperations(dtype))
+    own = linear or WideLinear()
+    selection = Selection("torch", device, WideAttention(), own, WideOperations(dtype))
     return _decoder(config, weights, selection, dtype, max_len, kv_dtype)
 
 

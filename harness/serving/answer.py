@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -68,17 +68,23 @@ class Choice:
 class Choices:
     """The sequences of an answer by index: in the order of prompts, and of n within one."""
 
-    def __init__(self, tokenizer: Any, prompts: list[list[int]], params: SamplingParams, how: Delivery):
-        self._tokenizer = tokenizer
+    def __init__(self, front: Front, prompts: list[list[int]], params: SamplingParams, how: Delivery) -> None:
+        self._tokenizer = front.tokenizer
+        self._draft_tokens = front.engine.limits.draft_tokens
         self._params = params
         self._how = how
         self._prompt_tokens = sum(map(len, prompts))
+        self._num_sequences = len(prompts) * params.n
         self._num_tokens = 0
         self._begun: dict[int, Choice] = {}
+        self._drafts: list[tuple[int, int]] = []
+        """(tokens drafted, accepted) of each draft that was verified."""
 
     def push(self, prompt: int, token: Token) -> tuple[int, Choice, NewToken]:
         """Add a token; returns its sequence's index, the sequence, and the token as it is shown."""
         self._num_tokens += 1
+        if token.draft is not None:
+            self._drafts.append(token.draft)
         index = prompt * self._params.n + token.sequence
         choice = self._begun.get(index)
         if choice is None:
@@ -106,6 +112,12 @@ class Choices:
             "total_tokens": self._prompt_tokens + self._num_tokens,
         }
 
+    def metrics(self) -> dict[str, Any]:
+        """What became of its drafts; nothing where it had none, or where it has several sequences."""
+        if not self._drafts or self._num_sequences > 1:
+            return {}
+        return {"metrics": {"speculative_decoding": speculative_decoding(self._drafts, self._draft_tokens)}}
+
 
 class Answer(ABC):
     """One request's answer, whole or token by token. How it is worded is the subclass's."""
@@ -130,7 +142,7 @@ class Answer(ABC):
         self._prompts = prompts
         self._how = how
         self._arrived_ns = arrived_ns
-        self._choices = Choices(front.tokenizer, prompts, params, how)
+        self._choices = Choices(front, prompts, params, how)
 
     @abstractmethod
     def head(self, streamed: bool) -> dict[str, Any]:
@@ -154,13 +166,18 @@ class Answer(ABC):
     def _tokens(self, name: str) -> AsyncGenerator[tuple[int, Token], None]:
         return self.front.generate(name, self._prompts, self.params, self._arrived_ns)
 
+    def _ids(self, tokens: list[NewToken]) -> dict[str, list[int]]:
+        return {"token_ids": [token.token_id for token in tokens]} if self._how.token_ids else {}
+
     async def _whole(self) -> dict[str, Any]:
         head = self.head(streamed=False)
         async with aclosing(self._tokens(head["id"])) as tokens:
             async for prompt, token in tokens:
                 self._choices.push(prompt, token)
-        choices = [self.choice(index, choice) for index, choice in self._choices.all()]
-        return head | {"choices": choices, "usage": self._choices.usage()}
+        choices = [
+            self.choice(index, choice) | self._ids(choice.tokens) for index, choice in self._choices.all()
+        ]
+        return head | {"choices": choices, "usage": self._choices.usage()} | self._choices.metrics()
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         head = self.head(streamed=True)
@@ -168,10 +185,28 @@ class Answer(ABC):
             async for prompt, token in tokens:
                 index, choice, new = self._choices.push(prompt, token)
                 usage = {"usage": self._choices.usage()} if self._how.continuous_usage else {}
-                yield event(head | {"choices": [self.chunk(index, choice, new)]} | usage)
+                yield event(head | {"choices": [self.chunk(index, choice, new) | self._ids([new])]} | usage)
         if self._how.include_usage:
-            yield event(head | {"choices": [], "usage": self._choices.usage()})
+            last = {"choices": [], "usage": self._choices.usage()}
+            yield event(head | last | self._choices.metrics())
         yield DONE
+
+
+def speculative_decoding(drafts: Sequence[tuple[int, int]], most: int) -> dict[str, Any]:
+    """A sequence's drafts, (tokens drafted, accepted) each, `most` tokens at once, as vLLM words them.
+
+    The mean length has the model's own token in it, the bonus.
+    """
+    drafted, accepted = sum(drafted for drafted, _ in drafts), [accepted for _, accepted in drafts]
+    return {
+        "mean_acceptance_length": 1 + sum(accepted) / len(drafts),
+        "draft_acceptance_rate": sum(accepted) / drafted,
+        "acceptance_histogram": [accepted.count(count) for count in range(most + 1)],
+        "num_spec_steps": len(drafts),
+        "num_accepted_draft_tokens": sum(accepted),
+        "num_draft_tokens": drafted,
+        "num_spec_tokens": most,
+    }
 
 
 def token_text(tokenizer: Any, token_id: int) -> tuple[str, list[int] | None]:

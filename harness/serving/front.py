@@ -53,7 +53,10 @@ class Front:
 
     @property
     def failure(self) -> Exception | None:
-        """What ended the engine, after which nothing is served."""
+        """What ended the engine, after which nothing is served; also a device that was lost while idle."""
+        ranks = self.engine.ranks
+        if self._async_engine.failure is None and ranks is not None and ranks.team.fault is not None:
+            return EngineError(ranks.team.fault)
         return self._async_engine.failure
 
     @property

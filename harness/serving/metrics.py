@@ -86,6 +86,31 @@ class Histogram:
         yield "_count", {}, below
 
 
+class DraftCounters:
+    """What became of drafts, under the names that vLLM has for it."""
+
+    def __init__(self, most: int) -> None:
+        """most: tokens of a draft."""
+        self._drafts = Counter("spec_decode_num_drafts", "Drafts that were verified.")
+        self._drafted = Counter("spec_decode_num_draft_tokens", "Drafted tokens.")
+        self._accepted = Counter("spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.")
+        self._accepted_at = Counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Drafted tokens that were accepted, by their place in the draft.",
+            "position",
+            [str(place) for place in range(most)],
+        )
+        self.all = (self._drafts, self._drafted, self._accepted, self._accepted_at)
+
+    def observe(self, drafted: int, accepted: int) -> None:
+        """A draft of so many tokens was verified."""
+        self._drafts.add()
+        self._drafted.add(drafted)
+        self._accepted.add(accepted)
+        for place in range(accepted):
+            self._accepted_at.add(value=str(place))
+
+
 @dataclass
 class _Live:
     """A request that is being served. Times are `time.perf_counter_ns`."""
@@ -126,6 +151,7 @@ class ServingMetrics:
         self._prefill = Histogram("request_prefill_time_seconds", "From its first step to its first token.")
         self._decode = Histogram("request_decode_time_seconds", "From its first token to its last.")
         self._iteration = Histogram("iteration_tokens_total", "Tokens computed in a step.", TOKENS)
+        self._drafts = DraftCounters(engine.limits.draft_tokens)
         self.all: tuple[Counter | Gauge | Histogram, ...] = (
             Gauge("num_requests_running", "Sequences in the batch.", lambda: len(scheduler.running)),
             Gauge("num_requests_waiting", "Sequences that wait for a place.", lambda: len(scheduler.waiting)),
@@ -135,6 +161,7 @@ class ServingMetrics:
                 lambda: pool.num_used / pool.num_blocks,
             ),
             *(each for each in vars(self).values() if isinstance(each, Counter | Histogram)),
+            *(self._drafts.all if engine.speculator is not None else ()),
         )
 
     def refused(self) -> None:
@@ -156,6 +183,8 @@ class ServingMetrics:
             self._hits.add(stats.prefix_hit_tokens)
             self._preemptions.add(stats.preemptions)
             self._iteration.observe(stats.num_tokens)
+            for drafted, accepted in zip(stats.draft_lengths, stats.accepted_lengths, strict=True):
+                self._drafts.observe(drafted, accepted)
         for request_id in report.started:
             live = self._live.get(request_id)
             if live is not None:

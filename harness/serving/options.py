@@ -9,10 +9,10 @@ from typing import Any
 
 from backbench.engine.config import EngineConfig
 from backbench.errors import HarnessError
-from backbench.harness.options import RunOptions, option_names
+from backbench.harness.options import OVERRIDES, RunOptions, option_names
 from backbench.options import Option, option, options_of, settle
 
-SUBJECT = ("backend", "dtype", "quantize", "device", "attention", "linear", "ops", "interpret")
+SUBJECT = ("backend", "dtype", "quantize", "device", "attention", "linear", "ops", "collectives", "interpret")
 """Options of `bench run` that mean the same here."""
 
 
@@ -104,9 +104,5 @@ def serve_options(model: str, given: Mapping[str, Any]) -> ServeOptions:
     own = {each.field: held.pop(each.name) for each in options_of(ServeOptions) if each.name in held}
     engine_names = {each.name: each.field for each in options_of(EngineConfig)}
     engine = {engine_names[name]: held.pop(name) for name in list(held) if name in engine_names}
-    overrides = {
-        operation: held.pop(name)
-        for operation, name in (("attention", "attention"), ("linear", "linear"), ("operations", "ops"))
-        if name in held
-    }
+    overrides = {operation: held.pop(name) for operation, name in OVERRIDES.items() if name in held}
     return ServeOptions(**own, model=model, overrides=overrides, engine=engine, **held)

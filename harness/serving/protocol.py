@@ -1,7 +1,8 @@
 """Bodies of requests, read field by field: what is served is checked, what is not is named and refused.
 
 Names and meanings are those of OpenAI's API and of vLLM's additions to it (`ignore_eos`, `min_tokens`,
-`top_k`, `min_p`, `stop_token_ids`, `skip_special_tokens`, `continuous_usage_stats`).
+`top_k`, `min_p`, `stop_token_ids`, `skip_special_tokens`, `continuous_usage_stats`,
+`return_token_ids`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "priority": (0,),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -209,6 +209,8 @@ class Delivery:
     skip_special_tokens: bool
     keep_stop: bool
     """The stop string that ended a sequence is part of its text."""
+    token_ids: bool
+    """A choice holds the ids of its tokens, too."""
 
 
 def read_json(body: bytes) -> Fields:
@@ -282,6 +284,7 @@ def read_delivery(fields: Fields) -> Delivery:
         continuous_usage=include and continuous,
         skip_special_tokens=fields.switch("skip_special_tokens", True),
         keep_stop=fields.switch("include_stop_str_in_output", False),
+        token_ids=fields.switch("return_token_ids", False),
     )
 
 

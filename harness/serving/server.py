@@ -36,27 +36,29 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
     api_key = options.api_key()
     with listen(options.host, options.port) as listener:
         tell(f"Loading {options.model}")
-        engine = open_engine(options)
-        front = Front(engine, options.names(), max_queue=options.max_queue)
-        app = make_app(
-            front,
-            max_body_bytes=options.max_body_bytes,
-            api_key=api_key,
-            vllm_metrics=options.vllm_metrics,
-        )
-        host, port = listener.getsockname()[:2]
-        if api_key is None and not ipaddress.ip_address(host).is_loopback:
-            tell("Anyone who reaches this address may use the server: it has no --api-key-env.")
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        server = Server(
-            server_config(app, options.grace_s), front, lambda: tell(f"Serving {front.names[0]} at {url}/v1")
-        )
-        try:
-            with switching_often():  # the engine's thread would keep the first tokens from leaving
-                server.run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn raises the signal again that it has answered
-            if not server.should_exit:
-                raise
+        with open_engine(options) as engine:
+            warm_up(engine)
+            if engine.speculator is not None and not engine.speculator.proposer.accurate:
+                tell("Whether drafts are accepted is drawn (--speculate synthetic): the text means nothing.")
+            front = Front(engine, options.names(), max_queue=options.max_queue)
+            app = make_app(
+                front,
+                max_body_bytes=options.max_body_bytes,
+                api_key=api_key,
+                vllm_metrics=options.vllm_metrics,
+            )
+            host, port = listener.getsockname()[:2]
+            if api_key is None and not ipaddress.ip_address(host).is_loopback:
+                tell("Anyone who reaches this address may use the server: it has no --api-key-env.")
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            ready = f"Serving {front.names[0]} at {url}/v1"
+            server = Server(server_config(app, options.grace_s), front, lambda: tell(ready))
+            try:
+                with switching_often():  # the engine's thread would keep the first tokens from leaving
+                    server.run(sockets=[listener])
+            except KeyboardInterrupt:  # uvicorn raises the signal again that it has answered
+                if not server.should_exit:
+                    raise
     if front.failure is not None:
         raise front.failure
 
@@ -112,14 +114,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def open_engine(options: ServeOptions) -> Engine:
-    """The engine, loaded and warm; BackbenchError where there is none of that kind."""
+    """The engine, loaded; BackbenchError where there is none of that kind. Close it."""
     import torch
 
     from backbench.backends.interface.device import detect
     from backbench.engine.config import EngineConfig
     from backbench.engine.engine import Engine
     from backbench.engine.models.checkpoint import find_model
-    from backbench.engine.request import SamplingParams
     from backbench.harness.subjects.engine import CPU_STEP_TOKENS
 
     if options.interpret:
@@ -129,7 +130,7 @@ def open_engine(options: ServeOptions) -> Engine:
     on_cpu = device.torch_device.type == "cpu"
     defaults: dict[str, Any] = {"max_step_tokens": CPU_STEP_TOKENS} if on_cpu else {}
     source = find_model(options.model)
-    engine = Engine.open(
+    return Engine.open(
         source,
         backend=options.backend,
         device=device,
@@ -138,6 +139,11 @@ def open_engine(options: ServeOptions) -> Engine:
         overrides=options.overrides,
         tokenizer=source.tokenizer(),
     )
+
+
+def warm_up(engine: Engine) -> None:
+    """Compile and capture what requests of every kind of sampling need."""
+    from backbench.engine.request import SamplingParams
+
     for params in (SamplingParams(), SamplingParams(temperature=1), SamplingParams(temperature=1, top_p=0.9)):
         engine.warm_up(params)
-    return engine

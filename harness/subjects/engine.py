@@ -164,12 +164,15 @@ class EngineSubject:
         if (change := OnTheFly.asked(self.config)) is not None:
             self.source = self.source.on_the_fly(change)
             _ = self.source.config.spec  # what cannot be rounded is refused now
+        self.source.config.spec.divided(self.config.tp)  # nor can everything be divided
         self._unquantized = self._original(stored)
         self._predicted: accuracy.Unquantized | None = None
         self.accelerator: dict[str, Any] = {}
         self.idle_bytes: int | None = None
         self.peaks = Peaks()
         self.warm_up_s = 0.0
+        self._untouched = True
+        """Nothing of ours is on the device yet."""
         self._engine: Engine | None = None
 
     def _original(self, stored: ModelSource) -> ModelSource | str:
@@ -239,20 +242,12 @@ class EngineSubject:
 
         The peaks are measured by copying GiBs, which the engine's pool would leave no room for.
         """
-        from backbench.engine.calibration.wanda import calibrated
         from backbench.engine.engine import Engine
 
-        options = self._options
-        self.accelerator = describe_accelerator(self.device)
-        self.idle_bytes = memory.idle_device_bytes(self.device, self.accelerator)
-        dtype = self._dtype()
-        self.peaks = measure_peaks(self.device, dtype)
-        if not self.on_cpu and not isinstance(self._unquantized, str):
-            stage(f"Predicting with {self._unquantized.name} unquantized")
-            self._predict_unquantized(dtype)
-        if self.config.sparsity_method == "wanda":
-            stage("Calibrating")
-            self.source = calibrated(self.source, self.config, self.device)
+        options, dtype = self._options, self._dtype()
+        if self._untouched:
+            self._look(dtype, stage)
+            self._untouched = False
         stage(f"Loading {options.model}")
         self._engine = Engine.open(
             self.source,
@@ -265,6 +260,24 @@ class EngineSubject:
         require_fit(workload, self.engine, options.beams)
         stage("Warming up")
         self.warm_up_s = warm_up(self.engine, workload, options.beams)
+
+    def _look(self, dtype: torch.dtype, stage: Callable[[str], None]) -> None:
+        """At the device before it holds a model, and at what the model is to be made of."""
+        from backbench.engine.calibration.wanda import calibrated
+
+        self.accelerator = describe_accelerator(self.device)
+        self.idle_bytes = memory.idle_device_bytes(self.device, self.accelerator)
+        self.peaks = measure_peaks(self.device, dtype)
+        if not self.on_cpu and not isinstance(self._unquantized, str):
+            stage(f"Predicting with {self._unquantized.name} unquantized")
+            self._predict_unquantized(dtype)
+        if self.config.sparsity_method == "wanda":
+            stage("Calibrating")
+            self.source = calibrated(self.source, self.config, self.device)
+
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None
 
     def _predict_unquantized(self, dtype: torch.dtype) -> None:
         """On a GPU before the engine takes its memory; on a CPU after the run, which owns the memory."""
@@ -346,7 +359,11 @@ class EngineSubject:
         return memory.with_device(readings, self.device, sampled="idle_memory_bytes" in self.accelerator)
 
     def check(self, workload: Workload) -> dict[str, Any]:
-        return correctness.check(self.engine, self.source, correctness.longest_context(workload))
+        found = correctness.check(self.engine, self.source, correctness.longest_context(workload))
+        if self.engine.ranks is not None:
+            self.engine.close()  # as the check has, for the whole model to have its place
+            self._engine = None
+        return found
 
     def accuracy(self) -> dict[str, Any]:
         if self.config.tp > 1:

@@ -126,6 +126,10 @@ class ScriptedSubject:
     def prepare(self, workload: Workload, stage: Callable[[str], None]) -> None:
         """Nothing is loaded."""
 
+    @property
+    def loaded(self) -> bool:
+        return True
+
     def facts(self) -> Facts:
         return Facts(
             model={"name": "scripted", "dtype": "none", "vocab_size": self.vocab_size},

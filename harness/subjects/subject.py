@@ -86,6 +86,10 @@ class Subject(Protocol):
     def prepare(self, workload: Workload, stage: Callable[[str], None]) -> None:
         """Load what is measured, refuse a workload it can never serve (HarnessError), and warm up."""
 
+    @property
+    def loaded(self) -> bool:
+        """Whether what `prepare` has loaded is still there; where it is not, `prepare` loads it again."""
+
     def facts(self) -> Facts:
         """What it is; after `prepare`."""
 
@@ -105,7 +109,8 @@ class Subject(Protocol):
         """Asked at a run's end, before anything else uses memory; not `reachable` after a device fault."""
 
     def check(self, workload: Workload) -> dict[str, Any]:
-        """The record's `correctness` section; `passed` is None, with a reason, where that is unknown."""
+        """The record's `correctness` section; `passed` is None, with a reason, where that is unknown. May
+        give back what was loaded."""
 
     def accuracy(self) -> dict[str, Any]:
         """The record's `accuracy` section: what quantization costs, or the `reason` why that is unknown."""

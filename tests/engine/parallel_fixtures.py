@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from engine_fixtures import small_config
 
@@ -19,6 +22,12 @@ from backbench.engine.models.weights import Weights, random_weights
 from backbench.engine.parallel.team import Member, Team
 from backbench.engine.request import SamplingParams
 
+DRAFTING: dict[str, Any] = {
+    "speculate": "draft:tiny-draft:2",
+    "adaptive_drafts": False,
+    "overlap": False,
+}
+"""Settings of `tiny` with a model that drafts for it at any price."""
 BASE = replace(small_config(), hidden_size=64, q_heads=8, ffn_size=128)
 WIDE = replace(BASE, hidden_size=128, q_heads=4, head_dim=128, ffn_size=512)
 MODELS: dict[str, ModelConfig] = {
@@ -61,14 +70,21 @@ class WrongShardSource(LoudSource):
         if shard.world > 1 and shard.rank == shard.world - 1:
             held = weights.layers[0].attention_output
             assert isinstance(held, Weight)
-            held.q.copy_(held.q.roll(1, dims=1))
+            codes = held.q.view(torch.uint8) if held.q.itemsize == 1 else held.q
+            codes.copy_(codes.roll(1, dims=1))
         return weights
 
 
-def open_on(source: Any, world: int, team: Team | None = None, **settings: Any) -> Engine:
+def open_on(
+    source: Any,
+    world: int,
+    team: Team | None = None,
+    overrides: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Engine:
     """An engine of the torch backend over `world` processes of this CPU, block size 4."""
     config = EngineConfig(**({"block_size": 4, "max_seqs": 8, "max_step_tokens": 96} | settings), tp=world)
-    return Engine.open(source, backend="torch", device=cpu(), config=config, team=team)
+    return Engine.open(source, backend="torch", device=cpu(), config=config, overrides=overrides, team=team)
 
 
 def prompts(vocab_size: int) -> list[list[int]]:
@@ -100,3 +116,12 @@ def fail_on(member: Member, rank: int) -> None:
         raise ValueError("the dog ate it")
     if member.connection is not None:
         member.connection.recv_bytes()
+
+
+def gone(pids: list[int]) -> bool:
+    """Ended; whether their new parent has asked how is not theirs."""
+    running = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            running.append(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return not any(running)

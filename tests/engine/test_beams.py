@@ -219,6 +219,42 @@ def test_beams_that_are_preempted_at_any_moment(late: bool) -> None:
         assert engine.pool.num_used == 0
 
 
+def test_a_beam_that_computes_its_tokens_again_is_waited_for() -> None:
+    """One beam is heard while the other is still computing its tokens again. Then both are preempted, and
+    sample in one step, in which the other lands first: what the one will say again is still to come. (It is
+    among those that go on: one that is dropped there says nothing.)"""
+    prompt, params = (0, 3, 6), SamplingParams(max_tokens=14, beams=2, n=2, ignore_eos=True)
+    wanted = alone(prompt, params)
+    engine = open_small(max_seqs=3, max_step_tokens=20, prefix_cache=False)
+    s, schedule, sampled = engine.scheduler, engine.scheduler.schedule, list[list[Any]]()
+
+    def noted() -> Any:
+        plan = schedule()
+        sampled.append([part.sequence for part in plan.slices if part.samples])
+        return plan
+
+    s.schedule = noted  # type: ignore[method-assign]
+    engine.add_request("first", [5] * 8, SamplingParams(max_tokens=40, ignore_eos=True))
+    engine.add_request("search", prompt, params)
+    found: dict[int, list[int]] = {}
+    beams: list[Any] = []
+    both = False
+    while engine.has_work:
+        if not beams and len(s.running) == 3 and len(s.running[1].token_ids) == 10:
+            first, *beams = s.running
+            s._preempt(beams[1])
+            s._preempt(first)  # takes most of the next step, and leaves too little for the whole beam
+        elif beams and not both:
+            both = True
+            for each in beams:
+                s._preempt(each)
+        for token in engine.step():
+            if token.request_id == "search":
+                found.setdefault(token.sequence, []).append(token.token_id)
+    assert [first, *beams[::-1]] in sampled
+    assert [tokens for _, tokens in sorted(found.items())] == wanted
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

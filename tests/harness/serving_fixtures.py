@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ CONTEXT = 256
 MAX_SEQS = 8
 MAX_BODY_BYTES = 64 * 1024
 PROMPT = "The first thing to say of this"
+LINE = re.compile(
+    r'(?P<name>[a-z0-9_:]+)\{model_name="tiny"(?:,(?P<label>[a-z_]+)="(?P<of>[^"]*)")?\} (?P<value>\S+)'
+)
+"""One sample of /metrics."""
 
 
 @cache
@@ -139,11 +144,27 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*, max_queue: int = 16, **app_options: Any) -> AsyncIterator[Server]:
-    """The application over the engine of all tests, which it leaves idle."""
-    front = Front(tiny_engine(), ["tiny", "other"], max_queue=max_queue)
+async def serving(
+    *, engine: Engine | None = None, max_queue: int = 16, **app_options: Any
+) -> AsyncIterator[Server]:
+    """The application over an engine (None = that of all tests), which it leaves idle."""
+    front = Front(engine or tiny_engine(), ["tiny", "other"], max_queue=max_queue)
     app = make_app(front, **({"max_body_bytes": MAX_BODY_BYTES} | app_options))
     server = Server(app, front)
     async with app.router.lifespan_context(app):
         yield server
         await server.idle()
+
+
+def parse(text: str) -> dict[str, float]:
+    """What /metrics says: name, or name[label], -> value; every line must be a comment or a sample."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        match = LINE.fullmatch(line)
+        assert match is not None, line
+        key = match["name"] + (f"[{match['of']}]" if match["label"] else "")
+        assert key not in found
+        found[key] = float(match["value"])
+    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_nvml import NVML, put_before_others
 
 from backbench.errors import HarnessError, ReportError
 from backbench.harness import experiment, recording
@@ -178,28 +178,12 @@ class RealTarget:
         self.queue.clear()
 
 
-CARD = """
-    class NVMLError(Exception): pass
-    NVML_CLOCK_SM = NVML_CLOCK_MEM = NVML_TEMPERATURE_GPU = nvmlMemory_v2 = 0
-    def nvmlInit(): pass
-    def nvmlShutdown(): pass
-    def nvmlDeviceGetHandleByUUID(uuid): return uuid
-    def nvmlDeviceGetPowerUsage(handle): return 100_000
-    def __getattr__(name):
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
-        def unsupported(*_, **__):
-            raise NVMLError("Not Supported")
-        return unsupported
-"""
-
-
 @pytest.mark.parametrize("killed", [False, True], ids=["", "killed"])
 def test_a_killed_telemetry_process_costs_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    (tmp_path / "pynvml.py").write_text(textwrap.dedent(CARD))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    uncounted = NVML.replace("nvmlDeviceGetTotalEnergyConsumption", "unknown")  # so its power is summed
+    put_before_others("pynvml", uncounted, tmp_path, monkeypatch)
     children: list[SensorProcess] = []
 
     class Subject(ScriptedSubject):

@@ -24,7 +24,7 @@ def test_a_calibrated_checkpoint_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "int4-g32" in printed.out and "sampled from tiny-draft, seed 1" in printed.out
     assert printed.err.splitlines() == ["layer 1 of 1"]
     made = json.loads((out / "quantize.json").read_text())
-    assert made["model"] == "tiny-draft" and made["method"] == "gptq" and made["prune"] is None
+    assert made["model"] == "tiny-draft" and made["method"] == "gptq" and made["sparsity_method"] is None
     assert made["calibration"]["sequences"] == 2 and len(made["calibration"]["sha256"]) == 64
     assert find_model(str(out)).has_tokenizer
     assert run_command(["perplexity", "-m", str(out), "--limit", "1", "--length", "16", "--json"]) == 0
@@ -35,7 +35,7 @@ def test_a_calibrated_checkpoint_runs(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_user_s_text_and_zeros_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It was a bright cold day, and the clocks were striking. " * 20)
-    sparse = ("--sparsity", "2:4", "--prune", "wanda", "--length", "32")
+    sparse = ("--sparsity", "2:4", "--sparsity-method", "wanda", "--length", "32")
     assert quantized(*sparse, "--calibrate", str(text), "--json", "--out", str(tmp_path / "out")) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["quantization"] is None and printed["num_bytes"] > 10**6
@@ -56,6 +56,7 @@ def test_a_user_s_text_and_zeros_alone(tmp_path: Path, capsys: pytest.CaptureFix
         (("--scheme", "int5"), "there are int8"),
         (("--scheme", "none"), "give --scheme, --sparsity or both"),
         (("--scheme", "int8", "--method", "best"), "--method takes"),
+        (("--scheme", "int8", "--prune", "wanda"), "--sparsity-method wanda says which weights"),
         (("--scheme", "int8", "--calibrate", "self"), "--calibrate has nothing to serve"),
         (("--scheme", "int8", "--method", "gptq", "--calibrate", "/nowhere.txt"), "cannot be read"),
         (("--scheme", "int8", "--sparsity", "3:4"), "--sparsity takes 2:4"),

@@ -49,6 +49,17 @@ def test_the_record_of_two_devices(tmp_path: Path) -> None:
     assert 2 * shape["linear_parameters"] == whole["linear_parameters"]
 
 
+def test_a_model_that_drafts_counts_on_the_first_device(tmp_path: Path) -> None:
+    drafting = ("--speculate", "draft:tiny-draft:2", "--no-adaptive-drafts")
+    assert exit_code("--tp", "2", *drafting, "-o", str(tmp_path / "run")) == 0
+    record = RunDirectory.open(tmp_path / "run").read_record()
+    assert record.correctness["passed"] is True
+    assert record.engine["draft_model"]["name"] == "tiny-draft" and record.speculation["drafts"] > 0
+    first, other = record.memory["devices"]
+    assert first["weights_bytes"] == record.memory["weights_bytes"] > other["weights_bytes"]
+    assert first["kv_pool_bytes"] == record.memory["kv_pool_bytes"] > other["kv_pool_bytes"]
+
+
 def test_a_lost_rank_keeps_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +91,10 @@ def test_a_lost_rank_keeps_what_was_measured(
         (("--collectives", "torch"), "--collectives is for several devices; give --tp as well."),
         (("--tp", "2", "--collectives", "triton"), "needs an NVIDIA or AMD GPU"),
         (("--tp", "0"), "--tp"),
+        (
+            ("--tp", "2", "--speculate", "ngram:2", "--speculation-sampling", "rejection"),
+            "with --tp leave out --speculation-sampling rejection",
+        ),
     ],
 )
 def test_mistakes(

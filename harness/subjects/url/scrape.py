@@ -130,6 +130,8 @@ class Scraper:
         }
         queries, hits = grown["prefix_cache_queries"], grown["prefix_cache_hits"]
         found["prefix_hit_ratio"] = hits / queries if queries and hits is not None else None
+        drafts, accepted = grown["drafts"], grown["accepted_draft_tokens"]
+        found["mean_acceptance_length"] = 1 + accepted / drafts if drafts and accepted is not None else None
         if self._missing is not None:
             found["reason"] = self._missing
         elif all(value is None for value in before.values()):

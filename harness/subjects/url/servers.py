@@ -13,6 +13,9 @@ COUNTERS = (
     "prefix_cache_hits",
     "preemptions",
     "requests_succeeded",
+    "drafts",
+    "drafted_tokens",
+    "accepted_draft_tokens",
 )
 """Metrics that only grow: their difference over the run is recorded."""
 GAUGES = ("requests_running", "requests_waiting", "kv_cache_usage")
@@ -28,6 +31,9 @@ _VLLM_NAMES = {
     "prefix_cache_hits": ("prefix_cache_hits_total", "gpu_prefix_cache_hits_total"),
     "preemptions": ("num_preemptions_total",),
     "requests_succeeded": ("request_success_total",),
+    "drafts": ("spec_decode_num_drafts_total",),
+    "drafted_tokens": ("spec_decode_num_draft_tokens_total",),
+    "accepted_draft_tokens": ("spec_decode_num_accepted_tokens_total",),
 }
 
 

@@ -144,6 +144,10 @@ class UrlSubject:
         )
         self._clients = Clients(settings, self._processes)
 
+    @property
+    def loaded(self) -> bool:
+        return True
+
     def facts(self) -> Facts:
         described = self.described
         return Facts(

@@ -90,7 +90,7 @@ def test_gptq_loses_less_than_rounding_to_nearest(judged) -> None:
 def test_wanda_loses_less_than_magnitudes_and_the_zeros_are_there(judged, tmp_path: Path) -> None:
     scheme = Scheme(sparsity="2:4")
     by_magnitude = judged(Recipe(scheme), name="magnitude")
-    by_wanda = judged(Recipe(scheme, prune="wanda"), name="wanda")
+    by_wanda = judged(Recipe(scheme, sparsity_method="wanda"), name="wanda")
     assert by_wanda[0] < 0.95 * by_magnitude[0]
     assert by_wanda[1] < by_magnitude[1]
     for name in ("magnitude", "wanda"):

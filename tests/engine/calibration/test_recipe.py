@@ -21,7 +21,7 @@ SPARSE = Scheme(sparsity="2:4")
         ((SPARSE, "gptq"), "give --scheme, too"),
         ((SCHEMES["int8"], "rtn", "wanda"), "give --sparsity, too"),
         ((SCHEMES["int8"], "awk"), "--method takes rtn or gptq or awq; not 'awk'"),
-        ((SPARSE, "rtn", "random"), "--prune takes magnitude or wanda; not 'random'"),
+        ((SPARSE, "rtn", "random"), "--sparsity-method takes magnitude or wanda; not 'random'"),
         ((SCHEMES["fp8"], "awq"), "take a scheme of weights alone"),
     ],
 )
@@ -38,7 +38,7 @@ def test_wanda_compares_weights_times_norms_by_row(sparsity: str) -> None:
     rows = torch.randn(64, 40, generator=generator) * torch.rand(40, generator=generator) ** 3
     statistics = InputStatistics()
     statistics.add(rows)
-    recipe = Recipe(Scheme(sparsity=sparsity), prune="wanda")
+    recipe = Recipe(Scheme(sparsity=sparsity), sparsity_method="wanda")
     found = recipe.prune_weight(dense, statistics)
     score = dense.abs() * rows.norm(dim=0)
     width, zeros = (4, 2) if sparsity == "2:4" else (40, 28)

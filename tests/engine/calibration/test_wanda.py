@@ -1,4 +1,4 @@
-"""`--sparsity-method wanda`: the zeros of `bench quantize --prune wanda`, made while weights are loaded."""
+"""`--sparsity-method wanda`: the zeros that `bench quantize` makes so, made while weights are loaded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_it_makes_the_zeros_of_bench_quantize(sparsity: str, tmp_path: Path) -> 
     tiny = find_model("tiny")
     assert isinstance(tiny, DirectorySource)
     sequences = sampled_sequences(tiny, cpu(), None, LENGTH, SEQUENCES, seed=1)
-    recipe = Recipe(Scheme(sparsity=sparsity), prune="wanda")
+    recipe = Recipe(Scheme(sparsity=sparsity), sparsity_method="wanda")
     write_quantized(tiny, tmp_path / "made", recipe, cpu(), sequences=sequences)
     config = EngineConfig(max_seqs=1, max_len=64, num_blocks=8)
     made = Engine.open(find_model(str(tmp_path / "made")), backend="torch", device=cpu(), config=config)

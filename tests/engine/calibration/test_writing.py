@@ -75,7 +75,7 @@ def test_products_that_run_at_once_share_nvfp4_s_global_scale(tmp_path: Path) ->
 @pytest.mark.parametrize(("scheme", "method"), [("none", "rtn"), ("int4-g32", "rtn"), ("int4-g32", "gptq")])
 def test_zeros_are_where_they_should_be(tmp_path: Path, sparsity: str, scheme: str, method: str) -> None:
     kept = Scheme(sparsity=sparsity) if scheme == "none" else Scheme("int4", group=32, sparsity=sparsity)
-    source = written(tmp_path / "out", kept, method=method, prune="wanda")
+    source = written(tmp_path / "out", kept, method=method, sparsity_method="wanda")
     for layer in source.load_weights(CPU, torch.bfloat16).layers:
         for role in ROLES:
             held = getattr(layer, role)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from parallel_fixtures import BASE, LoudSource, add, fail_on, interpreted, open_on, prompts
+from parallel_fixtures import BASE, DRAFTING, LoudSource, add, fail_on, gone, interpreted, open_on, prompts
 
 from backbench.backends.interface.device import cpu
+from backbench.engine.models.checkpoint import find_model
 from backbench.engine.parallel.team import STILL_S, Team
 from backbench.engine.request import SamplingParams
 from backbench.errors import EngineError
@@ -69,6 +69,21 @@ def test_a_killed_rank_ends_the_run_in_one_line(rank: int) -> None:
     assert gone(team.pids)
 
 
+def test_a_rank_that_is_killed_while_another_drafts_ends_the_run() -> None:
+    engine = open_on(find_model("tiny"), 2, **DRAFTING)
+    assert engine.ranks is not None
+    team = engine.ranks.team
+    engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=200, ignore_eos=True))
+    for _ in range(4):
+        engine.step()
+    os.kill(team.pids[0], signal.SIGKILL)
+    with pytest.raises(EngineError, match=r"Rank 1 of 2 .* ended by SIGKILL"):
+        while engine.has_work:
+            engine.step()
+    engine.close()
+    assert gone(team.pids)
+
+
 def test_a_rank_that_hangs_ends_the_run() -> None:
     engine = open_on(LoudSource(BASE), 2)
     assert engine.ranks is not None
@@ -116,12 +131,3 @@ def test_nothing_outlives_the_first_rank(how: str, tmp_path: Path) -> None:
     assert gone(pids)
     assert not list(tmp_path.iterdir())
     assert set(Path("/dev/shm").iterdir()) <= before
-
-
-def gone(pids: list[int]) -> bool:
-    """Ended; whether their new parent has asked how is not theirs."""
-    running = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            running.append(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    return not any(running)

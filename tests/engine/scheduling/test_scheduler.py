@@ -154,6 +154,54 @@ def test_a_fork_shares_blocks_and_copies_on_write() -> None:
     assert parent.blocks[1] != child.blocks[1]
 
 
+def test_a_fork_waits_where_its_parent_has_not_computed_the_prompt() -> None:
+    """A parent that was preempted after its prompt was computed: it waits, or computes the prompt again."""
+    s = Scheduler(BlockPool(32, 4, prefix_cache=False), make_limits(prefill_chunk=3))
+    parent = make(list(range(6)), 4, 0)
+    s.add(parent)
+    for _ in range(2):
+        land(s, s.schedule())
+    s._preempt(parent)
+    s.fork(parent, waits := make(list(range(6)), 4, 0, name="waits"))
+    assert (waits.running, waits.blocks) == (False, []) and waits in s.waiting
+    s.finish(waits, "abort")
+    land(s, s.schedule())
+    assert parent.running and parent.num_landed == 3
+    s.fork(parent, early := make(list(range(6)), 4, 0, name="early"))
+    assert (early.running, early.blocks) == (False, []) and list(s.waiting) == [early]
+
+
+def test_a_fork_waits_for_a_place_and_for_a_row() -> None:
+    """Rows of sequences that have ended are held by steps in flight, so they can be short where places are
+    free."""
+    s = scheduler(max_seqs=3, max_step_tokens=64, num_blocks=64)
+    parent, *others = sequences = [make([order] * 6, 4, order) for order in range(3)]
+    for sequence in sequences:
+        s.add(sequence)
+    first = s.schedule()
+    for other in others:
+        s.finish(other, "abort")
+    later = [make([order] * 6, 4, order) for order in (3, 4)]
+    for sequence in later:
+        s.add(sequence)
+    second = s.schedule()
+    for sequence in later:
+        s.finish(sequence, "abort")
+    assert s.running == [parent] and second.num_decodes == 1
+    s.land(first.slices[0], 7)
+    children = [make([0] * 6, 4, 0, name=f"child{i}") for i in range(3)]
+    s.fork(parent, children[0])
+    s.fork(parent, children[1])
+    assert [child.running for child in children[:2]] == [True, False], "one row was left"
+    for part in first.slices[1:]:
+        s.land(part, 7)
+    land(s, second)
+    s.fork(parent, children[2])
+    assert children[2].running and len(s.running) == 3
+    s.fork(parent, full := make([0] * 6, 4, 0, name="full"))
+    assert not full.running and list(s.waiting) == [full, children[1]]
+
+
 def test_the_victim_is_the_latest_arrival_whoever_asks() -> None:
     s = scheduler(num_blocks=6, size=2)
     sequences = [make([order] * 4, 5, order) for order in range(3)]

@@ -12,11 +12,16 @@ import pytest
 
 from backbench.errors import INCONCLUSIVE
 from backbench.harness.cli import run_command
+from backbench.reports.record.experiment import read_experiment
 from backbench.reports.record.search import read_search
 
 
-def test_a_search_is_run_shown_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No answer comes within a microsecond: two probes, and a sentence that says so."""
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_search_is_run_shown_and_verified(
+    tp: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No answer comes within a microsecond: two probes, and a sentence that says so. A model on several
+    devices is given back for the check of the first probe's results, and loaded again."""
     out = tmp_path / "search"
     command = [sys.executable, "-m", "backbench", "run", "-w", "synthetic", "-b", "torch", "--find-load"]
     command += [
@@ -31,13 +36,17 @@ def test_a_search_is_run_shown_and_verified(tmp_path: Path, capsys: pytest.Captu
         "-o",
         str(out),
     ]
-    command += ["--input-lengths", "fixed:8", "--output-lengths", "fixed:4"]
+    command += ["--input-lengths", "fixed:8", "--output-lengths", "fixed:4", "--tp", str(tp)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == INCONCLUSIVE, done.stderr
-    assert done.stderr.count("Loading tiny") == 1
+    assert done.stderr.count("Loading tiny") == tp
     assert "No load holds e2e_p50 1e-06 s; it does not at 1 at once, the lowest tried." in done.stdout
     assert [(probe.load, probe.verdict) for probe in read_search(out).probes] == [(2, "fails"), (1, "fails")]
+    for run in read_experiment(out).runs:
+        record = read_experiment(out).directory(run).read_record()
+        assert record.correctness["passed"] is True and record.engine["tp"] == tp
+        assert len(record.memory.get("devices", [])) == (tp if tp > 1 else 0)
     assert (out / "report.html").exists()
     assert run_command(["verify", str(out)]) == 0
     capsys.readouterr()

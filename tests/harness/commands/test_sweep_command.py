@@ -147,6 +147,7 @@ def test_a_dry_run_says_the_cells_and_the_time_and_writes_nothing(
     [
         ('backend = ["torch", "sdpaa"]', ["'sdpaa'", "did you mean sdpa"]),
         ('backend = ["torch"]\nmodel = ["tiny", "tinny"]', ["'tinny'", "tiny"]),
+        ('backend = ["torch"]\ntp = [1, 3]', ["torch · tp 3", "cannot be divided among 3 devices"]),
         ('backend = ["torch"]\nrate = [1, 0]', ["rate = 0", "--rate must be"]),
         ('backend = ["torch"]\nrate = [1, 2]\n[base.requests]\nwindow = [1, 2]', ["--window"]),
     ],

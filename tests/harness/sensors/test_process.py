@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from fake_nvml import NVML, put_before_others
 
 from backbench.harness.sensors import process as module
 from backbench.harness.sensors.cpu import HostSensor
@@ -25,39 +25,13 @@ from backbench.harness.sensors.telemetry import Telemetry
 
 CARD = Source("nvidia", 0, ("GPU-1",))
 
-NVML = """
-    import time
-
-    class NVMLError(Exception): pass
-    class NVMLError_NotFound(NVMLError): pass
-    NVML_CLOCK_SM = NVML_CLOCK_MEM = NVML_TEMPERATURE_GPU = nvmlMemory_v2 = 0
-    began = time.perf_counter()
-
-    def nvmlInit(): pass
-    def nvmlShutdown(): pass
-    def nvmlDeviceGetHandleByUUID(uuid):
-        if uuid != "GPU-1":
-            raise NVMLError_NotFound("Not Found")
-        return uuid
-    def nvmlDeviceGetPowerUsage(handle): return 100_000
-    def nvmlDeviceGetTotalEnergyConsumption(handle): return int(1e5 * (time.perf_counter() - began))
-    def __getattr__(name):
-        if not name.startswith("nvml"):
-            raise AttributeError(name)
-        def unsupported(*_, **__):
-            raise NVMLError("Not Supported")
-        return unsupported
-"""
-"""A card that draws 100 W, says its energy, and offers nothing else."""
-
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Put a module before all others, in children alone."""
 
     def put(name: str, text: str) -> None:
-        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        put_before_others(name, text, tmp_path, monkeypatch)
 
     return put
 

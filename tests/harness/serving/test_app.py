@@ -69,6 +69,23 @@ def test_a_stream_has_an_event_for_each_token_and_one_for_the_usage() -> None:
     asking(ask)
 
 
+def test_the_ids_of_tokens_are_given_where_they_are_asked_for() -> None:
+    _, token_ids, _ = greedy(12)
+
+    async def ask(server: Server) -> None:
+        asked = {"max_tokens": 12, "ignore_eos": True, "return_token_ids": True}
+        (choice,) = (await server.complete(**asked)).json["choices"]
+        assert choice["token_ids"] == list(token_ids)
+        events = (await server.complete(stream=True, **asked)).events
+        assert [each["choices"][0]["token_ids"] for each in events] == [[each] for each in token_ids]
+        (choice,) = (await server.chat(**asked)).json["choices"]
+        assert len(choice["token_ids"]) == 12
+        (choice,) = (await server.complete(**asked | {"return_token_ids": False})).json["choices"]
+        assert "token_ids" not in choice
+
+    asking(ask)
+
+
 def test_continuous_usage_counts_up() -> None:
     async def ask(server: Server) -> None:
         options = {"include_usage": True, "continuous_usage_stats": True}

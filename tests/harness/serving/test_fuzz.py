@@ -53,6 +53,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (True, False),
     "add_special_tokens": (True, False),
     "return_token_strs": (True, False),
+    "return_token_ids": (True, False, 1),
     "tools": ([], [{}]),
 }
 

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 
 import pytest
-from serving_fixtures import PROMPT, Server, serving, tiny_engine
+from serving_fixtures import PROMPT, Server, parse, serving, tiny_engine
 
 from backbench.engine.async_engine import StepReport
 from backbench.engine.request import StepStats, Token
 from backbench.harness.serving.metrics import Histogram, ServingMetrics
-
-LINE = re.compile(
-    r'(?P<name>[a-z0-9_:]+)\{model_name="tiny"(?:,(?P<label>[a-z_]+)="(?P<of>[^"]*)")?\} (?P<value>\S+)'
-)
-
-
-def parse(text: str) -> dict[str, float]:
-    """name, or name[label], -> value; every line must be a comment or a sample."""
-    found = {}
-    for line in text.splitlines():
-        if line.startswith("#"):
-            continue
-        match = LINE.fullmatch(line)
-        assert match is not None, line
-        key = match["name"] + (f"[{match['of']}]" if match["label"] else "")
-        assert key not in found
-        found[key] = float(match["value"])
-    return found
 
 
 def test_counts_of_requests_that_were_served() -> None:

@@ -14,17 +14,23 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
+from parallel_fixtures import gone
 from serving_fixtures import MAX_BODY_BYTES, tiny_engine
 
-from backbench.errors import HarnessError
+from backbench.errors import EngineError, HarnessError
+from backbench.harness import experiment
+from backbench.harness.experiment import Observer
+from backbench.harness.options import run_options
 from backbench.harness.serving.app import make_app
 from backbench.harness.serving.front import Front
 from backbench.harness.serving.options import serve_options
-from backbench.harness.serving.server import Server, listen, server_config
+from backbench.harness.serving.server import Server, listen, open_engine, serve, server_config
 
 DATA_SEGMENTS_IN = 152
 """Where Linux's struct tcp_info counts the segments with data that came in."""
@@ -47,10 +53,9 @@ class Slow:
 
 
 @contextlib.contextmanager
-def running(grace_s: int = 5) -> Iterator[tuple[int, Server, Front]]:
-    """A server on a free port, in a thread; (its port, it, its front)."""
-    engine: Any = Slow()
-    front = Front(engine, ["tiny"], max_queue=4)
+def running(grace_s: int = 5, engine: Any = None) -> Iterator[tuple[int, Server, Front]]:
+    """A server on a free port, in a thread; (its port, it, its front). engine: None = a slow one."""
+    front = Front(engine or Slow(), ["tiny"], max_queue=4)
     app = make_app(front, max_body_bytes=MAX_BODY_BYTES)
     ready = threading.Event()
     with listen("127.0.0.1", 0) as listener:
@@ -79,6 +84,15 @@ def settled(holds: Any, seconds: float = 10.0) -> bool:
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
     return bool(holds())
+
+
+def refused(port: int) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return True
+    return False
 
 
 def test_every_token_arrives_in_its_own_segment() -> None:
@@ -137,13 +151,6 @@ def test_told_to_stop_it_finishes_within_the_grace(grace_s: int, finishes: bool)
 
 
 def test_it_ends_when_the_engine_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(port: int) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            return True
-        return False
-
     with running() as (port, server, front):
         monkeypatch.setattr(front.engine, "step", lambda **_: 1 / 0, raising=False)
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -152,6 +159,56 @@ def test_it_ends_when_the_engine_has_failed(monkeypatch: pytest.MonkeyPatch) -> 
         assert settled(lambda: refused(port)) and not server.should_exit
         for request_id in list(tiny_engine()._requests):
             tiny_engine().abort(request_id)
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+def test_a_lost_device_ends_the_server_in_one_line(busy: bool) -> None:
+    asked = {"backend": "torch", "device": "cpu", "max_len": 256, "num_blocks": 64, "tp": 2}
+    with open_engine(serve_options("tiny", asked)) as engine, running(engine=engine) as (port, _, front):
+        assert engine.ranks is not None
+        pids = engine.ranks.team.pids
+        received = b""
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.settimeout(20)
+            if busy:
+                client.sendall(request_bytes({"max_tokens": 200}))
+                assert b"200 OK" in client.recv(100)
+            os.kill(pids[0], signal.SIGKILL)
+            while busy and not received.endswith(b"0\r\n\r\n"):
+                received += client.recv(65536)
+        assert not busy or b"The engine failed: Rank 1 of 2" in received
+        assert settled(lambda: refused(port), 5.0)
+        assert isinstance(front.failure, EngineError)
+        line = str(front.failure)
+        assert line.startswith("Rank 1 of 2 (process ") and line.endswith("it was ended by SIGKILL")
+    assert gone(pids)
+
+
+def test_bench_run_measures_sessions_on_it(tmp_path: Path) -> None:
+    """An answer is part of the next turn's prompt, so its token ids are asked for; and drafts are counted."""
+    given = {"workload": "synthetic", "turns": 2, "num_requests": 6, "concurrency": 2, "warmup": 0}
+    given |= {"input_lengths": "fixed:8", "output_lengths": "fixed:12", "calibrate_client": False}
+    drafting = {"speculate": "synthetic:2:3", "adaptive_drafts": False, "backend": "torch", "max_len": 256}
+    engine = open_engine(serve_options("tiny", drafting | {"device": "cpu", "num_blocks": 64}))
+    with running(engine=engine) as (port, _, _):
+        asked = given | {"url": f"http://127.0.0.1:{port}/v1", "out": tmp_path / "run"}
+        record = experiment.run(run_options(asked), Observer()).record
+    assert record.backend["server"] == "backbench"
+    counts = record.metrics["counts"]
+    assert (counts["completed"], counts["failed"]) == (counts["intended"], 0) and counts["completed"] >= 6
+    assert record.target["errors"] == {}
+    server = record.target["server_metrics"]
+    assert server["over_the_run"]["drafted_tokens"] > server["over_the_run"]["accepted_draft_tokens"] > 0
+    assert 1 < server["mean_acceptance_length"] < 4
+
+
+def test_text_that_means_nothing_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Server, "run", lambda self, sockets: None)
+    asked = {"port": 0, "backend": "torch", "device": "cpu", "max_len": 64, "num_blocks": 64}
+    for speculate in ("ngram:3", "synthetic:2:3"):
+        serve(serve_options("tiny", asked | {"speculate": speculate}), told.append)
+    assert [line for line in told if "the text means nothing" in line] == told[-1:]
 
 
 def test_an_address_that_is_not_to_be_had_is_said() -> None:
@@ -195,15 +252,26 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_and_ends_with_its_requests_done(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGTERM, []),
+        (signal.SIGINT, []),
+        (signal.SIGTERM, ["--tp", "2", "--speculate", "ngram:3"]),
+    ],
+)
+def test_the_command_serves_and_ends_with_its_requests_done(
+    number: signal.Signals, options: list[str]
+) -> None:
     command = [sys.executable, "-m", "backbench", "serve", "tiny", "--port", "0", "-b", "torch"]
-    command += ["--api-key-env", "SERVE_KEY", "--device", "cpu", "--max-len", "512"]
+    command += ["--api-key-env", "SERVE_KEY", "--device", "cpu", "--max-len", "512", *options]
     environment = os.environ | {"SERVE_KEY": "secret"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         try:
             lines = [server.stdout.readline() for _ in range(2)]
+            others = [child.pid for child in psutil.Process(server.pid).children(recursive=True)]
+            assert bool(others) == bool(options)
             port = int(lines[1].split(":")[-1].removesuffix("/v1\n"))
             with socket.create_connection(("127.0.0.1", port)) as client:
                 sent = request_bytes({"max_tokens": 300})
@@ -214,6 +282,24 @@ def test_the_command_serves_and_ends_with_its_requests_done(number: signal.Signa
                 while more := client.recv(65536):
                     received += more
             assert received.count(b'"text"') == 300 and b"[DONE]" in received
-            assert server.wait(20) == 0
+            assert server.wait(20) == 0 and gone(others)
+        finally:
+            server.kill()
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_one_line_when_a_device_is_lost() -> None:
+    command = [sys.executable, "-m", "backbench", "serve", "tiny", "--port", "0", "-b", "torch"]
+    command += ["--device", "cpu", "--max-len", "512", "--tp", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as server:
+        assert server.stdout is not None and server.stderr is not None
+        try:
+            assert "Serving tiny" in [server.stdout.readline() for _ in range(2)][-1]
+            (other,) = psutil.Process(server.pid).children(recursive=True)
+            other.kill()
+            assert server.wait(20) == 2
+            (line,) = [each for each in server.stderr.read().splitlines() if each.startswith("error: ")]
+            assert line.startswith("error: Rank 1 of 2 (process ") and line.endswith("ended by SIGKILL")
         finally:
             server.kill()

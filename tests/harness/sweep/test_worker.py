@@ -339,3 +339,19 @@ def test_quantized_cells(make_sweep: MakeSweep) -> None:
     one, other = (("none", "float8_e4m3fn", "2:4"), ("int8", "float8_e4m3fn", "2:4"))
     assert schemes == [one, other, other, one]
     assert {cell.arm for cell in sweep.cells} == {"torch · quantize none", "torch · quantize int8"}
+
+
+@pytest.mark.slow
+def test_the_number_of_devices_is_an_arm(make_sweep: MakeSweep) -> None:
+    """Real runs of the bundled model, a process each: on one device, and divided between two processes."""
+    sizes = {"model": "tiny", "device": "cpu", "max_len": 64, "max_step_tokens": 64}
+    sweep = make_sweep({"tp": [1, 2]}, backend="torch", concurrency=2, **sizes)
+    Worker(sweep.path, lambda text: None).work()
+    assert kinds(sweep) == [DONE, DONE]
+    assert [cell.arm for cell in sweep.cells] == ["torch", "torch · tp 2"]
+    for cell, tp in zip(sweep.cells, (1, 2), strict=True):
+        record = RunDirectory.open(sweep.result(cell)).read_record()
+        assert record.engine["tp"] == tp and record.correctness["passed"] is True
+        assert len(record.memory.get("devices", [])) == (tp if tp > 1 else 0)
+    assert [arm.label for arm in open_arms([sweep.path])] == ["torch", "torch · tp 2"]
+    assert examine_experiment(sweep.path).problems == ()

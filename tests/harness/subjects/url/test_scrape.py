@@ -22,13 +22,20 @@ vllm:kv_cache_usage_perc{engine="0"} 0.25
 vllm:prefix_cache_queries_total{engine="0"} %d
 vllm:prefix_cache_hits_total{engine="0"} %d 1700000000000
 vllm:num_preemptions_total 1e1
+vllm:spec_decode_num_drafts_total{engine="0"} %d
+vllm:spec_decode_num_accepted_tokens_total{engine="0"} %d
 vllm:time_to_first_token_seconds_bucket{le="+Inf"} 7
 vllm:broken{a="b"} NaN
 """
 
 
+def vllm(queries: int, hits: int) -> str:
+    """A page on which there were half as many drafts as queries, and three times as many accepted tokens."""
+    return VLLM % (queries, hits, queries // 2, 3 * (queries // 2))
+
+
 def test_values_are_summed_over_labels() -> None:
-    found = ours(parse(VLLM % (100, 40)), SERVERS["vllm"])
+    found = ours(parse(vllm(100, 40)), SERVERS["vllm"])
     assert found["requests_running"] == 7
     assert found["requests_waiting"] == 2
     assert found["kv_cache_usage"] == 0.25
@@ -84,9 +91,7 @@ def pages(*texts: str | Exception) -> Callable[[], str]:
 
 
 def test_what_grew_and_what_was_sampled() -> None:
-    scraper = Scraper(
-        pages(VLLM % (100, 40), VLLM % (150, 50), VLLM % (300, 140)), SERVERS["vllm"], period_s=0.01
-    )
+    scraper = Scraper(pages(vllm(100, 40), vllm(150, 50), vllm(300, 140)), SERVERS["vllm"], period_s=0.01)
     start_ns = time.perf_counter_ns()
     scraper.start()
     time.sleep(0.1)
@@ -95,6 +100,8 @@ def test_what_grew_and_what_was_sampled() -> None:
     assert found["over_the_run"]["prefix_cache_queries"] == 200
     assert found["over_the_run"]["generation_tokens"] is None
     assert found["prefix_hit_ratio"] == 0.5
+    assert (found["over_the_run"]["drafts"], found["over_the_run"]["drafted_tokens"]) == (100, None)
+    assert found["mean_acceptance_length"] == 4
     samples = found["samples"]
     assert len(samples["time_ns"]) == len(samples["requests_running"]) >= 2
     assert samples["requests_running"][0] == 7
@@ -117,7 +124,7 @@ def test_metrics_of_another_server_are_said_to_be_unknown() -> None:
 
 
 def test_a_server_that_dies_leaves_what_was_sampled() -> None:
-    scraper = Scraper(pages(VLLM % (1, 1), VLLM % (2, 1), OSError("gone")), SERVERS["vllm"], period_s=0.01)
+    scraper = Scraper(pages(vllm(1, 1), vllm(2, 1), OSError("gone")), SERVERS["vllm"], period_s=0.01)
     scraper.start()
     time.sleep(0.1)
     scraper.stop()
@@ -128,14 +135,14 @@ def test_a_server_that_dies_leaves_what_was_sampled() -> None:
 
 
 def test_a_counter_that_began_anew_grew_by_nobody_knows_what() -> None:
-    scraper = Scraper(pages(VLLM % (100, 40), VLLM % (7, 2)), SERVERS["vllm"])
+    scraper = Scraper(pages(vllm(100, 40), vllm(7, 2)), SERVERS["vllm"])
     scraper.start()
     scraper.stop()
     assert scraper.section(0)["over_the_run"]["prefix_cache_queries"] is None
 
 
 def test_a_long_run_keeps_a_bounded_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    scraper = Scraper(lambda: VLLM % (1, 1), SERVERS["vllm"], period_s=1.0)
+    scraper = Scraper(lambda: vllm(1, 1), SERVERS["vllm"], period_s=1.0)
     scraper.start()
     monkeypatch.setattr(scraper._stop, "wait", lambda _: len(waits) > 3 * MOST_SAMPLES or waits.append(1))
     waits: list[int] = []

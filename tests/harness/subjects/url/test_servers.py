@@ -183,6 +183,9 @@ def test_a_servers_run_needs_no_backend() -> None:
     [
         ({"backend": "torch"}, "leave --backend out"),
         ({"model": "shape:qwen3-8b"}, "--model says nothing to the server"),
+        ({"collectives": "torch"}, "--collectives says nothing to the server"),
+        ({"beams": 4}, "--beams says nothing to the server"),
+        ({"tp": 2}, "--tp says nothing to the server"),
         ({"quantize": "int8"}, "--quantize says nothing"),
         ({"max_seqs": 3}, "--max-seqs says nothing"),
         ({"url": None, "backend": "torch", "api": "chat"}, "--api is about a server"),

@@ -11,15 +11,22 @@ from faulty_server import Exchange, FaultyServer, event, usage
 
 from backbench.harness import experiment
 from backbench.harness.experiment import Observer
+from backbench.harness.load_search import find_load
 from backbench.harness.options import run_options
 from backbench.harness.recording import recover
 from backbench.harness.run_log import RunLog
 from backbench.harness.subjects.url import calibration
-from backbench.harness.subjects.url.subject import beyond_in_the_run, default_processes, expected_streams
+from backbench.harness.subjects.url.subject import (
+    UrlSubject,
+    beyond_in_the_run,
+    default_processes,
+    expected_streams,
+)
 from backbench.reports.metrics.validity import BEYOND, BLACK_BOX, UNCALIBRATED, fails
 from backbench.reports.page.html import render_report
 from backbench.reports.record import RunDirectory, RunRecord
-from backbench.reports.verify import verify
+from backbench.reports.record.experiment import read_experiment
+from backbench.reports.verify import examine_experiment, verify
 from backbench.workloads.request import Request, Workload
 
 pytestmark = pytest.mark.timeout(120)
@@ -76,6 +83,30 @@ def test_a_whole_run_against_a_server(tmp_path: Path) -> None:
     assert "synthetic on small" in render_report([directory])
     frame = directory.read_requests()
     assert frame["usage_tokens"].tolist() == [5] * 14
+
+
+def test_the_highest_load_of_a_server_is_found(tmp_path: Path) -> None:
+    """It answers one request after the other, each in 0.2 s: one at once holds 0.3 s, two do not. Client
+    processes are started for every probe, and what is known of the server is asked once."""
+    places = asyncio.Semaphore(1)
+
+    async def in_turn(exchange: Exchange) -> None:
+        async with places:
+            await asyncio.sleep(0.2)
+            await exchange.whole()
+
+    asked = {"find_load": True, "slo": {"e2e_p50": 0.3}, "concurrency": 1, "num_requests": 16, "warmup": 0}
+    with FaultyServer(in_turn) as server:
+        given = LOAD | {"url": server.url, "out": tmp_path / "search", "calibrate_client": False} | asked
+        found = find_load(run_options(given), Observer(), UrlSubject)
+    assert found.code == 0
+    assert [(probe.load, probe.verdict) for probe in found.search.probes] == [(1, "holds"), (2, "fails")]
+    assert len(server.bodies) == 32
+    assert examine_experiment(tmp_path / "search").problems == ()
+    for listed in read_experiment(tmp_path / "search").runs:
+        record = read_experiment(tmp_path / "search").directory(listed).read_record()
+        assert record.correctness == {"passed": None, "reason": BLACK_BOX}
+        assert record.target["usage"]["completion_tokens"] == 16 * 5
 
 
 def test_a_chat_is_asked_in_text_and_the_server_says_what_it_counted(tmp_path: Path) -> None:
