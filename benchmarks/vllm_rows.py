@@ -111,6 +111,7 @@ def conditions(bench: VllmRows, options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "flashinfer": importlib.util.find_spec("flashinfer") is not None,
+        "sums_fused_with_norms": bool(compilation.pass_config.fuse_allreduce_rms),
         "method": "LLM.generate, dummy weights, bf16, no prefix cache, warmed up; "
         f"median of {options.repeats}, spread = half their range",
         "limits": LIMITS,
