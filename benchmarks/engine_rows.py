@@ -24,6 +24,8 @@ import json
 import re
 import statistics
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,8 @@ ROWS = (
     "host_visible_bs256_in1024",
 )
 ONCE = ("nano256", "host_visible_bs256_in1024")
+LIMITS = {"max_seqs": 256, "max_step_tokens": 16384, "max_len": 8192}
+"""Requests served at once, tokens in a step, tokens of a request with its answer."""
 ABLATED_ROWS = ("tpot_bs1_in128", "tpot_bs256_in1024")
 ABLATIONS: dict[str, dict[str, Any]] = {
     "all on": {},
@@ -65,8 +69,39 @@ def report_late_compiles(*_: Any, repr: str = "", **__: Any) -> None:
     print(f"compiled while serving: {repr[:200]}", flush=True)
 
 
-class Bench:
-    """One engine and what was seen of its steps."""
+class Rows(ABC):
+    """An engine that serves workloads, and the rows that follow from how long it takes."""
+
+    vocab_size: int
+    steps: Sequence[StepStats] = ()
+    """Of the workload served last, where the engine tells."""
+
+    def requests(self, workload: str) -> tuple[Request, ...]:
+        options = WorkloadOptions(vocab_size=self.vocab_size, max_len=LIMITS["max_len"])
+        return make(workload, options).requests
+
+    @abstractmethod
+    def seconds(self, workload: str) -> float:
+        """Wall time to serve the workload, all requests added at once to an idle, cold engine."""
+
+    def row(self, name: str) -> tuple[float, str]:
+        """One row's value and unit."""
+        if match := re.fullmatch(r"tpot_bs(\d+)_in(\d+)", name):
+            batch = f"batch:{match[1]}x{match[2]}"
+            first = self.seconds(f"{batch}+1")
+            return (self.seconds(f"{batch}+129") - first) / 128 * 1e3, "ms"
+        if name == "ttft_1x4096":
+            return self.seconds("batch:1x4096+1") * 1e3, "ms"
+        if name == "prefill_32x4096":
+            return 32 * 4096 / self.seconds("batch:32x4096+1"), "tok/s"
+        if name == "nano256":
+            requests = self.requests("nano256")
+            return sum(request.output_tokens for request in requests) / self.seconds("nano256"), "tok/s"
+        raise SystemExit(f"Unknown row {name!r}; known: {', '.join(ROWS)}.")
+
+
+class Bench(Rows):
+    """Ours, and what was seen of its steps."""
 
     def __init__(
         self, model: str, backend: str, weights: Any = None, sampled: bool = True, **options: Any
@@ -77,7 +112,7 @@ class Bench:
             for key in ("attention", "linear", "operations", "collectives")
             if key in options
         }
-        config = EngineConfig(max_seqs=256, max_step_tokens=16384, max_len=8192, **options)
+        config = EngineConfig(**LIMITS, **options)
         self.engine = Engine.open(
             find_model(model),
             backend=backend,
@@ -91,14 +126,9 @@ class Bench:
         kinds = (0.0, 0.6) if sampled else (0.0,)
         self.warm_up_s = sum(self.engine.warm_up(SamplingParams(temperature=kind)) for kind in kinds)
         triton.knobs.runtime.jit_post_compile_hook = report_late_compiles
-        self.steps: list[StepStats] = []
-
-    def requests(self, workload: str) -> tuple[Request, ...]:
-        options = WorkloadOptions(vocab_size=self.engine.model_config.vocab_size, max_len=8192)
-        return make(workload, options).requests
+        self.vocab_size = self.engine.model_config.vocab_size
 
     def seconds(self, workload: str) -> float:
-        """Wall time to serve the workload, all requests added at once to an idle, cold engine."""
         requests = self.requests(workload)
         self.engine.reset_prefix_cache()
         gc.collect()
@@ -120,21 +150,9 @@ class Bench:
         return elapsed
 
     def row(self, name: str) -> tuple[float, str]:
-        """One row's value and unit."""
-        if match := re.fullmatch(r"tpot_bs(\d+)_in(\d+)", name):
-            batch = f"batch:{match[1]}x{match[2]}"
-            first = self.seconds(f"{batch}+1")
-            return (self.seconds(f"{batch}+129") - first) / 128 * 1e3, "ms"
-        if name == "ttft_1x4096":
-            return self.seconds("batch:1x4096+1") * 1e3, "ms"
-        if name == "prefill_32x4096":
-            return 32 * 4096 / self.seconds("batch:32x4096+1"), "tok/s"
         if name == "host_visible_bs256_in1024":
             return device_idle_percent(self, "batch:256x1024+129"), "%"
-        if name == "nano256":
-            requests = self.requests("nano256")
-            return sum(request.output_tokens for request in requests) / self.seconds("nano256"), "tok/s"
-        raise SystemExit(f"Unknown row {name!r}; known: {', '.join(ROWS)}.")
+        return super().row(name)
 
 
 def device_idle_percent(bench: Bench, workload: str) -> float:
@@ -164,18 +182,20 @@ def device_idle_percent(bench: Bench, workload: str) -> float:
     return 100 * idle / sum(a[0].elapsed_time(b[0]) for a, b in pairs)
 
 
-def host_share(steps: list[StepStats]) -> tuple[float, float]:
+def host_share(steps: Sequence[StepStats]) -> tuple[float, float]:
     """(host ms a step, step ms) over the decode-only steps, medians."""
     decodes = [step for step in steps if not step.num_prefill_tokens][2:-2]
     gaps = [b.end_ns - a.end_ns for a, b in itertools.pairwise(decodes)]
     return statistics.median(s.host_ns for s in decodes) / 1e6, statistics.median(gaps) / 1e6
 
 
-def measure(bench: Bench, names: list[str], prefix: str, repeats: int) -> list[dict[str, Any]]:
-    """Every row as the median of its repeats, the spread half their range."""
+def measure(
+    bench: Rows, names: list[str], prefix: str, repeats: int, once: Sequence[str] = ONCE
+) -> list[dict[str, Any]]:
+    """Every row as the median of its repeats, the spread half their range; those of `once` have one."""
     rows = []
     for name in names:
-        seen = [bench.row(name) for _ in range(1 if name in ONCE else repeats)]
+        seen = [bench.row(name) for _ in range(1 if name in once else repeats)]
         values = sorted(value for value, _ in seen)
         row = {
             "name": f"{prefix}/{name}",
@@ -185,7 +205,7 @@ def measure(bench: Bench, names: list[str], prefix: str, repeats: int) -> list[d
         }
         rows.append(row)
         note = ""
-        if name.startswith("tpot"):
+        if name.startswith("tpot") and bench.steps:
             host_ms, step_ms = host_share(bench.steps)
             note = f"   step {step_ms:.3f} ms, host {host_ms:.3f} ms"
         print(f"{row['name']:48s} {row['value']:12.3f} {row['unit']}{note}", flush=True)
