@@ -19,6 +19,8 @@ from backbench.errors import BackendError
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
+INT8_KV_MAX = 127.0
+"""The largest code of an int8 cache, whose codes lie around 0."""
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of e2m1's codes 0 to 7; bit 3 is the sign."""
 FP4_MAX = 6.0
@@ -222,6 +224,29 @@ def rounded_rows(x: Tensor, activation: str, input_scale: Tensor | None = None) 
         x.unflatten(1, (groups, -1)) / scale.clamp(min=SMALLEST_SCALE)[..., None], kind, pack=False
     ).flatten(1)
     return (fp4_values(codes) if kind == "fp4" else codes), scale
+
+
+def rounded_heads(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys or values [..., head_dim] as an int8 cache keeps them: codes -127 to 127, and scales f32 [...].
+
+    A number is code * scale; a head's scale is its largest magnitude over 127, and not finite where that is
+    not.
+    """
+    x = x.float()
+    largest = x.abs().amax(-1)
+    # By a tensor: where the divisor is a number, torch multiplies by its reciprocal on a GPU.
+    scale = largest / torch.full_like(largest, INT8_KV_MAX)
+    return (x / scale.clamp(min=SMALLEST_SCALE)[..., None]).round().to(torch.int8), scale
+
+
+def head_numbers(codes: Tensor, scale: Tensor) -> Tensor:
+    """The numbers f32 [..., head_dim] that codes and their scales [...] mean."""
+    return codes.float() * scale[..., None]
+
+
+def kept_heads(x: Tensor, kv_dtype: torch.dtype) -> Tensor:
+    """Keys or values [..., head_dim] as a cache of `kv_dtype` means them; f32 where that is int8."""
+    return head_numbers(*rounded_heads(x)) if kv_dtype == torch.int8 else x.to(kv_dtype)
 
 
 def meant_rows(x: Tensor, weight: Weight) -> Tensor:

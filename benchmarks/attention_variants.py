@@ -53,6 +53,8 @@ GEOMETRIES: tuple[dict[str, Any], ...] = (
     {"head_dim": 256, "group": 8},
     {"head_dim": 64, "kv_dtype": torch.float8_e4m3fn},
     {"head_dim": 64, "kv_dtype": torch.float8_e4m3fn, "block_size": 64},
+    {"head_dim": 128, "kv_dtype": torch.int8},
+    {"head_dim": 64, "kv_dtype": torch.int8, "block_size": 64},
     {"head_dim": 80, "block_size": 64},
     {"head_dim": 96, "group": 7, "block_size": 128},
     {"head_dim": 128, "pad": 3, "kind": "padding"},

@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, help="tokens in a KV block, default the engine's (64)")
     parser.add_argument("--quantize", help="weights, as in `bench run`: fp8")
     parser.add_argument("--quantize-head", action="store_true", default=None)
-    parser.add_argument("--kv-dtype", help="of the KV cache: fp8")
+    parser.add_argument("--kv-dtype", help="of the KV cache: fp8 or int8")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--ablate", action="store_true")

@@ -3,7 +3,7 @@
     python benchmarks/quantized_checks.py [--only conformance,cache,memory] [--tune [--seconds 150]]
 
 conformance   `bench backends --check triton`: every scheme, norm and gate that leave codes
-cache         decode attention of 64 sequences of 16,384 tokens, an fp8 cache beside a bf16 one, in a graph;
+cache         decode attention of 64 sequences of 16,384 tokens, fp8 and int8 caches beside bf16, a graph;
               `--tune` tries every launch of decode attention first, and keeps the fastest
 memory        the most that is allocated while `shape:qwen3-8b` is rounded and packed, beside its weights
 """
@@ -43,6 +43,8 @@ from backbench.engine.models.on_the_fly import OnTheFly
 from benchmarks.graph_timing import conditions
 
 BF16 = torch.bfloat16
+SMALLER = (FP8, torch.int8)
+"""What a cache is kept in beside bf16."""
 SEQUENCES, LENGTH = 64, 16384
 LAYER = AttentionSpec(32, 8, 128, BF16, BF16, 64, 128**-0.5, max_seqs=SEQUENCES, max_len=LENGTH)
 """One layer's attention of qwen3-8b."""
@@ -78,14 +80,17 @@ def conformance() -> dict[str, Any]:
 
 
 def tune_decode(output: Path, seconds: float) -> None:
-    """The fastest right launches of decode attention go into the backend's table, the fp8 cache's first."""
+    """The fastest right launches of decode attention go into the backend's table, caches of bytes first."""
     device, until = gpu(0), time.monotonic() + seconds
     file, place = configs.table_file(device.arch, device.units), table.place(device.arch, device.units)
-    layers = [replace(LAYER, kv_dtype=FP8), *(replace(LAYER, block_size=size) for size in (64, 16, 128))]
+    layers = [
+        *(replace(LAYER, kv_dtype=kept) for kept in SMALLER),
+        *(replace(LAYER, block_size=size) for size in (64, 16, 128)),
+    ]
     with search.parallel_compiler(14) as compile_all:
         for spec, kind in itertools.product(layers, ("decode", "decode_small")):
             problem = AttentionProblem.of(spec, kind, device)
-            if spec.kv_dtype == FP8 and kind == "decode":
+            if spec.kv_dtype in SMALLER and kind == "decode":
                 problem.shapes = (*problem.shapes, (SEQUENCES, LENGTH))
             if time.monotonic() > until:
                 print(f"not tuned: {problem.bucket} {problem.dtype}")
@@ -102,20 +107,22 @@ def tune_decode(output: Path, seconds: float) -> None:
 def cache() -> dict[str, Any]:
     """Microseconds of one layer's decode attention, checked first, by what keys and values are kept in."""
     found: dict[str, Any] = {}
-    for kept in (BF16, FP8):
+    for kept in (BF16, *SMALLER):
         spec = replace(LAYER, kv_dtype=kept)
         torch.manual_seed(0)
         pool = Pool(spec, SEQUENCES * LENGTH, SEQUENCES, gpu(0).torch_device)
         value, spread = measure(pool, TritonRunner(spec, gpu(0)), equal((SEQUENCES, LENGTH)), 1)
-        num_bytes = 2 * SEQUENCES * LENGTH * spec.kv_heads * spec.head_dim * kept.itemsize
+        num_bytes = SEQUENCES * LENGTH * spec.kv_bytes_per_token
         name = str(kept).removeprefix("torch.")
         found[name] = {"us": value, "spread_us": spread, "bytes_per_s": num_bytes / value * 1e6}
         print(f"cache in {name}: {value:.1f} us, {num_bytes / value / 1e6:.2f} TB/s", flush=True)
         del pool
         torch.cuda.empty_cache()
-    ratio = found["bfloat16"]["us"] / found["float8_e4m3fn"]["us"]
-    print(f"an fp8 cache is read {ratio:.2f} times as fast", flush=True)
-    return found | {"ratio": ratio}
+    bf16_us = found["bfloat16"]["us"]
+    ratios = {name: bf16_us / each["us"] for name, each in found.items() if name != "bfloat16"}
+    for name, ratio in ratios.items():
+        print(f"a cache in {name} is read {ratio:.2f} times as fast", flush=True)
+    return found | {"ratios": ratios}
 
 
 def memory() -> dict[str, Any]:

@@ -75,11 +75,12 @@ class EngineConfig:
 
     kv_dtype: str | None = option(
         None,
-        "Of the KV cache; keys and values are rounded in their own scale.",
+        "Of the KV cache: fp8 rounds keys and values in their own scale, int8 with a scale for each token "
+        "and KV head.",
         group="subject",
         unset="that of weights and activations",
-        metavar="fp8",
-        choices={"fp8": "float8_e4m3fn", "float8_e4m3fn": "float8_e4m3fn"},
+        metavar="fp8|int8",
+        choices={"fp8": "float8_e4m3fn", "float8_e4m3fn": "float8_e4m3fn", "int8": "int8"},
     )
     block_size: int | None = option(
         None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +115,7 @@ def quick_cases(dtype: torch.dtype, *, interpret: bool = False) -> Iterator[Atte
     if dtype != torch.float32:
         for shape in ("decode", "mixed"):
             yield make_case(shape, dtype, head_dim=128, kv_dtype=torch.float8_e4m3fn)
+    yield from _int8_cache(dtype, ("decode", "mixed"))
     yield from _behaviours(dtype)
 
 
@@ -136,7 +137,20 @@ def full_cases(dtype: torch.dtype) -> Iterator[AttentionCase]:
     if dtype != torch.float32:
         for shape in SHAPES:
             yield make_case(shape, dtype, head_dim=128, kv_dtype=torch.float8_e4m3fn)
+    yield from _int8_cache(dtype, SHAPES)
     yield from _behaviours(dtype)
+
+
+def _int8_cache(dtype: torch.dtype, shapes: Iterable[str]) -> Iterator[AttentionCase]:
+    """Scales beside codes: of every shape, behind a window and a soft cap, padded, copied, written with the
+    rotation; and blocks of a whole tile, which prefill may read as boxes."""
+    for shape in shapes:
+        yield make_case(shape, dtype, head_dim=128, kv_dtype=torch.int8)
+    yield make_case("prefix", dtype, head_dim=128, block_size=64, kv_dtype=torch.int8)
+    yield make_case("mixed", dtype, head_dim=80, group=7, window=24, softcap=20.0, kv_dtype=torch.int8)
+    yield make_case("mixed", dtype, kind="padding", pad=3, kv_dtype=torch.int8)
+    yield make_case("decode", dtype, kind="fork", kv_dtype=torch.int8)
+    yield make_case("mixed", dtype, kind="fused write", head_dim=128, kv_dtype=torch.int8)
 
 
 def _behaviours(dtype: torch.dtype) -> Iterator[AttentionCase]:

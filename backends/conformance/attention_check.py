@@ -18,6 +18,7 @@ from backbench.backends.conformance.matrix import CheckRow, Status
 from backbench.backends.conformance.scenario import Row, Sequences, permuted_layout, random_sequences
 from backbench.backends.conformance.tolerance import Deviation, deviation, limit
 from backbench.backends.interface import Attention, AttentionRunner, Device, Operations
+from backbench.backends.quantization import kept_heads
 
 
 class AttentionChecker:
@@ -57,8 +58,8 @@ class AttentionChecker:
         plain = replace(spec, kv_dtype=spec.dtype)
         rounded = Sequences(
             setup.data.q,
-            tuple(k.to(spec.kv_dtype).to(spec.dtype) for k in setup.data.k),
-            tuple(v.to(spec.kv_dtype).to(spec.dtype) for v in setup.data.v),
+            tuple(kept_heads(k, spec.kv_dtype).to(spec.dtype) for k in setup.data.k),
+            tuple(kept_heads(v, spec.kv_dtype).to(spec.dtype) for v in setup.data.v),
         )
         same = replace(setup, case=replace(setup.case, spec=plain), data=rounded)
         device = self.device.torch_device
@@ -144,8 +145,8 @@ def cache_complaints(runner: AttentionRunner, cache: object, setup: Setup, devic
     live = torch.zeros(len(read_k), dtype=torch.bool)
     for i, row in enumerate(setup.case.rows):
         slots = torch.tensor(layout.slots(i, 0, row.length))
-        wanted_k[slots] = setup.data.k[i].to(spec.kv_dtype).float()
-        wanted_v[slots] = setup.data.v[i].to(spec.kv_dtype).float()
+        wanted_k[slots] = kept_heads(setup.data.k[i], spec.kv_dtype).float()
+        wanted_v[slots] = kept_heads(setup.data.v[i], spec.kv_dtype).float()
         live[slots] = True
     complaints = []
     for name, wanted, got in (("K", wanted_k, read_k), ("V", wanted_v, read_v)):

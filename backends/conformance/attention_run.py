@@ -20,6 +20,7 @@ from backbench.backends.conformance.scenario import (
     write_batch,
 )
 from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch
+from backbench.backends.quantization import kept_heads
 
 SEED = 20261121
 
@@ -45,7 +46,7 @@ def set_up(case: AttentionCase) -> Setup:
 
 def expected_output(data: Sequences, spec: AttentionSpec) -> Tensor:
     """The oracle's output for every sequence, over keys and values as the cache's dtype keeps them."""
-    stored = [(k.to(spec.kv_dtype), v.to(spec.kv_dtype)) for k, v in zip(data.k, data.v, strict=True)]
+    stored = [[kept_heads(x, spec.kv_dtype) for x in pair] for pair in zip(data.k, data.v, strict=True)]
     outputs = [oracle.attention(q, k, v, spec) for q, (k, v) in zip(data.q, stored, strict=True)]
     return torch.cat(outputs)
 

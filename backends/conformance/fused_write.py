@@ -15,6 +15,7 @@ from backbench.backends.conformance.operation_check import rotary_table
 from backbench.backends.conformance.scenario import make_batch
 from backbench.backends.conformance.tolerance import deviation, limit
 from backbench.backends.interface import AttentionRunner, Device, Operations, Rotary, Rotation
+from backbench.backends.quantization import kept_heads
 
 EPS = 1e-6
 
@@ -51,6 +52,7 @@ def _one(
     q = runner.rotate_and_write(x, at, rotation, cache, batch)
     stored_k, stored_v = _stored(runner, cache, batch.slots[:live])
     torch_q, torch_k, _ = reference.rotate(x, at, rotation, spec)
+    torch_k = kept_heads(torch_k, spec.kv_dtype)
     heads = qkv.view(-1, spec.q_heads + 2 * spec.kv_heads, spec.head_dim)
     parts = heads.split([spec.q_heads, spec.kv_heads, spec.kv_heads], dim=1)
 
@@ -60,14 +62,14 @@ def _one(
         return oracle.rotate_half(normed, positions, table, spec.head_dim)[:live]
 
     finding = Finding()
-    for name, got, torch_got, given, weight in (
-        ("q", q, torch_q, parts[0], weights[0]),
-        ("K", stored_k, torch_k, parts[1], weights[1]),
+    for name, got, torch_got, given, weight, kept in (
+        ("q", q, torch_q, parts[0], weights[0], spec.dtype),
+        ("K", stored_k, torch_k, parts[1], weights[1], spec.kv_dtype),
     ):
         wanted = expected(given, weight)
-        allowed = limit(deviation(torch_got[:live], wanted), wanted, spec.dtype)
+        allowed = limit(deviation(torch_got[:live], wanted), wanted, kept)
         finding = finding.merged(Finding.measure(got[:live], wanted, allowed, name))
-    exact = torch.equal(stored_v.cpu().float(), parts[2][:live].to(spec.kv_dtype).float())
+    exact = torch.equal(stored_v.cpu().float(), kept_heads(parts[2][:live], spec.kv_dtype).float())
     return finding.also([] if exact else ["V in the cache differs from the V that was given"])
 
 

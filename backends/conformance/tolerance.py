@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backbench.backends.quantization import INT8_KV_MAX
+
 TORCH_FACTOR = 2.0
 """A backend's error may be at most this multiple of torch's in the same dtype, plus one rounding."""
 CEILING_ROUNDINGS = 8.0
@@ -37,7 +39,12 @@ def deviation(actual: Tensor, oracle: Tensor) -> Deviation:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Relative size of one rounding to `dtype`: half a unit in the last place."""
+    """Relative size of one rounding to `dtype`: half a unit in the last place.
+
+    That of an int8 cache is half a step, relative to its head's largest number.
+    """
+    if dtype == torch.int8:
+        return 0.5 / INT8_KV_MAX
     unit = torch.finfo(dtype).eps / 2
     return unit * FP32_ROUNDINGS if dtype == torch.float32 else unit
 

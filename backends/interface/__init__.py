@@ -13,6 +13,7 @@ from backbench.backends.interface.attention import (
     GraphSupport,
     Rotary,
     Rotation,
+    kv_bytes_per_token,
 )
 from backbench.backends.interface.backend import Backend, Selection
 from backbench.backends.interface.collectives import Collectives, Communicator, Peers, Single, Way
@@ -54,4 +55,5 @@ __all__ = [
     "Weight",
     "WeightSpec",
     "join",
+    "kv_bytes_per_token",
 ]

@@ -26,6 +26,12 @@ class GraphSupport(IntEnum):
     MIXED = 3
 
 
+def kv_bytes_per_token(kv_heads: int, head_dim: int, kv_dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in one layer's cache, with the scales of an int8 one."""
+    scale_bytes = torch.float32.itemsize if kv_dtype == torch.int8 else 0
+    return 2 * kv_heads * (head_dim * kv_dtype.itemsize + scale_bytes)
+
+
 @dataclass(frozen=True)
 class AttentionSpec:
     """One attention layer's geometry and the limits its batches stay under."""
@@ -35,8 +41,8 @@ class AttentionSpec:
     head_dim: int
     dtype: torch.dtype
     kv_dtype: torch.dtype
-    """Of the cache: `dtype`, or float8_e4m3fn, to which keys and values are rounded in their own scale, and
-    to 448 beyond it."""
+    """Of the cache: `dtype`; float8_e4m3fn, to which keys and values are rounded in their own scale, and to
+    448 beyond it; or int8, codes with a scale for every token and KV head (`quantization.rounded_heads`)."""
     block_size: int
     scale: float
     window: int | None = None
@@ -46,6 +52,16 @@ class AttentionSpec:
     max_seqs: int = 256
     max_tokens: int = 8192
     max_len: int = 4096
+
+    @property
+    def scaled(self) -> bool:
+        """True where the cache keeps scales beside its codes."""
+        return self.kv_dtype == torch.int8
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that the keys and values of one token take."""
+        return kv_bytes_per_token(self.kv_heads, self.head_dim, self.kv_dtype)
 
 
 @dataclass
@@ -131,11 +147,14 @@ class AttentionRunner(ABC):
 
     @abstractmethod
     def copy_blocks(self, cache: Any, src: Tensor, dst: Tensor) -> None:
-        """Copy whole blocks src[i] -> dst[i] (i64 device tensors), for copy-on-write."""
+        """Copy whole blocks src[i] -> dst[i] (i64 device tensors), scales and all, for copy-on-write."""
 
     @abstractmethod
     def read(self, cache: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V of blocks `ids` in the canonical layout [n, block_size, kv_heads, head_dim], for tests."""
+        """K and V of blocks `ids` in the canonical layout [n, block_size, kv_heads, head_dim], for tests.
+
+        In the cache's dtype; where that is int8, the numbers that codes and scales mean, in f32.
+        """
 
     def rotate_and_write(
         self, qkv: Tensor, positions: Tensor, rotation: Rotation, cache: Any, batch: Batch

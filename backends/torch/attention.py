@@ -16,7 +16,7 @@ from backbench.backends.interface import (
     Device,
     GraphSupport,
 )
-from backbench.backends.quantization import FP8, FP8_MAX
+from backbench.backends.quantization import FP8, FP8_MAX, head_numbers, rounded_heads
 from backbench.errors import BackendError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,11 +34,21 @@ class TorchCache:
     keys: Tensor
     values: Tensor
     block_size: int
+    key_scales: Tensor | None = None
+    """f32 [num_blocks * block_size + 1, kv_heads] of an int8 cache, with the same spare row."""
+    value_scales: Tensor | None = None
 
     def blocks(self) -> tuple[Tensor, Tensor]:
         """Keys and values as [num_blocks, block_size, kv_heads, head_dim] views."""
-        shape = (-1, self.block_size, *self.keys.shape[1:])
-        return self.keys[:-1].view(shape), self.values[:-1].view(shape)
+        return self._by_block(self.keys), self._by_block(self.values)
+
+    def scale_blocks(self) -> tuple[Tensor, ...]:
+        """Their scales as [num_blocks, block_size, kv_heads] views; empty where there are none."""
+        kept = (self.key_scales, self.value_scales)
+        return tuple(self._by_block(each) for each in kept if each is not None)
+
+    def _by_block(self, rows: Tensor) -> Tensor:
+        return rows[:-1].view(-1, self.block_size, *rows.shape[1:])
 
 
 class TorchAttention(Attention):
@@ -51,8 +61,8 @@ class TorchAttention(Attention):
         reasons = []
         if spec.dtype not in DTYPES:
             reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
-        if spec.kv_dtype not in (spec.dtype, FP8):
-            reasons.append(f"KV dtype {spec.kv_dtype} is neither {spec.dtype} nor float8_e4m3fn")
+        if spec.kv_dtype not in (spec.dtype, FP8, torch.int8):
+            reasons.append(f"KV dtype {spec.kv_dtype} is none of {spec.dtype}, float8_e4m3fn, int8")
         if spec.q_heads % spec.kv_heads:
             reasons.append(f"{spec.q_heads} query heads do not divide among {spec.kv_heads} KV heads")
         return reasons
@@ -77,33 +87,38 @@ class TorchRunner(AttentionRunner):
 
     def new_cache(self, num_blocks: int) -> TorchCache:
         spec = self.spec
-        shape = (num_blocks * spec.block_size + 1, spec.kv_heads, spec.head_dim)
-        keys, values = (
-            torch.zeros(shape, dtype=spec.kv_dtype, device=self.device.torch_device) for _ in range(2)
-        )
-        return TorchCache(keys, values, spec.block_size)
+        slots, at = num_blocks * spec.block_size + 1, self.device.torch_device
+        shape = (slots, spec.kv_heads, spec.head_dim)
+        keys, values = (torch.zeros(shape, dtype=spec.kv_dtype, device=at) for _ in range(2))
+        if not spec.scaled:
+            return TorchCache(keys, values, spec.block_size)
+        scales = (torch.zeros(slots, spec.kv_heads, device=at) for _ in range(2))
+        return TorchCache(keys, values, spec.block_size, *scales)
 
     def cache_bytes_per_block(self) -> int:
-        spec = self.spec
-        return 2 * spec.block_size * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
+        return self.spec.block_size * self.spec.kv_bytes_per_token
 
     def plan(self, batch: Batch) -> Hashable:
         return (batch.num_seqs, batch.num_tokens)
 
     def write(self, cache: TorchCache, k: Tensor, v: Tensor, batch: Batch) -> None:
         slots = batch.slots[: k.shape[0]]
-        cache.keys[slots] = self._stored(k)
-        cache.values[slots] = self._stored(v)
+        if cache.key_scales is not None and cache.value_scales is not None:
+            cache.keys[slots], cache.key_scales[slots] = rounded_heads(k)
+            cache.values[slots], cache.value_scales[slots] = rounded_heads(v)
+        else:
+            cache.keys[slots] = self._stored(k)
+            cache.values[slots] = self._stored(v)
 
     def _stored(self, x: Tensor) -> Tensor:
-        """As the cache keeps it."""
+        """As a cache without scales keeps it."""
         if self.spec.kv_dtype != FP8 or x.dtype == FP8:
             return x
         return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
     def run(self, q: Tensor, cache: TorchCache, batch: Batch, out: Tensor) -> None:
         block_size = self.spec.block_size
-        keys, values = cache.blocks()
+        parts = (*cache.blocks(), *cache.scale_blocks())
         scaled = q.to(self.wide) * self.spec.scale
         starts = batch.query_start[: batch.num_seqs + 1].tolist()
         lengths = batch.seq_lens[: batch.num_seqs].tolist()
@@ -114,14 +129,13 @@ class TorchRunner(AttentionRunner):
             first = self._first_block(length - (end - start))
             blocks = batch.block_table[row, first : -(-length // block_size)]
             live = length - first * block_size
-            k, v = (
-                kept.index_select(0, blocks).flatten(0, 1)[:live].to(self.spec.dtype)
-                for kept in (keys, values)
-            )
+            k, v, *scales = (part.index_select(0, blocks).flatten(0, 1)[:live] for part in parts)
+            k, v = k.to(self.spec.dtype), v.to(self.spec.dtype)
             for tile in range(start, end, QUERY_TILE):
                 stop = min(tile + QUERY_TILE, end)
                 visible = live - (end - stop)
-                out[tile:stop] = self._attend(scaled[tile:stop], k[:visible], v[:visible])
+                seen = (x[:visible] for x in (k, v, *scales))
+                out[tile:stop] = self._attend(scaled[tile:stop], *seen)
 
     def _first_block(self, context: int) -> int:
         """The first block that the query at position `context` (the earliest one) can see."""
@@ -129,17 +143,27 @@ class TorchRunner(AttentionRunner):
             return 0
         return max(0, context - self.spec.window + 1) // self.spec.block_size
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+    ) -> Tensor:
         """Attention of scaled q wide[n, q_heads, d] over k, v [m, kv_heads, d]; the last query is at m - 1.
 
         Scores and softmax are `wide`, fp32 or more; the weights are rounded to the values' dtype for the
-        second product.
+        second product. With scales f32[m, kv_heads], k and v are codes: a score is multiplied by its key's
+        scale, a weight by its value's, and stays wide, as fp16 has no room for such products.
         """
         spec, n, m = self.spec, q.shape[0], k.shape[0]
         group = spec.q_heads // spec.kv_heads
         # Query heads that share a KV head become rows of one matrix: [kv_heads, n * group, d].
         grouped = q.view(n, spec.kv_heads, group, -1).transpose(0, 1).reshape(spec.kv_heads, n * group, -1)
         scores = torch.matmul(grouped, k.to(self.wide).permute(1, 2, 0))
+        if k_scale is not None:
+            scores = scores * k_scale.to(self.wide).T[:, None]
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
         if n > 1 or spec.window is not None:
@@ -147,7 +171,11 @@ class TorchRunner(AttentionRunner):
                 self._hidden(n, m, q.device), -torch.inf
             )
             scores = scores.view(spec.kv_heads, n * group, m)
-        weights = torch.softmax(scores, dim=-1).to(v.dtype)
+        weights = torch.softmax(scores, dim=-1)
+        if v_scale is None:
+            weights = weights.to(v.dtype)
+        else:
+            weights, v = weights * v_scale.to(self.wide).T[:, None], v.to(self.wide)
         attended = torch.matmul(weights, v.transpose(0, 1))
         return attended.view(spec.kv_heads, n, group, -1).transpose(0, 1).reshape(n, spec.q_heads, -1)
 
@@ -161,9 +189,11 @@ class TorchRunner(AttentionRunner):
         return hidden
 
     def copy_blocks(self, cache: TorchCache, src: Tensor, dst: Tensor) -> None:
-        for blocks in cache.blocks():
+        for blocks in (*cache.blocks(), *cache.scale_blocks()):
             blocks[dst] = blocks[src]
 
     def read(self, cache: TorchCache, ids: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = cache.blocks()
-        return keys[ids], values[ids]
+        keys, values, *scales = (blocks[ids] for blocks in (*cache.blocks(), *cache.scale_blocks()))
+        if scales:
+            return head_numbers(keys, scales[0]), head_numbers(values, scales[1])
+        return keys, values

@@ -1,6 +1,6 @@
 """The launches compiled without a GPU: the backend's own, for tensors that take no memory.
 
-Every target compiles a common layer (8B models at the engine's defaults) and three others, dealt out so that
+Every target compiles a common layer (8B models at the engine's defaults) and four others, dealt out so that
 each target meets every block size, head size and number of query heads a KV head, and every two of them meet
 on some target. The target most runs happen on also compiles what a whole run launches, at every number of
 rows that chooses another kernel.
@@ -9,7 +9,7 @@ rows that chooses another kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -27,7 +27,7 @@ from backbench.backends.interface import (
 )
 from backbench.backends.triton import configs
 from backbench.backends.triton.attention import TritonAttention, TritonRunner
-from backbench.backends.triton.cache import PagedCache
+from backbench.backends.triton.cache import new_cache
 from backbench.backends.triton.configs import GemmConfig
 from backbench.backends.triton.elementwise import embed_launch, gate_launch, norm_launch, rotate_launch
 from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_write_launch
@@ -55,6 +55,7 @@ FEW, SOME, MANY = 1, 16, 1024
 """Rows of a step that choose launches of their own: one decode, some, a prompt."""
 META = torch.device("meta")
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+CACHES = {torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        cache = "" if self.kv_dtype == self.dtype else " fp8-cache"
+        cache = "" if self.kv_dtype == self.dtype else f" {CACHES[self.kv_dtype]}-cache"
         wide = " wide" if self.wide else ""
         shape = f"block{self.block_size} head{self.head_dim} group{self.group}"
         return f"{NAMES[self.dtype]}{cache} {shape}{wide}"
@@ -88,12 +89,13 @@ COMMON = Layer()
 
 
 def other_layers(target: str) -> Iterator[Layer]:
-    """Three layers of other dtypes; see the module's first lines."""
+    """Four layers of other dtypes; see the module's first lines."""
     turn = TARGETS.index(target)
     dtypes = (
         (torch.float16, torch.float16),
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.float8_e4m3fn),
+        (torch.bfloat16, torch.int8),
     )
     for place, (dtype, kv_dtype) in enumerate(dtypes):
         block_size = (16, 128, 64)[(place + turn // 3) % 3]
@@ -111,6 +113,7 @@ def imagined(target: str) -> Device:
 def cases() -> list[KernelCase]:
     """Every case of the backend."""
     found = [*_attention_cases(COMMON, ())]
+    found += _attention_cases(replace(COMMON, kv_dtype=torch.int8), (WHOLE_RUN,))
     for target in TARGETS:
         for layer in other_layers(target):
             found += _attention_cases(layer, (target,))
@@ -208,16 +211,17 @@ def _embed(place: Place, dtype: torch.dtype, rows: int) -> Launch:
     return embed_launch(place, on_meta(rows, dtype=torch.int64), table, on_meta(rows, HIDDEN, dtype=dtype))
 
 
-def _rotation(write: bool, place: Place, dtype: torch.dtype, rows: int) -> Launch:
-    spec = Layer(dtype, dtype).spec
+def _rotation(
+    write: bool, place: Place, dtype: torch.dtype, rows: int, *, kv_dtype: torch.dtype | None = None
+) -> Launch:
+    spec = Layer(dtype, kv_dtype or dtype).spec
     norm = on_meta(spec.head_dim, dtype=dtype)
     rotation = Rotation(Rotary(on_meta(4096, spec.head_dim, dtype=torch.float32), spec.head_dim), norm, norm)
     qkv = on_meta(rows, (spec.q_heads + 2 * spec.kv_heads) * spec.head_dim, dtype=dtype)
     q = on_meta(rows, spec.q_heads, spec.head_dim, dtype=dtype)
     positions = on_meta(rows, dtype=torch.int64)
     if write:
-        side = on_meta(64, spec.kv_heads, spec.block_size, spec.head_dim, dtype=dtype)
-        cache = PagedCache(side, side)
+        cache = new_cache(64, spec.kv_heads, spec.block_size, spec.head_dim, spec.kv_dtype, META)
         return rotate_and_write_launch(place, qkv, positions, rotation, cache, positions, spec, q)
     k = on_meta(rows, spec.kv_heads, spec.head_dim, dtype=dtype)
     return rotate_launch(place, qkv, positions, rotation, spec, q, k)
@@ -240,6 +244,7 @@ OPERATIONS: dict[str, Operation] = {
     "embed": _embed,
     "rotate": partial(_rotation, False),
     "rotate and write": partial(_rotation, True),
+    "rotate and write int8": partial(_rotation, True, kv_dtype=torch.int8),
     "greedy sample": partial(_sampling, True, False, 0),
     "random sample": partial(_sampling, False, False, 0),
     "filtered sample": partial(_sampling, False, True, 3),
@@ -254,6 +259,7 @@ RUN_ROWS = {
     "gate": (FEW,),
     "rotate": (FEW, SOME),
     "rotate and write": (FEW, SOME),
+    "rotate and write int8": (FEW, SOME),
     "best of row": (FEW, 24, 32, 64, 128),
 }
 """Rows, fewer than MANY, at which a kernel is launched in yet another way."""

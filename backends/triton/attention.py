@@ -19,6 +19,7 @@ from backbench.backends.interface import (
     Rotation,
 )
 from backbench.backends.interface.device import kernels_refused
+from backbench.backends.quantization import head_numbers
 from backbench.backends.triton import configs
 from backbench.backends.triton.cache import PagedCache, new_cache
 from backbench.errors import BackendError
@@ -42,10 +43,10 @@ class TritonAttention(Attention):
         reasons = kernels_refused(device)
         if spec.dtype not in DTYPES:
             reasons.append(f"dtype {spec.dtype} is none of float32, bfloat16, float16")
-        if spec.kv_dtype not in (spec.dtype, torch.float8_e4m3fn):
-            reasons.append(f"KV dtype {spec.kv_dtype} is neither {spec.dtype} nor float8_e4m3fn")
+        if spec.kv_dtype not in (spec.dtype, torch.float8_e4m3fn, torch.int8):
+            reasons.append(f"KV dtype {spec.kv_dtype} is none of {spec.dtype}, float8_e4m3fn, int8")
         if spec.kv_dtype == torch.float8_e4m3fn and device.arch in ("sm80", "sm86", "sm87", "gfx90a"):
-            reasons.append(f"{device.arch} cannot convert a float8_e4m3fn KV cache; use {spec.dtype}")
+            reasons.append(f"{device.arch} cannot convert a float8_e4m3fn KV cache; use int8 or {spec.dtype}")
         if spec.q_heads % spec.kv_heads:
             reasons.append(f"{spec.q_heads} query heads do not divide among {spec.kv_heads} KV heads")
         elif spec.q_heads // spec.kv_heads > MAX_GROUP:
@@ -81,8 +82,8 @@ class TritonRunner(AttentionRunner):
         self.spec = spec
         self.device = device
         self.group = spec.q_heads // spec.kv_heads
-        self.paired = spec.kv_dtype == torch.float8_e4m3fn and device.vendor != "amd"
-        """Decodes read an fp8 cache two bytes at a time; AMD GPUs convert them faster than shifts do."""
+        self.paired = spec.kv_dtype.itemsize == 1 and device.vendor != "amd"
+        """Decodes read a cache of bytes two at a time; AMD GPUs convert them faster than shifts do."""
         self.small_batch = configs.small_batch(device, spec)
         self.decode = [
             configs.attention_config(device, spec, bucket) | (decode or {})
@@ -109,8 +110,7 @@ class TritonRunner(AttentionRunner):
         )
 
     def cache_bytes_per_block(self) -> int:
-        spec = self.spec
-        return 2 * spec.block_size * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
+        return self.spec.block_size * self.spec.kv_bytes_per_token
 
     def plan(self, batch: Batch) -> Hashable:
         """Rows of each kind, and the prefill grid: the decode grid depends on the rows' bucket alone."""
@@ -142,7 +142,7 @@ class TritonRunner(AttentionRunner):
         small = batch.num_decodes <= self.small_batch
         bound = self._bound("decode_small" if small else "decode", cache)
         arguments = (
-            q, cache.k, cache.v, batch.block_table, batch.seq_lens, out,
+            q, *cache.arguments(), batch.block_table, batch.seq_lens, out,
             self._piece_sums, self._piece_stats, self._counters,
             batch.num_decodes, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(),
         )  # fmt: skip
@@ -150,12 +150,11 @@ class TritonRunner(AttentionRunner):
 
     def prefill_launch(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> Launch:
         """Attention of all other sequences; q and out contiguous."""
-        keys: Any = cache.k
-        values: Any = cache.v
+        keys, values, *scales = cache.arguments()
         if self.prefill["DESCRIPTOR"]:
             keys, values = self._descriptor(cache.k), self._descriptor(cache.v)
         arguments = (
-            q, keys, values, batch.block_table, batch.query_start, batch.seq_lens, out,
+            q, keys, values, *scales, batch.block_table, batch.query_start, batch.seq_lens, out,
             batch.num_decodes, batch.num_seqs, batch.block_table.stride(0), cache.block_stride,
             *self._scale_and_cap(),
         )  # fmt: skip
@@ -191,11 +190,13 @@ class TritonRunner(AttentionRunner):
             "CAPPED": spec.softcap is not None,
             "WIDE": wide,
             "WIDEN": place.interpreted,
+            "PTX": place.speaks_ptx,
+            "SCALED": spec.scaled,
         }
         if bucket == "prefill":
             return place.bind(prefill_kernel, **shared, **self.prefill)
         group_pad = _power_of_two(self.group)
-        shared |= {"PAIRED": self.paired, "PTX": place.speaks_ptx}
+        shared["PAIRED"] = self.paired
         config = self.decode[0 if bucket == "decode_small" else 1]
         return place.bind(decode_kernel, **shared, **config, GROUP_PAD=group_pad, M=max(16, group_pad))
 
@@ -220,13 +221,15 @@ class TritonRunner(AttentionRunner):
         return self.spec.scale / self.spec.softcap, self.spec.softcap * LOG2_E
 
     def copy_blocks(self, cache: PagedCache, src: Tensor, dst: Tensor) -> None:
-        for side in (cache.k, cache.v):
-            raw = side.view(torch.uint8)  # a copy of bits, for every dtype
+        for part in cache.tensors():
+            raw = part.view(torch.uint8)  # a copy of bits, for every dtype
             raw[dst] = raw[src]
 
     def read(self, cache: PagedCache, ids: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = (side.view(torch.uint8)[ids].view(side.dtype).transpose(1, 2) for side in (cache.k, cache.v))
-        return k, v
+        k, v, *scales = (part.view(torch.uint8)[ids].view(part.dtype) for part in cache.tensors())
+        if scales:
+            k, v = head_numbers(k, scales[0]), head_numbers(v, scales[1])
+        return k.transpose(1, 2), v.transpose(1, 2)
 
 
 def _too_large(spec: AttentionSpec, device: Device) -> list[str]:

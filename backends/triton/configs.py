@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from backbench.backends.interface import AttentionSpec, Device
+from backbench.backends.interface import AttentionSpec, Device, kv_bytes_per_token
 from backbench.backends.tuning import table as tuning
 from backbench.backends.tuning.table import Config, Entry, Table
 
@@ -181,7 +181,7 @@ def padded_dim(spec: AttentionSpec) -> int:
 
 def key_bytes(spec: AttentionSpec) -> int:
     """Shared memory one key and its value take in a tile."""
-    return 2 * padded_dim(spec) * spec.kv_dtype.itemsize
+    return kv_bytes_per_token(1, padded_dim(spec), spec.kv_dtype)
 
 
 def _decode(device: Device, spec: AttentionSpec, bucket: str) -> dict[str, Any]:

@@ -15,23 +15,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from backbench.backends.triton.kernel_math import find_row, matmul, scaled_scores, widened
+from backbench.backends.triton.kernel_math import (
+    find_row,
+    first_unit,
+    in_units,
+    load_scales,
+    matmul,
+    operand,
+    scaled_scores,
+    widened,
+)
 from backbench.backends.triton.launch import release_successor, wait_for_predecessor
 from backbench.backends.triton.paired_decode import paired_piece
 
 
 @triton.jit
 def decode_piece(
-    q, k_cache, v_cache, table, head, length, first, last, scale, cap, block_stride,
+    q, k_cache, v_cache, k_scale, v_scale, table, head, length, first, last, scale, cap, block_stride,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, PTX: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """Attention of q [M, PADDED_DIM] over tiles first to last: unnormalised sum, maximum (base 2), total."""
     M: tl.constexpr = q.shape[0]
     maximum = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     sums = tl.zeros([M, PADDED_DIM], tl.float32)
+    unit = first_unit(q)
     column = tl.arange(0, PADDED_DIM)
     within = tl.arange(0, TILE)
     block = tl.load(table + (first * TILE + within) // BLOCK_SIZE, first * TILE + within < length, other=0)
@@ -45,9 +55,16 @@ def decode_piece(
             mask = mask & (column < HEAD_DIM)[None, :]
         k = tl.load(k_cache + offsets, mask=mask, other=0.0)
         v = tl.load(v_cache + offsets, mask=mask, other=0.0)
+        factor = scale
+        if SCALED:
+            k_step, v_step = load_scales(
+                k_scale, v_scale, block, head, key, length, block_stride, HEAD_DIM, BLOCK_SIZE, WIDE
+            )
+            factor = scale * k_step[None, :]
         # The next tile's blocks are fetched one turn ahead: a key's address never waits for them.
         block = tl.load(table + (key + TILE) // BLOCK_SIZE, mask=key + TILE < length, other=0)
-        scores = scaled_scores(matmul(q, tl.trans(k.to(q.dtype)), WIDEN), scale, cap, CAPPED)
+        raw = matmul(q, tl.trans(operand(k, q, WIDEN, PTX)), WIDEN)
+        scores = scaled_scores(raw, factor, cap, CAPPED)
         if WINDOW > 0:
             live = live & (key >= length - WINDOW)
         scores = tl.where(live[None, :], scores, float("-inf"))
@@ -55,8 +72,13 @@ def decode_piece(
         weights = tl.exp2(scores - new_maximum[:, None])
         shrink = tl.exp2(maximum - new_maximum)
         total = total * shrink + tl.sum(weights, axis=1)
-        sums = sums * shrink[:, None] + matmul(weights.to(q.dtype), v.to(q.dtype), WIDEN)
+        if SCALED:
+            weights, shrink, unit = in_units(weights, v_step, shrink, unit, q)
+        v = operand(v, q, WIDEN, PTX)
+        sums = sums * shrink[:, None] + matmul(weights.to(q.dtype), v, WIDEN)
         maximum = new_maximum
+    if SCALED:
+        sums *= unit
     return sums, maximum, total
 
 
@@ -171,13 +193,13 @@ def find_sequence(seq_lens, ends, at, lead_in, TILE: tl.constexpr, WINDOW: tl.co
 # A batch's size must not choose another binary: nothing compiles while serving.
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"])
 def decode_kernel(
-    q, k_cache, v_cache, block_table, seq_lens, out, piece_sums, piece_stats, counters,
+    q, k_cache, v_cache, k_scale, v_scale, block_table, seq_lens, out, piece_sums, piece_stats, counters,
     num_seqs, table_stride, block_stride, scale, cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, M: tl.constexpr,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr, MIN_TILES: tl.constexpr, LEAD_IN: tl.constexpr, CHUNK: tl.constexpr,
     STAGES: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, WIDE: tl.constexpr,
-    WIDEN: tl.constexpr, PAIRED: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
+    WIDEN: tl.constexpr, PAIRED: tl.constexpr, PTX: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[s] = attention of q[s] [KV_HEADS * GROUP, HEAD_DIM] over sequence s, for s < num_seqs <= ROWS.
 
@@ -186,8 +208,11 @@ def decode_kernel(
     after. Rows of length 0 are left alone. A program writes at most two pieces: where its part begins
     (slot 2 * program) and where it ends (slot 2 * program + 1).
 
-    PAIRED: the cache is fp8, and read as `paired_decode` does. With PDL, the lengths are read before the
-    predecessor has finished: they are a step's input, written before its first kernel.
+    SCALED: the cache is int8, with scales f32 [blocks, KV_HEADS, BLOCK_SIZE]. PAIRED: it is read as
+    `paired_decode` does, bytes in pairs.
+
+    With PDL, the lengths are read before the predecessor has finished: they are a step's input, written
+    before its first kernel.
     """
     release_successor(PDL)
     row = tl.arange(0, ROWS)
@@ -227,17 +252,20 @@ def decode_kernel(
                 pair = seq * KV_HEADS + head
                 q_at = (pair.to(tl.int64) * GROUP + member[:, None]) * HEAD_DIM + column[None, :]
                 query = tl.load(q + q_at, mask=inside, other=0.0)
+                table = block_table + seq.to(tl.int64) * table_stride
                 if PAIRED:
                     sums, maximum, total = paired_piece(
-                        query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
+                        query, k_cache, v_cache, k_scale, v_scale, table, head, length,
                         skipped + first - tiles_begin, skipped + stop - tiles_begin, scale, cap, block_stride,
                         HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN, PTX,
+                        SCALED,
                     )  # fmt: skip
                 else:
                     sums, maximum, total = decode_piece(
-                        query, k_cache, v_cache, block_table + seq.to(tl.int64) * table_stride, head, length,
+                        query, k_cache, v_cache, k_scale, v_scale, table, head, length,
                         skipped + first - tiles_begin, skipped + stop - tiles_begin, scale, cap, block_stride,
-                        HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN,
+                        HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, WINDOW, CAPPED, STAGES, WIDE, WIDEN, PTX,
+                        SCALED,
                     )  # fmt: skip
                 if stop - first == pair_end - tiles_begin:
                     tl.store(out + q_at, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)

@@ -23,13 +23,41 @@ from backbench.backends.triton.launch import (
     release_successor,
     wait_for_predecessor,
 )
+from backbench.backends.triton.rounding import to_int8
+
+SMALLEST_SCALE = tl.constexpr(2.0**-126)
+"""As `quantization.SMALLEST_SCALE`: what a head of zeros is divided by."""
+
+
+@triton.jit
+def head_codes(x):
+    """Codes i8 of heads x f32 [heads, columns], and scales f32 [heads], as `quantization.rounded_heads`."""
+    # The bits of magnitudes are ordered as these are, and NaN's lie above all others.
+    largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1).to(tl.float32, bitcast=True)
+    scale = tl.div_rn(largest, tl.full(largest.shape, 127.0, tl.float32))
+    divisor = tl.maximum(scale, SMALLEST_SCALE)
+    return to_int8(tl.div_rn(x, tl.zeros_like(x) + divisor[:, None])), scale
+
+
+@triton.jit
+def keep_heads(x, cache, scales, at, scale_at, mask, live, SCALED: tl.constexpr):
+    """Heads x [heads, columns] go to `at` of the cache where `mask` is set.
+
+    SCALED: as codes, and the scales of `live` heads go to `scale_at` [heads]; x is 0 past a head's end.
+    """
+    if SCALED:
+        codes, scale = head_codes(x.to(tl.float32))
+        tl.store(cache + at, codes, mask=mask)
+        tl.store(scales + scale_at, scale, mask=live)
+    else:
+        tl.store(cache + at, x.to(cache.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def kv_write_kernel(
-    k, v, slots, k_cache, v_cache, k_stride, v_stride, block_stride,
+    k, v, slots, k_cache, v_cache, k_scale, v_scale, k_stride, v_stride, block_stride,
     KV_HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program a token: k, v [T, KV_HEADS, HEAD_DIM] go to slot `slots[t]`; -1 skips."""
     release_successor(PDL)
@@ -37,21 +65,25 @@ def kv_write_kernel(
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     if slot >= 0:
-        head = tl.arange(0, HEADS_PAD)[:, None]
+        head = tl.arange(0, HEADS_PAD)
         column = tl.arange(0, PADDED_DIM)[None, :]
-        mask = (head < KV_HEADS) & (column < HEAD_DIM)
-        source = head * HEAD_DIM + column
+        live = head < KV_HEADS
+        mask = live[:, None] & (column < HEAD_DIM)
+        source = head[:, None] * HEAD_DIM + column
+        row = slot // BLOCK_SIZE * (block_stride // HEAD_DIM) + head * BLOCK_SIZE + slot % BLOCK_SIZE
         target = (
-            slot // BLOCK_SIZE * block_stride + (head * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM + column
+            slot // BLOCK_SIZE * block_stride
+            + (head[:, None] * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
+            + column
         )
-        key = tl.load(k + token * k_stride + source, mask=mask)
-        tl.store(k_cache + target, key.to(k_cache.dtype.element_ty), mask=mask)
-        value = tl.load(v + token * v_stride + source, mask=mask)
-        tl.store(v_cache + target, value.to(v_cache.dtype.element_ty), mask=mask)
+        key = tl.load(k + token * k_stride + source, mask=mask, other=0.0)
+        keep_heads(key, k_cache, k_scale, target, row, mask, live, SCALED)
+        value = tl.load(v + token * v_stride + source, mask=mask, other=0.0)
+        keep_heads(value, v_cache, v_scale, target, row, mask, live, SCALED)
 
 
 @cache
-def _bound_write(place: Place, kv_heads: int, head_dim: int, block_size: int) -> BoundKernel:
+def _bound_write(place: Place, kv_heads: int, head_dim: int, block_size: int, scaled: bool) -> BoundKernel:
     return place.bind(
         kv_write_kernel,
         KV_HEADS=kv_heads,
@@ -59,6 +91,7 @@ def _bound_write(place: Place, kv_heads: int, head_dim: int, block_size: int) ->
         HEAD_DIM=head_dim,
         PADDED_DIM=power_of_two(head_dim),
         BLOCK_SIZE=block_size,
+        SCALED=scaled,
         num_warps=4,
     )
 
@@ -66,8 +99,8 @@ def _bound_write(place: Place, kv_heads: int, head_dim: int, block_size: int) ->
 def kv_write_launch(place: Place, cache: PagedCache, k: Tensor, v: Tensor, slots: Tensor) -> Launch:
     """k, v [T, kv_heads, head_dim], each token's heads contiguous, go to `slots` i64[T]."""
     tokens, kv_heads, head_dim = k.shape
-    bound = _bound_write(place, kv_heads, head_dim, cache.block_size)
-    arguments = (k, v, slots, cache.k, cache.v, k.stride(0), v.stride(0), cache.block_stride)
+    bound = _bound_write(place, kv_heads, head_dim, cache.block_size, cache.scaled)
+    arguments = (k, v, slots, *cache.arguments(), k.stride(0), v.stride(0), cache.block_stride)
     return Launch(bound, (tokens, 1, 1), arguments)
 
 
@@ -77,7 +110,7 @@ def kv_write(cache: PagedCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
     if tokens == 0:
         return
     place = place_of(k.device)
-    if place.interpreted:
+    if place.interpreted and not cache.scaled:
         # The interpreter rounds to float8 wrongly; torch does not.
         k, v = k.to(cache.k.dtype), v.to(cache.v.dtype)
     if k.stride()[1:] != (head_dim, 1):
@@ -98,6 +131,8 @@ def rotate_and_write_kernel(
     q_out,
     k_cache,
     v_cache,
+    k_scale,
+    v_scale,
     eps,
     qkv_stride,
     q_heads,
@@ -110,11 +145,15 @@ def rotate_and_write_kernel(
     slot_stride,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
+    SCALED: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a (token, group of HEADS heads): query groups first, then keys, then values."""
+    """One program a (token, group of HEADS heads): query groups first, then keys, then values.
+
+    SCALED: the cache is int8, with scales f32 [blocks, kv_heads, block_size].
+    """
     release_successor(PDL)
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
@@ -140,28 +179,29 @@ def rotate_and_write_kernel(
         live = (head < kv_heads) & written
         source += q_heads * head_dim
         value = rotated_heads(source, head, live, k_weight, angles, eps, head_dim, half, K_NORM, BLOCK_D)
-        target = k_cache + place + head[:, None] * head_stride + d[None, :]
         # Rounded to the model's dtype first, as the separate rotate and write do.
-        key = value.to(qkv.dtype.element_ty).to(k_cache.dtype.element_ty)
-        tl.store(target, key, mask=live[:, None] & inside[None, :])
+        key = value.to(qkv.dtype.element_ty)
+        at, row = place + head[:, None] * head_stride + d[None, :], place // head_dim + head * block_size
+        keep_heads(key, k_cache, k_scale, at, row, live[:, None] & inside[None, :], live, SCALED)
     else:
         head = (group - q_groups - kv_groups) * HEADS + tl.arange(0, HEADS)
         live = (head < kv_heads) & written
         mask = live[:, None] & inside[None, :]
         source += (q_heads + kv_heads) * head_dim
-        copied = tl.load(source + head[:, None] * head_dim + d[None, :], mask=mask)
-        target = v_cache + place + head[:, None] * head_stride + d[None, :]
-        tl.store(target, copied.to(v_cache.dtype.element_ty), mask=mask)
+        copied = tl.load(source + head[:, None] * head_dim + d[None, :], mask=mask, other=0.0)
+        at, row = place + head[:, None] * head_stride + d[None, :], place // head_dim + head * block_size
+        keep_heads(copied, v_cache, v_scale, at, row, mask, live, SCALED)
 
 
 @cache
 def _bound_rotate_and_write(
-    place: Place, q_norm: bool, k_norm: bool, heads: int, head_dim: int
+    place: Place, q_norm: bool, k_norm: bool, heads: int, head_dim: int, scaled: bool
 ) -> BoundKernel:
     return place.bind(
         rotate_and_write_kernel,
         Q_NORM=q_norm,
         K_NORM=k_norm,
+        SCALED=scaled,
         HEADS=heads,
         BLOCK_D=power_of_two(head_dim),
         num_warps=warps_per_program(heads, head_dim),
@@ -190,8 +230,7 @@ def rotate_and_write_launch(
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
         q,
-        cache.k,
-        cache.v,
+        *cache.arguments(),
         rotation.eps,
         qkv.stride(0),
         spec.q_heads,
@@ -203,7 +242,8 @@ def rotate_and_write_launch(
         cache.head_stride,
         cache.slot_stride,
     )
-    bound = _bound_rotate_and_write(place, q_norm is not None, k_norm is not None, heads, spec.head_dim)
+    norms = (q_norm is not None, k_norm is not None)
+    bound = _bound_rotate_and_write(place, *norms, heads, spec.head_dim, cache.scaled)
     return Launch(bound, (tokens, groups, 1), arguments)
 
 

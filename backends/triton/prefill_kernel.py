@@ -13,7 +13,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from backbench.backends.triton.kernel_math import find_row, matmul, scaled_scores, widened
+from backbench.backends.triton.kernel_math import (
+    find_row,
+    first_unit,
+    in_units,
+    load_scales,
+    matmul,
+    operand,
+    scaled_scores,
+    widened,
+)
 from backbench.backends.triton.launch import release_successor, wait_for_predecessor
 
 
@@ -52,13 +61,17 @@ def load_blocks(table, first, length, BLOCK_SIZE: tl.constexpr, TILE: tl.constex
 
 @triton.jit
 def attend_range(
-    sums, maximum, total, query, position, k_cache, v_cache, table, head, length, first, last, scale, cap,
-    block_stride,
+    sums, maximum, total, unit, query, position, k_cache, v_cache, k_scale, v_scale, table, head,
+    length, first, last, scale, cap, block_stride,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr,
     DESCRIPTOR: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr, WIDEN: tl.constexpr,
+    PTX: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys first to last (multiples of TILE) into the running sum, maximum (base 2) and total."""
+    """Fold keys first to last (multiples of TILE) into the running sum, maximum (base 2) and total.
+
+    `unit` is that of the sum, where the cache is SCALED.
+    """
     block = load_blocks(table, first, length, BLOCK_SIZE, TILE, DESCRIPTOR)
     for begin in tl.range(first, last, TILE, num_stages=STAGES):
         begin = tl.multiple_of(begin, TILE)
@@ -70,10 +83,17 @@ def attend_range(
             v_cache, block, begin, head, length, block_stride,
             KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, DESCRIPTOR, WIDE, MASKED,
         )  # fmt: skip
+        if SCALED:
+            k_step, v_step = load_scales(
+                k_scale, v_scale, block, head, begin + tl.arange(0, TILE), length, block_stride,
+                HEAD_DIM, BLOCK_SIZE, WIDE,
+            )  # fmt: skip
         block = load_blocks(table, begin + TILE, length, BLOCK_SIZE, TILE, DESCRIPTOR)
-        raw = matmul(query, tl.trans(k.to(query.dtype)), WIDEN)
+        raw = matmul(query, tl.trans(operand(k, query, WIDEN, PTX)), WIDEN)
+        if SCALED:
+            raw *= k_step[None, :]
         key = begin + tl.arange(0, TILE)
-        v = v.to(query.dtype)
+        v = operand(v, query, WIDEN, PTX)
         if CAPPED:
             raw = scaled_scores(raw, scale, cap, True)
         if MASKED:
@@ -96,27 +116,30 @@ def attend_range(
             weights = tl.exp2(raw * scale - new_maximum[:, None])
         shrink = tl.exp2(maximum - new_maximum)
         total = total * shrink + tl.sum(weights, axis=1)
+        if SCALED:
+            weights, shrink, unit = in_units(weights, v_step, shrink, unit, query)
         sums = sums * shrink[:, None] + matmul(weights.to(query.dtype), v, WIDEN)
         maximum = new_maximum
-    return sums, maximum, total
+    return sums, maximum, total, unit
 
 
 # A batch's size must not choose another binary: nothing compiles while serving.
 @triton.jit(do_not_specialize=["first_seq", "num_seqs", "table_stride"])
 def prefill_kernel(
-    q, k_cache, v_cache, block_table, query_start, seq_lens, out,
+    q, k_cache, v_cache, k_scale, v_scale, block_table, query_start, seq_lens, out,
     first_seq, num_seqs, table_stride, block_stride, scale, cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr,
     STAGES: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, DESCRIPTOR: tl.constexpr,
-    WIDE: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
+    WIDE: tl.constexpr, WIDEN: tl.constexpr, PTX: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out = causal attention of q over sequences first_seq to num_seqs.
 
     q, out: [T, KV_HEADS * GROUP, HEAD_DIM] contiguous. Grid: (KV_HEADS, an upper bound of the number of
     query tiles); a program past the last tile ends at once. k_cache, v_cache: pointers, or with DESCRIPTOR
-    descriptors of the flat caches with boxes [TILE, PADDED_DIM]. Later tiles come first: they see
-    more keys, and long programs must not start last.
+    descriptors of the flat caches with boxes [TILE, PADDED_DIM]. SCALED: the cache is int8, with scales f32
+    [blocks, KV_HEADS, BLOCK_SIZE]. Later tiles come first: they see more keys, and long programs must not
+    start last.
     """
     release_successor(PDL)
     wait_for_predecessor(PDL)
@@ -158,22 +181,25 @@ def prefill_kernel(
         sums = tl.zeros([M, PADDED_DIM], tl.float32)
         maximum = tl.full([M], float("-inf"), tl.float32)
         total = tl.zeros([M], tl.float32)
+        unit = first_unit(query)
         if WINDOW > 0:
-            sums, maximum, total = attend_range(
-                sums, maximum, total, query, position, k_cache, v_cache, table, head, length,
-                low, middle, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
-                TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, True, WIDEN,
+            sums, maximum, total, unit = attend_range(
+                sums, maximum, total, unit, query, position, k_cache, v_cache, k_scale, v_scale, table, head,
+                length, low, middle, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
+                TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, True, WIDEN, PTX, SCALED,
             )  # fmt: skip
-        sums, maximum, total = attend_range(
-            sums, maximum, total, query, position, k_cache, v_cache, table, head, length,
-            middle, full, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
-            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, False, WIDEN,
+        sums, maximum, total, unit = attend_range(
+            sums, maximum, total, unit, query, position, k_cache, v_cache, k_scale, v_scale, table, head,
+            length, middle, full, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
+            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, False, WIDEN, PTX, SCALED,
         )  # fmt: skip
-        sums, maximum, total = attend_range(
-            sums, maximum, total, query, position, k_cache, v_cache, table, head, length,
-            full, high, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
-            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, True, WIDEN,
+        sums, maximum, total, unit = attend_range(
+            sums, maximum, total, unit, query, position, k_cache, v_cache, k_scale, v_scale, table, head,
+            length, full, high, scale, cap, block_stride, KV_HEADS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE,
+            TILE, WINDOW, CAPPED, STAGES, DESCRIPTOR, WIDE, True, WIDEN, PTX, SCALED,
         )  # fmt: skip
+        if SCALED:
+            sums *= unit
         # The start is read again: what is computed from it then takes no registers during the loops.
         query_row = tl.load(query_start + seq, volatile=True) + token + member // GROUP
         inside = (member < TOKENS * GROUP) & (query_row < start + count)

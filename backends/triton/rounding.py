@@ -24,6 +24,14 @@ def to_e4m3(number):
 
 
 @triton.jit
+def to_int8(number):
+    """The nearest integer of f32 numbers from -128 to 127, halves to even."""
+    number = tl.minimum(tl.maximum(number, -128.0), 127.0)
+    # The sum's last bits are the integer: nothing can be simplified away.
+    return ((number + NEAREST_EVEN).to(tl.int32, bitcast=True) - 0x4B400000).to(tl.int8)
+
+
+@triton.jit
 def row_steps(value, GROUPED: tl.constexpr, TOP: tl.constexpr):
     """f32 [spans]: what codes of `value` [spans, columns] are multiples of, its largest magnitude over TOP.
 
@@ -49,10 +57,7 @@ def store_codes(value, step, codes, scale, row, first, depth, GROUPED: tl.conste
     divisor = tl.maximum(step, SMALLEST)
     number = tl.div_rn(value, tl.zeros_like(value) + divisor[:, None])
     if codes.dtype.element_ty == tl.int8:
-        number = tl.minimum(tl.maximum(number, -128.0), 127.0)
-        # The sum's last bits are the integer: nothing can be simplified away.
-        bits = (number + NEAREST_EVEN).to(tl.int32, bitcast=True) - 0x4B400000
-        rounded = bits.to(tl.int8)
+        rounded = to_int8(number)
     else:
         rounded = to_e4m3(number).to(codes.dtype.element_ty)
     tl.store(codes + row * depth + k, rounded, mask=k < depth)

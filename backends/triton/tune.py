@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from backbench.backends.interface import AttentionSpec, Batch, Config, Device, Problem, Scheme, Tuner
+from backbench.backends.quantization import rounded_heads
 from backbench.backends.triton import configs
 from backbench.backends.triton.attention import TritonRunner
 from backbench.backends.triton.cache import PagedCache
@@ -34,6 +35,8 @@ COLD_KEY_BYTES = 400 * 2**20
 TOLERANCE = 8e-3
 """Relative error in norm: bf16 weights and output round at 2e-3 each."""
 CHECKED_QUERIES = 256
+ROUNDED_HEADS = 2**20
+"""Heads that are rounded at once."""
 Shape = tuple[int, int]
 """(sequences, length)"""
 
@@ -44,15 +47,26 @@ class Pool:
     def __init__(self, spec: AttentionSpec, num_keys: int, num_queries: int, device: torch.device) -> None:
         self.spec = spec
         self.num_keys = num_keys
-        width = spec.kv_heads * spec.head_dim
-        self.keys = _random(num_keys, width, spec.dtype, device).to(spec.kv_dtype)
-        self.values = _random(num_keys, width, spec.dtype, device).to(spec.kv_dtype)
+        self._scales: list[Tensor] = []
+        self.keys = self._random_heads(device)
+        self.values = self._random_heads(device)
         self.queries = _random(num_queries, spec.q_heads * spec.head_dim, spec.dtype, device)
+
+    def _random_heads(self, device: torch.device) -> Tensor:
+        """As the cache keeps them; where it is int8, their scales are kept beside them."""
+        spec = self.spec
+        heads = _random(self.num_keys * spec.kv_heads, spec.head_dim, spec.dtype, device)
+        if not spec.scaled:
+            return heads.to(spec.kv_dtype).view(self.num_keys, -1)
+        codes, scale = zip(*(rounded_heads(some) for some in heads.split(ROUNDED_HEADS)), strict=True)
+        self._scales.append(torch.cat(scale))
+        return torch.cat(codes).view(self.num_keys, -1)
 
     def cache(self, block_size: int) -> Any:
         """The pool as one layer's cache."""
         shape = (-1, self.spec.kv_heads, block_size, self.spec.head_dim)
-        return PagedCache(self.keys.view(shape), self.values.view(shape))
+        scales = (scale.view(shape[:3]) for scale in self._scales)
+        return PagedCache(self.keys.view(shape), self.values.view(shape), *scales)
 
 
 def equal(shape: Shape) -> list[int]:
@@ -95,7 +109,7 @@ def measure(
         ArithmeticError: the result is further from fp32 than `TOLERANCE`.
     """
     spec: AttentionSpec = runner.spec
-    bytes_read = sum(lengths) * 2 * spec.kv_heads * spec.head_dim * spec.kv_dtype.itemsize
+    bytes_read = sum(lengths) * spec.kv_bytes_per_token
     calls = min(MAX_CALLS, max(2, COLD_KEY_BYTES // bytes_read))
     cache = pool.cache(spec.block_size)
     q = pool.queries[: len(lengths) * query].view(-1, spec.q_heads, spec.head_dim)
@@ -174,9 +188,8 @@ class AttentionProblem(Problem):
         """Room for the largest batch, and for more than any cache holds."""
         torch.manual_seed(0)
         largest = max(sequences * length for sequences, length in self.shapes)
-        key_bytes = 2 * self.spec.kv_heads * self.spec.head_dim * self.spec.kv_dtype.itemsize
         on_gpu = self.device.torch_device.type == "cuda"
-        num_keys = max(largest, COLD_KEY_BYTES // key_bytes if on_gpu else 0)
+        num_keys = max(largest, COLD_KEY_BYTES // self.spec.kv_bytes_per_token if on_gpu else 0)
         num_keys += -num_keys % self.spec.block_size
         queries = max(sequences * self._queries(length) for sequences, length in self.shapes)
         return Pool(self.spec, num_keys, queries, self.device.torch_device)

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from backbench.backends.interface import kv_bytes_per_token
 from backbench.engine.models.layers import (
     DENSE,
     LayerAttention,
@@ -102,8 +103,8 @@ class ModelConfig:
         return (self.num_parameters - self.spec.looked_up_parameters) * dtype.itemsize
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values one token leaves in the caches of all layers."""
-        return 2 * self.num_layers * self.kv_heads * self.head_dim * dtype.itemsize
+        """Bytes that one token's keys and values take in the caches of all layers, scales included."""
+        return self.num_layers * kv_bytes_per_token(self.kv_heads, self.head_dim, dtype)
 
     def flops_per_token(self, context: int) -> int:
         """As `ModelSpec.flops_per_token`."""

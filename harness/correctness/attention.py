@@ -21,6 +21,7 @@ from backbench.backends.conformance import oracle
 from backbench.backends.conformance.scenario import Layout, Row, make_batch, permuted_layout, write_batch
 from backbench.backends.conformance.tolerance import TORCH_FACTOR, rounding
 from backbench.backends.interface import AttentionRunner, AttentionSpec, Batch, Device, Rotation
+from backbench.backends.quantization import kept_heads
 from backbench.backends.torch.attention import TorchAttention, TorchRunner
 from backbench.backends.torch.operations import TorchOperations
 from backbench.engine.models.decoder import Decoder
@@ -275,8 +276,8 @@ class AttentionCheck:
                 plain = narrow.rotate(some, at, rotation, spec)
                 right = self._wide.rotate(some.to(self._wide.dtype), at, rotation, spec)
                 for what, x, torchs, wanted in zip(("key", "value"), kept, plain[1:], right[1:], strict=True):
-                    most = torch.finfo(spec.kv_dtype).max
-                    self._judge(what, row, x[slots[start:end]], torchs, wanted.clamp(-most, most), start)
+                    wanted, torchs = _as_kept(wanted, torchs, spec)
+                    self._judge(what, row, x[slots[start:end]], torchs, wanted, start)
                 new = max(0, row.context - start)
                 count = end - start - new
                 if count > 0:
@@ -292,7 +293,7 @@ class AttentionCheck:
         reference = TorchRunner(spec, device)
         cache = reference.new_cache(stage.num_blocks)
         slots = torch.cat(stage.slots)
-        k, v = (x[slots].to(spec.kv_dtype) for x in kept)
+        k, v = (x[slots] if spec.scaled else x[slots].to(spec.kv_dtype) for x in kept)
         reference.write(cache, k, v, write_batch(slots, stage.step.batch.block_table))
         plain = torch.empty_like(q)
         reference.run(q.to(spec.dtype), cache, stage.step.batch, plain)
@@ -334,6 +335,18 @@ class AttentionCheck:
             row,
             start + token,
         )
+
+
+def _as_kept(right: Tensor, torchs: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+    """The right keys or values, and torch's, as far as the cache's rounding is no part of the bound already.
+
+    A float's is, but beyond its largest number. An int8's depends on the head's largest number: torch's own
+    error says what it does.
+    """
+    if spec.scaled:
+        return right, kept_heads(torchs, spec.kv_dtype)
+    most = torch.finfo(spec.kv_dtype).max
+    return right.clamp(-most, most), torchs
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -49,9 +49,13 @@ LONGEST_SLEEP_S = 0.05
 def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights, world: int = 1) -> ModelShape:
     """The shape of a model that runs on `weights`, with a KV cache in `kv_dtype`: what one of `world` devices
     has of it."""
+    from backbench.backends.interface import kv_bytes_per_token
+
     spec = config.spec.divided(world)
     head, attention = spec.head.parameters, spec.layers[0].attention
-    kv_elements = sum(2 * each.attention.kv_heads * each.attention.head_dim for each in spec.layers)
+    kv_bytes = sum(
+        kv_bytes_per_token(each.attention.kv_heads, each.attention.head_dim, kv_dtype) for each in spec.layers
+    )
     rounded = dict.fromkeys(held.scheme.activation for _, held in weights.products())
     return ModelShape(
         windows=list(config.windows),
@@ -60,7 +64,7 @@ def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights, wo
         linear_parameters=spec.linear_parameters - head,
         head_parameters=head,
         weight_bytes_per_step=weights.streamed_bytes,
-        kv_bytes_per_token=kv_elements * kv_dtype.itemsize,
+        kv_bytes_per_token=kv_bytes,
         rounded_rows=", ".join(filter(None, rounded)) or None,
     )
 

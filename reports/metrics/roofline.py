@@ -32,7 +32,7 @@ class ModelShape:
     weight_bytes_per_step: int
     """Bytes of weights a step reads, as they are stored: every matrix once (the embedding is a gather)."""
     kv_bytes_per_token: int
-    """K and V of all layers."""
+    """K and V of all layers, with the scales of an int8 cache."""
     rounded_rows: str | None = None
     """How rows are rounded before they are multiplied; None = not at all."""
 

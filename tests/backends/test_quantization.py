@@ -9,7 +9,16 @@ from hypothesis import given, settings
 
 from backbench.backends import quantization
 from backbench.backends.interface import Scheme, Weight, join
-from backbench.backends.quantization import FP4_VALUES, SCHEMES, dequantize, quantize, rounded_rows
+from backbench.backends.quantization import (
+    FP4_VALUES,
+    SCHEMES,
+    dequantize,
+    head_numbers,
+    kept_heads,
+    quantize,
+    rounded_heads,
+    rounded_rows,
+)
 from backbench.errors import BackendError
 
 ASYMMETRIC = (Scheme("int4", group=32, zero_point=True), Scheme("int8", group=32, zero_point=True))
@@ -144,3 +153,28 @@ def test_what_cannot_be_written_is_said():
         quantization.named("int5")
     with pytest.raises(BackendError, match="different ways"):
         join([quantize(dense(), SCHEMES["int8"]), quantize(dense(), SCHEMES["fp8"])])
+
+
+@given(st.integers(0, 2**31), st.floats(1e-30, 1e30))
+@settings(max_examples=30, deadline=None)
+def test_heads_of_an_int8_cache_are_rounded_by_their_own_largest_number(seed, size):
+    heads = dense(seed, 6, 32) * size * torch.logspace(-3, 3, 6)[:, None]
+    codes, scale = rounded_heads(heads.view(3, 2, 32))
+    assert codes.dtype == torch.int8 and codes.shape == (3, 2, 32) and scale.shape == (3, 2)
+    assert (codes.abs().amax(-1) == 127).all()
+    number = head_numbers(codes, scale).view(6, 32)
+    # Half a step, and the roundings of the scale, of the quotient and of the product.
+    assert ((number - heads).abs() <= heads.abs().amax(-1, keepdim=True) / 127 * 0.5001).all()
+    assert torch.equal(rounded_heads(-heads.view(3, 2, 32))[0], -codes)
+
+
+def test_heads_of_zeros_and_heads_that_are_not_finite():
+    heads = torch.ones(4, 8)
+    heads[1] = 0.0
+    heads[2, 3] = torch.nan
+    heads[3, 3] = torch.inf
+    codes, scale = rounded_heads(heads)
+    assert torch.equal(head_numbers(codes, scale)[:2], heads[:2])
+    assert scale[2].isnan() and scale[3] == torch.inf
+    assert torch.equal(kept_heads(heads[:2], torch.int8), heads[:2])
+    assert kept_heads(heads, torch.float8_e4m3fn).dtype == torch.float8_e4m3fn

@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 import torch
-from engine_fixtures import WordTokenizer
+from engine_fixtures import SmallSource, WordTokenizer
 
 from backbench.backends.interface.device import cpu
 from backbench.engine.config import EngineConfig
@@ -63,26 +63,40 @@ def test_schemes_are_told_apart() -> None:
     assert len({str(alone(scheme)) for scheme in (*SCHEMES, "none")}) > 2
 
 
-def test_an_fp8_cache_holds_half_of_bf16_and_changes_little() -> None:
-    """Rounded keys and values move the choice of a token here and there, whatever the company."""
+@pytest.mark.parametrize(
+    ("kept", "dtype", "share"), [("fp8", torch.float8_e4m3fn, 64 / 128), ("int8", torch.int8, 68 / 128)]
+)
+def test_a_cache_of_bytes_holds_its_share_of_bf16_and_changes_little(
+    kept: str, dtype: torch.dtype, share: float
+) -> None:
+    """Rounded keys and values move probabilities, whatever the company. A scale has 4 bytes."""
     sizes = {"max_seqs": 8, "block_size": 8, "num_blocks": 32, "max_len": 128, "prefix_cache": False}
     made = []
-    for kv_dtype in (None, "fp8"):
+    for kv_dtype in (None, kept):
         config = EngineConfig(kv_dtype=kv_dtype, **sizes)
         engine = Engine.open(
             find_model("tiny"), backend="torch", device=cpu(), dtype=torch.bfloat16, config=config
         )
         made.append((engine.memory()["kv_pool_bytes"], engine.decoder.kv_dtype))
-    assert made == [(2 * made[1][0], torch.bfloat16), (made[1][0], torch.float8_e4m3fn)]
-    config = EngineConfig(kv_dtype="fp8", **sizes)
+    assert made[1] == (share * made[0][0], dtype)
+    config = EngineConfig(kv_dtype=kept, **sizes)
     engine = Engine.open(find_model("tiny"), backend="torch", device=cpu(), config=config)
     together = tokens(engine)
     assert [tokens(engine, [prompt])[0] for prompt in PROMPTS] == together
-    assert together != alone("none")
+    asked = replace(PARAMS, logprobs=True)
+    seen = [[done.logprobs for done in each.generate(PROMPTS, asked)] for each in (engine, opened("none"))]
+    assert seen[0] != seen[1]
 
 
-KEPT = ({"quantize": "int8"}, {"quantize": "int4-g128"}, {"quantize": "none", "kv_dtype": "fp8"})
-by_what = pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.get("kv_dtype") or kept["quantize"])
+KEPT = (
+    {"quantize": "int8"},
+    {"quantize": "int4-g128"},
+    {"quantize": "none", "kv_dtype": "fp8"},
+    {"quantize": "none", "kv_dtype": "int8"},
+)
+by_what = pytest.mark.parametrize(
+    "kept", KEPT, ids=lambda kept: f"KV {kept['kv_dtype']}" if "kv_dtype" in kept else kept["quantize"]
+)
 
 
 def kept_so(kept: dict[str, str], **settings) -> Engine:
@@ -124,3 +138,30 @@ def test_stop_strings_and_aborts(kept: dict[str, str]) -> None:
     first = next(end for end in range(1, 17) if stop in " ".join(map(str, full[0][:end])))
     assert got == {"stopped": full[0][:first], "dropped": full[1][:3], "whole": full[2]}
     assert engine.pool.num_used == 0
+
+
+def test_scales_stay_with_blocks_of_the_prefix_cache() -> None:
+    """Hits, chunks, preemption and company change no token."""
+    kept = {"quantize": "none", "kv_dtype": "int8"}
+    lone = kept_so(kept, prefix_cache=False)
+    expected = [tokens(lone, [prompt])[0] for prompt in PROMPTS]
+    caching = kept_so(kept)
+    assert tokens(caching) == tokens(caching) == expected
+    assert sum(step.prefix_hit_tokens for step in caching.take_step_stats()) > 0
+    tight = kept_so(kept, num_blocks=15, prefix_cache=False, max_step_tokens=24, prefill_chunk=11)
+    assert tokens(tight) == expected
+    assert tight.scheduler.preemptions > 0
+
+
+def test_triton_gives_torchs_tokens_over_an_int8_cache() -> None:
+    """Prompts, decodes, and forks that copy a block with its scales; the kernels run in the interpreter."""
+    found = []
+    for backend, device in (("torch", cpu()), ("triton", cpu(interpret=True))):
+        config = EngineConfig(block_size=16, max_seqs=4, max_step_tokens=64, num_blocks=16, kv_dtype="int8")
+        engine = Engine.open(SmallSource(), backend=backend, device=device, config=config)
+        greedy = engine.generate([[5, 6, 7] * 7, [9, 1]], SamplingParams(max_tokens=5, ignore_eos=True))
+        sampling = SamplingParams(max_tokens=4, ignore_eos=True, temperature=1.0, seed=3, n=2)
+        forked = engine.generate([[11, 12, 13] * 6], sampling)
+        found.append([each.token_ids for each in (*greedy, *forked)])
+    assert found[0] == found[1]
+    assert found[0][2] != found[0][3]

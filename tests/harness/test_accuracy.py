@@ -177,9 +177,10 @@ def test_what_cannot_be_compared_is_refused_before_the_run(given: dict[str, Any]
         EngineSubject(options(**given))
 
 
-def test_a_quantized_kv_cache_is_compared_with_one_that_is_not() -> None:
-    subject = EngineSubject(options(engine={"kv_dtype": "fp8", "max_len": 32}))
-    subject._engine = Setting("torch", cpu(), torch.float32, {}, 32).open(find_model("tiny"), kv_dtype="fp8")
+@pytest.mark.parametrize("kept", ["fp8", "int8"])
+def test_a_quantized_kv_cache_is_compared_with_one_that_is_not(kept: str) -> None:
+    subject = EngineSubject(options(engine={"kv_dtype": kept, "max_len": 32}))
+    subject._engine = Setting("torch", cpu(), torch.float32, {}, 32).open(find_model("tiny"), kv_dtype=kept)
     section = subject.accuracy()
     assert section["against"] == "tiny"
     assert 0 < section["kl_divergence"]["value"] < 0.1

@@ -156,3 +156,24 @@ def test_a_layer_that_does_not_divide_is_named(tmp_path: Path) -> None:
     done = subprocess.run([*command, "-o", str(tmp_path / "x")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "model.layers.0.mlp.down_proj cannot be int4-g128: 650 input features" in done.stderr
+
+
+def test_an_int8_cache_is_counted_with_its_scales(tmp_path: Path) -> None:
+    assert run_command([*SHORT, "--kv-dtype", "int8", "-o", str(tmp_path / "x")]) == 0
+    directory = RunDirectory.open(tmp_path / "x")
+    record = directory.read_record()
+    assert verify(directory) == []
+    assert record.correctness["passed"] is True
+    token = 5 * 2 * 2 * (64 + 4)
+    assert record.metrics["context"]["shape"]["kv_bytes_per_token"] == token
+    assert record.memory["kv_pool_bytes"] == record.engine["num_blocks"] * record.engine["block_size"] * token
+    assert 0 < record.accuracy["kl_divergence"]["value"] < 0.01
+
+
+def test_sdpa_refuses_an_int8_cache_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", "-w", "batch:2x8+4", "-b", "sdpa", "--kv-dtype", "int8", "-o", str(tmp_path / "x")]
+    assert run_command(command) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        line.startswith("error: ") and "the KV cache must have the model's dtype" in line and len(line) < 300
+    )

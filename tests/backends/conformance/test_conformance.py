@@ -19,6 +19,7 @@ from backbench.backends.conformance.attention_cases import (
     full_cases,
     quick_cases,
 )
+from backbench.backends.conformance.attention_check import AttentionChecker
 from backbench.backends.conformance.matrix import CheckRow
 from backbench.backends.interface import (
     Attention,
@@ -30,7 +31,7 @@ from backbench.backends.interface import (
     RoundedRows,
     device,
 )
-from backbench.backends.quantization import rounded_rows
+from backbench.backends.quantization import rounded_heads, rounded_rows
 from backbench.backends.torch import BACKEND
 from backbench.backends.torch.attention import TorchAttention, TorchRunner
 from backbench.backends.torch.linear import TorchLinear
@@ -233,6 +234,90 @@ def test_a_planted_attention_fault_is_caught(fault: str, dtype: torch.dtype, cpu
     wrong = check_backend(backend, cpu, dtypes=[dtype]).wrong
     assert any(where in row.case or where == "values" for row in wrong), [row.case for row in wrong]
     assert all(row.detail for row in wrong)
+
+
+class NeighbourScale(TorchRunner):
+    """A key has the scale of the token before it."""
+
+    def write(self, cache: Any, k: Tensor, v: Tensor, batch: Batch) -> None:
+        super().write(cache, k, v, batch)
+        slots = batch.slots[: len(k)]
+        cache.key_scales[slots] = cache.key_scales[slots].roll(1, 0)
+
+
+class NeighbourHeadRead(TorchRunner):
+    """Attention multiplies weights by the scale of the next head; what reads the cache back does not."""
+
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        super().run(q, replace(cache, value_scales=cache.value_scales.roll(1, 1)), batch, out)
+
+
+class SwappedScales(TorchRunner):
+    def write(self, cache: Any, k: Tensor, v: Tensor, batch: Batch) -> None:
+        swapped = replace(cache, key_scales=cache.value_scales, value_scales=cache.key_scales)
+        super().write(swapped, k, v, batch)
+
+
+class SwappedScalesRead(TorchRunner):
+    def run(self, q: Tensor, cache: Any, batch: Batch, out: Tensor) -> None:
+        swapped = replace(cache, key_scales=cache.value_scales, value_scales=cache.key_scales)
+        super().run(q, swapped, batch, out)
+
+
+class CodesWithoutScales(TorchRunner):
+    """A block is copied, but not its scales."""
+
+    def copy_blocks(self, cache: Any, src: Tensor, dst: Tensor) -> None:
+        super().copy_blocks(replace(cache, key_scales=None, value_scales=None), src, dst)
+
+
+class PaddedScales(TorchRunner):
+    """Padding's codes go nowhere, its scales to slot 0."""
+
+    def write(self, cache: Any, k: Tensor, v: Tensor, batch: Batch) -> None:
+        super().write(cache, k, v, batch)
+        for scales, x in ((cache.key_scales, k), (cache.value_scales, v)):
+            padding = batch.slots[: len(x)] < 0
+            scales[0] = rounded_heads(x[padding])[1][-1] if bool(padding.any()) else scales[0]
+
+
+class StaleScale(TorchRunner):
+    """The last token of each write keeps the scale that was there."""
+
+    def write(self, cache: Any, k: Tensor, v: Tensor, batch: Batch) -> None:
+        kept = cache.value_scales[batch.slots[len(k) - 1]].clone()
+        super().write(cache, k, v, batch)
+        cache.value_scales[batch.slots[len(k) - 1]] = kept
+
+
+SCALE_FAULTS: dict[str, tuple[type[TorchRunner], str, str]] = {
+    "scale of the neighbour token": (NeighbourScale, "mixed", "values"),
+    "scale of the neighbour head": (NeighbourHeadRead, "decode", "values"),
+    "K and V scales swapped as written": (SwappedScales, "decode", "values"),
+    "K and V scales swapped as read": (SwappedScalesRead, "decode", "values"),
+    "copied without scales": (CodesWithoutScales, "decode", "fork"),
+    "padding's scale written": (PaddedScales, "mixed", "padding"),
+    "scale not written": (StaleScale, "decode", "values"),
+}
+
+
+@pytest.mark.parametrize("fault", SCALE_FAULTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_planted_fault_of_scales_is_caught(fault: str, dtype: torch.dtype, cpu: Device) -> None:
+    assert BACKEND.attention is not None and BACKEND.operations is not None
+    runner, shape, kind = SCALE_FAULTS[fault]
+    case = next(
+        case
+        for case in quick_cases(dtype)
+        if case.spec.scaled and case.kind == kind and shape in case.name and case.spec.window is None
+    )
+    for attention, status in (
+        (Faulty(TorchRunner, unchanged), Status.PASS),
+        (Faulty(runner, unchanged), Status.WRONG),
+    ):
+        row = AttentionChecker(attention, BACKEND.operations, BACKEND.attention, cpu).check(case)
+        assert row.status is status, row.detail
+        assert "raised" not in row.detail
 
 
 def test_batch_invariance_is_only_demanded_where_it_is_declared(cpu: Device) -> None:

@@ -12,6 +12,7 @@ from backbench.backends.conformance.attention_cases import make_case
 from backbench.backends.conformance.attention_check import AttentionChecker
 from backbench.backends.interface import AttentionSpec, Batch
 from backbench.backends.interface.device import cpu
+from backbench.backends.quantization import kept_heads
 from backbench.backends.torch import BACKEND
 from backbench.backends.torch import attention as attention_module
 from backbench.errors import BackendError
@@ -188,7 +189,7 @@ def test_cache_bytes_per_block():
 
 
 def test_what_it_cannot_serve_is_named():
-    spec = AttentionSpec(5, 2, 32, torch.float64, torch.int8, 16, 1.0)
+    spec = AttentionSpec(5, 2, 32, torch.float64, torch.int16, 16, 1.0)
     assert len(BACKEND.attention.refusals(spec, cpu())) == 3
     with pytest.raises(BackendError, match="5 query heads do not divide among 2"):
         open_runner(spec)
@@ -226,3 +227,37 @@ def test_an_fp8_cache_passes_conformance(shape, dtype):
     checker = AttentionChecker(BACKEND.attention, operations, BACKEND.attention, cpu())
     row = checker.check(make_case(shape, dtype, kv_dtype=torch.float8_e4m3fn))
     assert row.status is Status.PASS, row.detail
+
+
+def test_an_int8_cache_keeps_codes_and_a_scale_for_each_token_and_head():
+    spec = replace(make_spec(), kv_dtype=torch.int8)
+    runner = open_runner(spec)
+    cache = runner.new_cache(1)
+    assert runner.cache_bytes_per_block() == 2 * 16 * 2 * (32 + 4)
+    kept = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
+    assert sum(each[:-1].nbytes for each in kept) == runner.cache_bytes_per_block()
+    k, v = torch.randn(2, 3, 2, 32) * torch.logspace(-3, 3, 6).view(3, 2, 1)
+    batch = Batch(
+        query_start=torch.tensor([0, 3], dtype=torch.int32),
+        seq_lens=torch.tensor([3], dtype=torch.int32),
+        block_table=torch.zeros(1, 1, dtype=torch.int32),
+        slots=torch.tensor([2, -1, 0]),
+        num_seqs=1,
+        num_tokens=3,
+        num_decodes=0,
+        max_query=3,
+        max_len=3,
+    )
+    runner.write(cache, k, v, batch)
+    for x, stored in zip((k, v), runner.read(cache, torch.tensor([0])), strict=True):
+        assert torch.equal(stored[0, [2, 0]], kept_heads(x[[0, 2]], torch.int8))
+        assert bool((stored[0, [1, *range(3, 16)]] == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", ["decode", "mixed", "prefix"])
+def test_an_int8_cache_passes_conformance(shape, dtype):
+    checker = AttentionChecker(BACKEND.attention, BACKEND.operations, BACKEND.attention, cpu())
+    for features in ({}, {"window": 24, "softcap": 20.0, "group": 7}):
+        row = checker.check(make_case(shape, dtype, kv_dtype=torch.int8, **features))
+        assert row.status is Status.PASS, row.detail

@@ -129,19 +129,23 @@ def test_every_target_meets_every_geometry_and_every_two_meet() -> None:
         layers = [COMMON, *other_layers(target)]
         for kind, values in zip(kinds, expected, strict=False):
             assert {kind(layer) for layer in layers} == values, target
-        assert len({kinds[-1](layer) for layer in layers}) == 4
+        assert len({kinds[-1](layer) for layer in layers}) == 5
         everywhere += list(other_layers(target))
     for one, other in itertools.combinations(kinds, 2):
         pairs = {(one(layer), other(layer)) for layer in everywhere}
-        assert len(pairs) == 9, "three values of each"
+        assert len(pairs) == (12 if other is kinds[-1] else 9), "three values of each, four kinds of dtypes"
 
 
 @pytest.mark.parametrize("bucket", ["decode", "prefill"])
 def test_caches_beyond_32_bits_are_compiled_too(bucket: str) -> None:
     """Their kernels did not compile: one function returned int64 or int32."""
     for target in TARGETS:
-        (wide,) = [layer for layer in other_layers(target) if layer.wide]
-        assert aot_cases.attention(bucket, wide, target).constants["WIDE"]
+        wide = [layer for layer in other_layers(target) if layer.wide]
+        assert {layer.kv_dtype for layer in wide} == {torch.float8_e4m3fn, torch.int8}
+        for layer in wide:
+            launched = aot_cases.attention(bucket, layer, target)
+            assert launched.constants["WIDE"]
+            assert launched.constants["SCALED"] == (layer.kv_dtype == torch.int8)
 
 
 def test_cases_have_names_of_their_own() -> None:

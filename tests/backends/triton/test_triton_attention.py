@@ -12,14 +12,30 @@ import torch
 from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
 from backbench.backends.conformance.attention_cases import AttentionCase, make_case
-from backbench.backends.conformance.attention_run import Setup, filled_cache, run_step, set_up, step_inputs
-from backbench.backends.conformance.scenario import Row
+from backbench.backends.conformance.attention_run import (
+    Setup,
+    expected_output,
+    filled_cache,
+    run_step,
+    set_up,
+    step_inputs,
+)
+from backbench.backends.conformance.scenario import Row, write_batch
 from backbench.backends.conformance.tolerance import Deviation, complaint, deviation, limit
-from backbench.backends.interface import AttentionRunner, AttentionSpec, GraphSupport
+from backbench.backends.interface import (
+    AttentionRunner,
+    AttentionSpec,
+    Device,
+    GraphSupport,
+    Rotary,
+    Rotation,
+)
 from backbench.backends.interface import device as devices
+from backbench.backends.quantization import rounded_heads
 from backbench.backends.torch.attention import TorchAttention
 from backbench.backends.triton.attention import TritonAttention, TritonRunner
 from backbench.backends.triton.configs import ATTENTION_BUCKETS, attention_config, small_batch
+from backbench.backends.triton.operations import TritonOperations
 from backbench.errors import BackendError
 
 DEVICE = devices.gpu(0) if torch.cuda.is_available() else devices.cpu(interpret=True)
@@ -65,6 +81,8 @@ def test_mixed_batch(dtype: torch.dtype) -> None:
         {"head_dim": 128, "window": 20},
         {"head_dim": 64, "softcap": 20.0},
         {"head_dim": 64, "kv_dtype": torch.float8_e4m3fn},
+        {"head_dim": 64, "kv_dtype": torch.int8},
+        {"head_dim": 80, "group": 7, "window": 20, "softcap": 20.0, "kv_dtype": torch.int8},
         {"head_dim": 64, "kind": "padding", "pad": 2},
     ],
     ids=str,
@@ -78,6 +96,93 @@ def test_an_fp8_cache_is_decoded(dtype: torch.dtype) -> None:
     fp8 = torch.float8_e4m3fn
     case = short(make_case("decode", dtype, head_dim=64, kv_dtype=fp8), Row(1, 33), Row(1, 1), Row(1, 70))
     assert not problem(case, decode={"programs_per_unit": 5, "CHUNK": 2})
+
+
+INT8 = torch.int8
+
+
+@pytest.mark.parametrize("paired", [True, False], ids=["paired", "byte by byte"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_int8_cache_is_decoded(dtype: torch.dtype, paired: bool) -> None:
+    case = short(make_case("decode", dtype, head_dim=64, kv_dtype=INT8), Row(1, 33), Row(1, 1), Row(1, 70))
+    setup = set_up(case)
+    runner = TritonRunner(case.spec, DEVICE, decode={"programs_per_unit": 5, "CHUNK": 2})
+    runner.paired = paired
+    reference = deviation(step(TorchAttention().open(case.spec, DEVICE), setup), setup.expected)
+    found = deviation(step(runner, setup), setup.expected)
+    assert not complaint(found, limit(reference, setup.expected, dtype))
+
+
+@pytest.mark.parametrize("query", [1, 9], ids=["decode", "prefill"])
+@pytest.mark.parametrize("paired", [True, False], ids=["paired", "byte by byte"])
+def test_values_whose_scales_fp16_cannot_hold(query: int, paired: bool) -> None:
+    """Scales of 1e-7 and of 500 in one sequence: products with weights would be 0 and infinity."""
+    spec = make_case("mixed", torch.float16, head_dim=32, kv_dtype=INT8).spec
+    case = AttentionCase("", "values", spec, (Row(query, 40),))
+    for size in (1e-5, 1.0, 6e4):
+        setup = set_up(case)
+        v = setup.data.v[0].clamp(-1, 1) * size
+        v[::2] *= 1e-2
+        data = replace(setup.data, v=(v,))
+        setup = replace(setup, data=data, expected=expected_output(data, spec))
+        runner = TritonRunner(spec, DEVICE)
+        runner.paired = paired
+        found = deviation(step(runner, setup), setup.expected)
+        # fp16's own steps are 2^-24 in the end; one unit for them.
+        allowed = limit(Deviation(0.0, 0.0), setup.expected, torch.float16)
+        widest = Deviation(4 * allowed.largest + 2**-24, 4 * allowed.rms + 2**-24)
+        assert not complaint(found, widest), size
+
+
+@pytest.mark.parametrize("descriptor", [True, False], ids=["boxes", "pointers"])
+def test_prefill_over_an_int8_cache(descriptor: bool) -> None:
+    case = make_case("prefix", torch.float16, block_size=32, window=24, kv_dtype=INT8)
+    assert not problem(
+        short(case, Row(9, 40), Row(12, 12)), prefill={"DESCRIPTOR": descriptor, "TILE": 16, "M": 16}
+    )
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_written_to_an_int8_cache_is_what_torch_would(fused: bool) -> None:
+    """Bit for bit; and padding writes nothing."""
+    spec = replace(make_case("mixed", torch.bfloat16, head_dim=80).spec, kv_dtype=INT8)
+    heads, tokens = spec.q_heads + 2 * spec.kv_heads, 11
+    generator = torch.Generator().manual_seed(2)
+    qkv = torch.randn(tokens, heads, spec.head_dim, generator=generator).to(spec.dtype)
+    qkv[3, -1] = 0.0
+    angles = torch.rand(64, spec.head_dim // 2, generator=generator)
+    rotary = Rotary(torch.cat([angles.cos(), angles.sin()], -1).to(PLACE), spec.head_dim)
+    positions = torch.arange(tokens, device=PLACE)
+    slots = torch.tensor([0, 5, 40, 41, -1, 63, 2, 3, 17, 16, -1], device=PLACE)
+    batch = write_batch(slots, torch.arange(4, dtype=torch.int32, device=PLACE)[None])
+    runner = TritonRunner(spec, DEVICE)
+    cache = runner.new_cache(4)
+    for part in cache.tensors():
+        part.fill_(77)
+    flat, rotation = qkv.flatten(1).to(PLACE), Rotation(rotary)
+    _, k, v = TritonOperations().rotate(flat, positions, rotation, spec)
+    if fused:
+        runner.rotate_and_write(flat, positions, rotation, cache, batch)
+    else:
+        runner.write(cache, k, v, batch)
+    live = slots >= 0
+    for x, codes, scales in ((k, cache.k, cache.k_scale), (v, cache.v, cache.v_scale)):
+        assert scales is not None
+        expected, scale = rounded_heads(x[live])
+        rows, kept = (part.transpose(1, 2).flatten(0, 1) for part in (codes, scales))
+        assert torch.equal(rows[slots[live]], expected)
+        assert torch.equal(kept[slots[live]], scale)
+        untouched = torch.ones(64, dtype=torch.bool, device=PLACE)
+        untouched[slots[live]] = False
+        assert bool((rows[untouched] == 77).all()) and bool((kept[untouched] == 77).all())
+
+
+def test_an_int8_cache_is_served_where_fp8_cannot_be_converted() -> None:
+    ampere = Device("nvidia", "sm80", "A100", 108, 2**36, 163 * 1024, torch.device("cpu"))
+    spec = AttentionSpec(32, 8, 128, torch.bfloat16, INT8, 64, 128**-0.5)
+    assert TritonAttention().refusals(spec, ampere) == []
+    (reason,) = TritonAttention().refusals(replace(spec, kv_dtype=torch.float8_e4m3fn), ampere)
+    assert "use int8 or" in reason
 
 
 def test_head_dim_256() -> None:
@@ -243,10 +348,28 @@ def test_copy_and_read_move_whole_blocks() -> None:
     assert torch.equal(k_source[0].float().transpose(0, 1), cache.k[1].float())
 
 
-def test_cache_bytes() -> None:
-    runner = TritonRunner(make_case("decode", torch.bfloat16).spec, DEVICE)
+def test_copy_and_read_take_scales_along() -> None:
+    spec = make_case("decode", torch.bfloat16, kv_dtype=INT8).spec
+    runner = TritonRunner(spec, DEVICE)
+    cache = runner.new_cache(6)
+    for part in cache.tensors():
+        part.copy_(torch.randint(-100, 100, part.shape))
+    source, target = torch.tensor([1, 4], device=PLACE), torch.tensor([0, 5], device=PLACE)
+    runner.copy_blocks(cache, source, target)
+    for part in cache.tensors():
+        assert torch.equal(part[source], part[target])
+    assert cache.k_scale is not None
+    k, _ = runner.read(cache, source)
+    assert k.shape == (2, spec.block_size, spec.kv_heads, spec.head_dim)
+    expected = cache.k[1].float() * cache.k_scale[1][..., None]
+    assert torch.equal(k[0].transpose(0, 1), expected)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.int8])
+def test_cache_bytes(kv_dtype: torch.dtype) -> None:
+    runner = TritonRunner(make_case("decode", torch.bfloat16, kv_dtype=kv_dtype).spec, DEVICE)
     cache = runner.new_cache(3)
-    assert runner.cache_bytes_per_block() * 3 == cache.k.nbytes + cache.v.nbytes
+    assert runner.cache_bytes_per_block() * 3 == sum(part.nbytes for part in cache.tensors())
 
 
 def test_refusals_name_what_is_wrong_and_what_would_work() -> None:
@@ -256,7 +379,7 @@ def test_refusals_name_what_is_wrong_and_what_would_work() -> None:
     (reason,) = attention.refusals(spec, devices.cpu())
     assert "--backend torch" in reason
     assert "--interpret" in reason
-    for wrong in ({"head_dim": 300}, {"kv_dtype": torch.int8}, {"dtype": torch.float64}, {"q_heads": 3}):
+    for wrong in ({"head_dim": 300}, {"kv_dtype": torch.int16}, {"dtype": torch.float64}, {"q_heads": 3}):
         assert attention.refusals(replace(spec, **wrong), DEVICE)
     with pytest.raises(BackendError, match="head_dim 300"):
         attention.open(replace(spec, head_dim=300), DEVICE)

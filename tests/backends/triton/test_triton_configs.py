@@ -98,3 +98,10 @@ def test_an_fp8_cache_is_a_dtype_of_its_own() -> None:
     assert configs.entry_key(small, "prefill")[2] == "bfloat16 on float8_e4m3fn"
     half = replace(small, dtype=torch.float16)
     assert configs.complaint("sm90", 132, *configs.entry_key(half, "prefill")) == "no entry for sm90-132"
+
+
+def test_an_int8_cache_is_a_dtype_of_its_own_whose_scales_take_room() -> None:
+    small = replace(SPEC, kv_dtype=torch.int8)
+    assert configs.entry_key(small, "prefill")[2] == "bfloat16 on int8"
+    assert configs.key_bytes(small) == 2 * (128 + 4)
+    assert small.kv_bytes_per_token == 8 * configs.key_bytes(small)

@@ -195,6 +195,19 @@ def test_attention_is_timed_on_rotating_blocks(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(tables[0], tables[1])
 
 
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_attention_over_an_int8_cache_is_a_problem_with_scales(kind: str) -> None:
+    spec = replace(SMALL, kv_dtype=torch.int8)
+    problem = AttentionProblem(spec, kind, HERE, ((2, 40),))
+    assert problem.dtype == "float32 on int8"
+    assert problem.error(problem.baseline()) < problem.tolerance
+    cache = problem.pool.cache(spec.block_size)
+    assert cache.k_scale.shape == cache.k.shape[:3] and not torch.equal(cache.k_scale, cache.v_scale)
+    cache.v_scale.mul_(1.1)
+    kept = problem.pool.cache(spec.block_size)
+    assert torch.equal(kept.v_scale, cache.v_scale), "every block size is a view of one pool"
+
+
 def test_unequal_sequences_are_checked_at_their_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "graph_time_us", lambda calls, replays: (7.0, 0.1))
     problem = small_attention("decode")

@@ -55,6 +55,7 @@ def test_facts_by_hand():
     assert config.num_parameters == 3 * (layer + 128) + 100 * 64 + 64
     assert config.weight_bytes(torch.bfloat16) == 2 * config.num_parameters
     assert config.kv_bytes_per_token(torch.bfloat16) == 2 * 3 * 2 * 16 * 2
+    assert config.kv_bytes_per_token(torch.int8) == 2 * 3 * 2 * (16 + 4)
     assert config.flops_per_token(10) == 2 * config.linear_parameters + 3 * 4 * 4 * 16 * 10
     windowed = read(architectures=["MistralForCausalLM"], sliding_window=4)
     assert windowed.flops_per_token(10) == windowed.flops_per_token(4)

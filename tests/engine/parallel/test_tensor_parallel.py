@@ -155,6 +155,17 @@ def test_the_pool_fits_beside_the_model_that_drafts(team: Team, monkeypatch: pyt
         assert {other["kv_pool_bytes"] for other in others} == {own * engine.pool.num_blocks}
 
 
+def test_scales_of_an_int8_cache_are_divided_with_their_heads(team: Team) -> None:
+    source, greedy = LoudSource(BASE), SamplingParams(max_tokens=12, ignore_eos=True)
+    given, kept = prompts(BASE.vocab_size), {"kv_dtype": "int8", "num_blocks": 64}
+    with open_on(source, 1, **kept) as one, open_on(source, team.world, team, **kept) as several:
+        expected = [each.token_ids for each in one.generate(given, greedy)]
+        assert [each.token_ids for each in several.generate(given, greedy)] == expected
+        whole, rows = one.memory()["kv_pool_bytes"], several.memory_by_device()
+    # One of two KV heads.
+    assert {row["kv_pool_bytes"] for row in rows} == {whole // 2}
+
+
 def test_what_each_device_holds(team: Team) -> None:
     with open_on(LoudSource(BASE), 1) as one:
         whole = one.memory()["weights_bytes"]

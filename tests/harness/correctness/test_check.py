@@ -151,8 +151,11 @@ class LoudAttention(TorchAttention):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_an_fp8_cache_is_checked_against_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = EngineConfig(kv_dtype="fp8", max_seqs=4, max_len=256, num_blocks=64)
+@pytest.mark.parametrize("kept", ["fp8", "int8"])
+def test_a_cache_of_bytes_is_checked_against_torchs(
+    kept: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EngineConfig(kv_dtype=kept, max_seqs=4, max_len=256, num_blocks=64)
 
     def found(backend: str) -> dict[str, Any]:
         source = find_model("tiny")
