@@ -17,6 +17,8 @@ class Proposer(ABC):
     """False where acceptance is drawn, and the output means nothing."""
     steady = True
     """False where the last drafts took longer than the next will: what came before them had to be read."""
+    lookahead = 0
+    """Tokens after a KV block that what it keeps of the block depends on, too."""
 
     @abstractmethod
     def propose(self, plan: StepPlan, rooms: list[int], pool: BlockPool) -> list[list[int]]:
