@@ -23,7 +23,7 @@ from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import StepPlan
 from backbench.engine.speculation.eagle3 import Eagle3Proposer
 
-HEADS, KV_HEADS, HEAD_DIM, FFN = 4, 2, 16, 80
+HEADS, KV_HEADS, FFN = 4, 2, 80
 LAYERS = (0, 1, 1)
 """Of the small model, which has two."""
 DRAFT_VOCAB = 61
@@ -42,6 +42,7 @@ class Layout:
     qk_norm: bool = False
     hidden_size: int | None = None
     """None = the target's."""
+    head_dim: int = 16
 
 
 def head_tensors(target: ModelConfig, layout: Layout, seed: int = 0) -> dict[str, Tensor]:
@@ -61,10 +62,10 @@ def head_tensors(target: ModelConfig, layout: Layout, seed: int = 0) -> dict[str
         f"{prefix}.input_layernorm.weight": norm(size),
         f"{prefix}.hidden_norm.weight": norm(size),
         f"{prefix}.post_attention_layernorm.weight": norm(size),
-        f"{prefix}.self_attn.q_proj.weight": product(HEADS * HEAD_DIM, 2 * size),
-        f"{prefix}.self_attn.k_proj.weight": product(KV_HEADS * HEAD_DIM, 2 * size),
-        f"{prefix}.self_attn.v_proj.weight": product(KV_HEADS * HEAD_DIM, 2 * size),
-        f"{prefix}.self_attn.o_proj.weight": product(size, HEADS * HEAD_DIM),
+        f"{prefix}.self_attn.q_proj.weight": product(HEADS * layout.head_dim, 2 * size),
+        f"{prefix}.self_attn.k_proj.weight": product(KV_HEADS * layout.head_dim, 2 * size),
+        f"{prefix}.self_attn.v_proj.weight": product(KV_HEADS * layout.head_dim, 2 * size),
+        f"{prefix}.self_attn.o_proj.weight": product(size, HEADS * layout.head_dim),
         f"{prefix}.mlp.gate_proj.weight": product(FFN, size),
         f"{prefix}.mlp.up_proj.weight": product(FFN, size),
         f"{prefix}.mlp.down_proj.weight": product(size, FFN),
@@ -72,7 +73,7 @@ def head_tensors(target: ModelConfig, layout: Layout, seed: int = 0) -> dict[str
         "lm_head.weight": product(vocab, size),
     }
     if layout.qk_norm:
-        tensors |= {f"{prefix}.self_attn.{each}_norm.weight": norm(HEAD_DIM) for each in "qk"}
+        tensors |= {f"{prefix}.self_attn.{each}_norm.weight": norm(layout.head_dim) for each in "qk"}
     if layout.own_embedding:
         tensors["embed_tokens.weight"] = product(target.vocab_size, size)
     if layout.draft_vocab is not None:
@@ -93,7 +94,7 @@ def head_json(target: ModelConfig, layout: Layout) -> dict[str, Any]:
         "num_attention_heads": HEADS,
         "num_hidden_layers": 1,
         "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
+        "head_dim": layout.head_dim,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "vocab_size": target.vocab_size,
@@ -160,19 +161,12 @@ def target_states(decoder: Decoder, token_ids: list[int], layers: tuple[int, ...
 class PlainHead:
     """A head in a few lines of torch, from its files, after Li et al. 2025 and the code of its authors."""
 
-    def __init__(
-        self,
-        folder: Path,
-        target_embedding: Tensor,
-        *,
-        heads: int = HEADS,
-        kv_heads: int = KV_HEADS,
-        head_dim: int = HEAD_DIM,
-        eps: float = 1e-5,
-    ) -> None:
-        self.heads, self.kv_heads, self.head_dim, self.eps = heads, kv_heads, head_dim, eps
+    def __init__(self, folder: Path, target_embedding: Tensor) -> None:
         self.tensors = load_file(folder / "model.safetensors")
         config = json.loads((folder / "config.json").read_text())
+        layer = config.get("transformer_layer_config", config)
+        self.heads, self.kv_heads = layer["num_attention_heads"], layer["num_key_value_heads"]
+        self.head_dim, self.eps = layer["head_dim"], layer["rms_norm_eps"]
         self.before = bool(config.get("norm_before_residual"))
         self.prefix = "midlayer." if any("midlayer" in name for name in self.tensors) else "layers.0."
         self.embedding = self.tensors.get("embed_tokens.weight", target_embedding)

@@ -261,7 +261,7 @@ def test_a_head_over_hidden_states_changes_no_token_and_drafts_what_it_says(
 ) -> None:
     """A random one, whose drafts are held to plain torch on the CPU where they are greedy."""
     source = find_model("tiny")
-    folder = head_folder(source.config, Layout())
+    folder = head_folder(source.config, Layout(head_dim=64))
     config = EngineConfig(
         max_seqs=16,
         max_step_tokens=512,

@@ -64,7 +64,7 @@ def test_training_passes_are_those_of_drafting(tmp_path: Path) -> None:
     with torch.no_grad():
         passes = list(head.passes(states, embedded, 3))
     embedding = target.get_input_embeddings().weight.detach()
-    plain = fixtures.PlainHead(tmp_path, embedding, heads=4, kv_heads=2, head_dim=64, eps=1e-6)
+    plain = fixtures.PlainHead(tmp_path, embedding)
     for begin in range(1, 9):
         tokens = ids[0, : begin + 1].tolist()
         drafted = ids[0, begin + 1 : begin + 4].tolist()

@@ -12,6 +12,7 @@ from engine_fixtures import loud_weights, open_small, small_config
 from torch import Tensor
 
 from backbench.backends.interface.device import cpu
+from backbench.backends.torch.operations import TorchOperations
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
 from backbench.engine.models.checkpoint import find_model
@@ -81,6 +82,24 @@ def test_the_tap_is_given_what_transformers_calls_hidden_states() -> None:
     for layer, states in zip((0, 2, 4), found, strict=True):
         torch.testing.assert_close(states, expected[layer][0], rtol=1e-4, atol=1e-4)
     # fp32 sums of up to 640 products, in another order
+
+
+class InPlace(TorchOperations):
+    """Overwrites the residual stream, as the interface allows."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return self.rms_norm(residual.add_(x), weight, eps), residual
+
+
+def test_operations_that_overwrite_the_residual_stream_change_nothing() -> None:
+    head, _, engine = opened(Layout("speculators", norm_before_residual=True))
+    following = torch.tensor(TOKENS[1:])
+    states = target_states(engine.decoder, TOKENS[:-1])
+    hidden = advanced(head, head.fuse(states.chunk(3, -1)), following)
+    engine.decoder.operations = head.operations = InPlace()
+    again = target_states(engine.decoder, TOKENS[:-1])
+    assert torch.equal(again, states)
+    assert torch.equal(advanced(head, head.fuse(again.chunk(3, -1)), following), hidden)
 
 
 def test_memory_counts_a_shared_embedding_once() -> None:
