@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from eagle3_fixtures import PlainHead
 from transformers import AutoModelForCausalLM
 
 from backbench.backends.interface.device import cpu
@@ -15,9 +16,8 @@ from backbench.engine.engine import Engine
 from backbench.engine.models.checkpoint import BUNDLED, find_model
 from backbench.engine.request import SamplingParams
 
-# `tools` and `tests` are no packages: their modules import one another as neighbours, and so does this test.
+# `tools` is no package: its scripts import one another as neighbours, and so does this test.
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import train_eagle3 as script
 
@@ -50,8 +50,6 @@ def test_two_steps_write_a_head_that_the_engine_drafts_with(
 
 def test_training_passes_are_those_of_drafting(tmp_path: Path) -> None:
     """From every token, each pass over the states of the one before: as plain torch has it, one by one."""
-    import eagle3_fixtures as fixtures
-
     torch.manual_seed(0)
     target = AutoModelForCausalLM.from_pretrained(BUNDLED / "tiny", dtype=torch.float32).eval()
     head = script.Head(target, torch.arange(5, 300, 3))
@@ -64,7 +62,7 @@ def test_training_passes_are_those_of_drafting(tmp_path: Path) -> None:
     with torch.no_grad():
         passes = list(head.passes(states, embedded, 3))
     embedding = target.get_input_embeddings().weight.detach()
-    plain = fixtures.PlainHead(tmp_path, embedding)
+    plain = PlainHead(tmp_path, embedding)
     for begin in range(1, 9):
         tokens = ids[0, : begin + 1].tolist()
         drafted = ids[0, begin + 1 : begin + 4].tolist()
