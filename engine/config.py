@@ -154,10 +154,11 @@ class EngineConfig:
     speculate: str | None = option(
         None,
         "Draft up to K tokens of each sequence and verify them in one step: by looking its last tokens up in "
-        "itself, by a smaller model, or with acceptance drawn at a mean LENGTH (speed alone, no accuracy).",
+        "itself, by a smaller model, by an EAGLE-3 head over the model's hidden states, or with acceptance "
+        "drawn at a mean LENGTH (speed alone, no accuracy).",
         group="engine",
         unset="no",
-        metavar="ngram:K|draft:MODEL:K|synthetic:LENGTH:K",
+        metavar="ngram:K|draft:MODEL:K|eagle3:HEAD:K|synthetic:LENGTH:K",
         read=_checked_speculation,
     )
     adaptive_drafts: bool = option(
@@ -181,7 +182,13 @@ class EngineConfig:
         asked = None if self.speculate is None else parse_speculation(self.speculate)
         if self.speculation_sampling == "rejection" and (asked is None or not asked.accurate):
             raise EngineError(
-                "--speculation-sampling rejection needs drafts; add --speculate ngram:K or draft:MODEL:K."
+                "--speculation-sampling rejection needs drafts; add --speculate ngram:K, draft:MODEL:K or "
+                "eagle3:HEAD:K."
+            )
+        if self.tp > 1 and asked is not None and asked.proposer == "eagle3":
+            raise EngineError(
+                "A head drafts from hidden states, which lie on every device with --tp; use --speculate "
+                "ngram:K or draft:MODEL:K there."
             )
         if self.tp > 1 and self.speculation_sampling == "rejection":
             raise EngineError(

@@ -76,7 +76,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_steps_in_flight = max_steps_in_flight
         self.decoder = decoder
-        self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache)
+        lookahead = 0 if speculator is None else speculator.proposer.lookahead
+        self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache, lookahead)
         self.scheduler = Scheduler(self.pool, limits)
         self.ranks = ranks
         self.runner = Runner(
@@ -152,10 +153,11 @@ class Engine:
                 overrides=overrides,
             )
         job = Job(source, backend, dtype, config, dict(overrides or {}))
-        beside = 0 if draft is None else draft.decoder.cache_bytes_per_block()
+        beside, tap = (0, None) if draft is None else (draft.decoder.cache_bytes_per_block(), draft.tap)
         if config.tp == 1:
             ranks = None
-            part = open_part(job, Peers(0, 1, device), weights, drafting_bytes_per_block=beside)
+            peers = Peers(0, 1, device)
+            part = open_part(job, peers, weights, drafting_bytes_per_block=beside, tap=tap)
         else:
             ranks = Ranks(job, config.tp, device, team, drafting_bytes_per_block=beside)
             part = ranks.part
@@ -168,7 +170,7 @@ class Engine:
             weights=part.weights,
             tokenizer=tokenizer,
             max_steps_in_flight=2 if overlapped else 1,
-            speculator=open_speculator(config, part.limits, model.vocab_size, draft),
+            speculator=open_speculator(config, part.limits, part.decoder, draft),
             ranks=ranks,
         )
 

@@ -42,6 +42,9 @@ class Followers(Protocol):
 class Runner:
     """Owns the device's request tables, the KV caches, the step buffers and the captured graphs."""
 
+    ids_ahead = 0
+    """A token is computed with the id of the one so many places after it."""
+
     def __init__(
         self,
         decoder: Decoder,
@@ -74,8 +77,8 @@ class Runner:
         self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
         tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
-        self._eager = StepBuffers(limits, tables, device, self.queue)
-        self._captured = StepBuffers(limits, tables, device, self.queue, largest)
+        self._eager = StepBuffers(limits, tables, device, self.queue, ids_ahead=self.ids_ahead)
+        self._captured = StepBuffers(limits, tables, device, self.queue, largest, ids_ahead=self.ids_ahead)
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
         self._batches: dict[StepShape, Batch] = {}
         self._rows = HostRows(pinned=device.type != "cpu")
@@ -254,7 +257,7 @@ class Runner:
         ids, positions = buffers.unpack(inputs)
         drafted = inputs.shape.query > 0
         wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 and not drafted else None
-        hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted)
+        hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted, self.decoder.tap)
         if inputs.num_samples == 0:
             return None
         if drafted:

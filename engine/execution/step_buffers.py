@@ -63,10 +63,13 @@ class StepBuffers:
         device: torch.device,
         queue: DeviceQueue,
         max_tokens: int | None = None,
+        *,
+        ids_ahead: int = 0,
     ) -> None:
-        """max_tokens: None = those of the largest step."""
+        """max_tokens: None = those of the largest step. ids_ahead: as `Runner.ids_ahead`."""
         self.tables = tables
         self.block_size = limits.block_size
+        self.ids_ahead = ids_ahead
         self._queue = queue
         max_seqs, tokens = limits.max_seqs, limits.max_batch_tokens if max_tokens is None else max_tokens
         self.max_updates = 2 * max_seqs + -(-tokens // limits.block_size)
@@ -230,7 +233,8 @@ class StepBuffers:
         for part in plan.slices[:count]:
             sequence, start = part.sequence, part.start
             row, known = sequence.row, sequence.token_ids
-            ids.append(known[start] if start < len(known) else -1 - row)
+            place = start + self.ids_ahead
+            ids.append(known[place] if place < len(known) else -1 - row)
             starts.append(start)
             rows.append(row)
         positions = host.positions[:count]
@@ -269,7 +273,8 @@ class StepBuffers:
         for i, part in enumerate(plan.slices[plan.num_decodes :], start=shape.decodes):
             sequence, start, count = part.sequence, part.start, part.num_tokens
             tokens = slice(offset, offset + count)
-            known = sequence.token_ids[start : start + count]
+            first = start + self.ids_ahead
+            known = sequence.token_ids[first : first + count]
             host.ids[tokens] = known + [-1 - sequence.row] * (count - len(known))
             position = np.arange(start, start + count)
             host.positions[tokens] = position

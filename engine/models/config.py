@@ -62,8 +62,11 @@ class ModelConfig:
             embedding=TensorSpec(
                 "embedding", vocab, (("model.embed_tokens.weight", self.vocab_size),), 0, padded=True
             ),
-            layers=tuple(_layer(self, index) for index in range(self.num_layers)),
-            final_norm=_norm("final_norm", self.hidden_size, "model.norm"),
+            layers=tuple(
+                layer_spec(self, index, f"model.layers.{index}", self.hidden_size)
+                for index in range(self.num_layers)
+            ),
+            final_norm=norm_spec("final_norm", self.hidden_size, "model.norm"),
             head=self._head(),
             tied=self.tied_embeddings,
         )
@@ -76,7 +79,7 @@ class ModelConfig:
 
     def _head(self) -> Product:
         rows = {"lm_head": self.vocab_size}
-        head = replace(_product(self, "head", rows, self.hidden_size), padded=True)
+        head = replace(product_spec(self, "head", rows, self.hidden_size), padded=True)
         return replace(head, scheme=DENSE) if self.tied_embeddings else head
 
     @property
@@ -111,18 +114,20 @@ class ModelConfig:
         return self.spec.flops_per_token(context)
 
 
-def _layer(config: ModelConfig, index: int) -> LayerSpec:
-    """Layer `index` in the layout of the Llama family, with what this model adds to it."""
+def layer_spec(config: ModelConfig, index: int, prefix: str, columns: int) -> LayerSpec:
+    """Layer `index` in the layout of the Llama family, with what this model adds to it.
+
+    prefix: of its tensors in a checkpoint. columns: input features of queries, keys and values.
+    """
     hidden, head_dim, ffn_size = config.hidden_size, config.head_dim, config.ffn_size
     queries, keys = config.q_heads * head_dim, config.kv_heads * head_dim
-    prefix = f"model.layers.{index}"
     attention, ffn = f"{prefix}.self_attn", f"{prefix}.mlp"
     rows = {f"{attention}.q_proj": queries, f"{attention}.k_proj": keys, f"{attention}.v_proj": keys}
     biases = tuple((f"{name}.bias", size) for name, size in rows.items())
     heads = config.q_heads, config.kv_heads, config.kv_heads
     bias = TensorSpec("qkv_bias", (config.qkv_size,), biases, 0, units=heads)
-    q_norm = _norm("q_norm", head_dim, f"{attention}.q_norm")
-    k_norm = _norm("k_norm", head_dim, f"{attention}.k_norm")
+    q_norm = norm_spec("q_norm", head_dim, f"{attention}.q_norm")
+    k_norm = norm_spec("k_norm", head_dim, f"{attention}.k_norm")
     return LayerSpec(
         attention=LayerAttention(
             q_heads=config.q_heads,
@@ -134,26 +139,31 @@ def _layer(config: ModelConfig, index: int) -> LayerSpec:
             rope=config.rope,
         ),
         tensors=(
-            _norm("attention_norm", hidden, f"{prefix}.input_layernorm"),
-            replace(_product(config, "qkv", rows, hidden), units=heads),
+            norm_spec("attention_norm", hidden, f"{prefix}.input_layernorm"),
+            replace(product_spec(config, "qkv", rows, columns), units=heads),
             *((bias,) if config.qkv_bias else ()),
             *((q_norm, k_norm) if config.qk_norm else ()),
             replace(
-                _product(config, "attention_output", {f"{attention}.o_proj": hidden}, queries, residual=True),
+                product_spec(
+                    config, "attention_output", {f"{attention}.o_proj": hidden}, queries, residual=True
+                ),
                 units=(config.q_heads,),
             ),
-            _norm("ffn_norm", hidden, f"{prefix}.post_attention_layernorm"),
-            _product(config, "gate_up", {f"{ffn}.gate_proj": ffn_size, f"{ffn}.up_proj": ffn_size}, hidden),
-            _product(config, "down", {f"{ffn}.down_proj": hidden}, ffn_size, residual=True),
+            norm_spec("ffn_norm", hidden, f"{prefix}.post_attention_layernorm"),
+            product_spec(
+                config, "gate_up", {f"{ffn}.gate_proj": ffn_size, f"{ffn}.up_proj": ffn_size}, hidden
+            ),
+            product_spec(config, "down", {f"{ffn}.down_proj": hidden}, ffn_size, residual=True),
         ),
     )
 
 
-def _norm(role: str, size: int, name: str) -> TensorSpec:
+def norm_spec(role: str, size: int, name: str) -> TensorSpec:
+    """A norm's weight; name: of its module in a checkpoint."""
     return TensorSpec(role, (size,), ((f"{name}.weight", size),), start=Start.ONES)
 
 
-def _product(
+def product_spec(
     config: ModelConfig, role: str, rows_of: dict[str, int], columns: int, *, residual: bool = False
 ) -> Product:
     """Of the named linears' rows. One that is added to the residual stream is divided by input features,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -106,6 +106,17 @@ class Wanted:
         return cls(tokens, decodes)
 
 
+class Tap(Protocol):
+    """Is given hidden states of every token that a decoder computes."""
+
+    layers: tuple[int, ...]
+    """It is given what enters each of these layers (the first is 0), the residual stream before the norm."""
+
+    def keep(self, states: Sequence[Tensor], slots: Tensor) -> None:
+        """states: [T, H] for each of `layers`, in order; slots: i64[T], of the tokens' keys and values, -1 =
+        padding. Must not wait for the device, so that it can be captured."""
+
+
 class Decoder:
     """One model behind one backend selection. Holds no request state; caches are passed in.
 
@@ -124,8 +135,10 @@ class Decoder:
         limits: StepLimits,
         kv_dtype: torch.dtype | None = None,
         communicator: Communicator | None = None,
+        tap: Tap | None = None,
     ) -> None:
-        """kv_dtype: of the KV cache; None = `dtype`. communicator: None = this device has the whole model."""
+        """kv_dtype: of the KV cache; None = `dtype`. communicator: None = this device has the whole model.
+        tap: of the hidden states of an engine's steps; None = nobody asks for them."""
         self.config = config
         self.communicator = communicator or Single(Peers(0, 1, selection.device))
         self.spec = config.spec.divided(self.communicator.world)
@@ -154,6 +167,7 @@ class Decoder:
             for layer, spec, described in zip(weights.layers, specs, self.spec.layers, strict=True)
         ]
         self.lm_head = self._pack(weights.lm_head)
+        self.tap = tap
 
     @property
     def num_layers(self) -> int:
@@ -190,30 +204,54 @@ class Decoder:
         batch: Batch,
         caches: Sequence[Any],
         wanted: Wanted | None = None,
+        tap: Tap | None = None,
     ) -> Tensor:
         """Hidden states [T, H] before the final norm, for ids and positions i64[T]; [N, H] of those `wanted`.
 
-        Writes every token's keys and values into `caches`. Rows of padding hold anything.
+        Writes every token's keys and values into `caches`. Rows of padding hold anything. tap: is given
+        hidden states of all tokens; the engine's steps pass the decoder's own.
         """
-        operations, eps = self.operations, self.config.rms_norm_eps
         residual = x = self._embed(ids)
-        normed: Rows = operations.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
+        first = self.weights.layers[0].attention_norm
+        normed: Rows = self.operations.rms_norm(residual, first, self.config.rms_norm_eps)
+        entering: dict[int, Tensor] = {}
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index > 0:
                 normed, residual = self._add_norm(x, residual, layer.weights.attention_norm, layer.qkv)
-            q = self._write(layer, normed, positions, batch, cache)
-            if wanted is not None and index == len(self.layers) - 1:
-                # No later layer reads what the other tokens would become.
-                q, residual, batch = q[wanted.tokens], residual[wanted.tokens], wanted.batch
-                if batch.num_seqs == 0:
-                    return residual
-            out = torch.empty_like(q)
-            layer.runner.run(q, cache, batch, out)
-            x = self._summed(self.linear.run(out.flatten(1), layer.attention_output))
-            normed, residual = self._add_norm(x, residual, layer.weights.ffn_norm, layer.gate_up)
-            gated = self._gate(self._product(normed, layer.gate_up), layer.down)
-            x = self._summed(self._product(gated, layer.down))
+            if tap is not None and index in tap.layers:
+                entering[index] = residual.clone()  # what comes next may overwrite it
+            # No later layer reads what the other tokens would become.
+            asked = wanted if index == len(self.layers) - 1 else None
+            x, residual = self._run(layer, normed, residual, positions, batch, cache, asked)
+        if tap is not None:
+            tap.keep([entering[index] for index in tap.layers], batch.slots)
         return x + residual
+
+    def _run(
+        self,
+        layer: Layer,
+        normed: Rows,
+        residual: Tensor,
+        positions: Tensor,
+        batch: Batch,
+        cache: Any,
+        wanted: Wanted | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What one layer adds to the residual stream, and the stream: [T, H], or [N, H] of those `wanted`.
+
+        normed: rows of its queries, keys and values, which are written into `cache`.
+        """
+        q = self._write(layer, normed, positions, batch, cache)
+        if wanted is not None:
+            q, residual, batch = q[wanted.tokens], residual[wanted.tokens], wanted.batch
+            if batch.num_seqs == 0:
+                return residual, residual
+        out = torch.empty_like(q)
+        layer.runner.run(q, cache, batch, out)
+        x = self._summed(self.linear.run(out.flatten(1), layer.attention_output))
+        normed, residual = self._add_norm(x, residual, layer.weights.ffn_norm, layer.gate_up)
+        gated = self._gate(self._product(normed, layer.gate_up), layer.down)
+        return self._summed(self._product(gated, layer.down)), residual
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -235,7 +273,8 @@ class Decoder:
         shared = {spec: runner.new_cache(num_blocks) for spec, runner in self.runners.items()}
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-        hidden = self.forward(ids, positions, batch, [shared[layer.spec] for layer in self.layers])
+        caches = [shared[layer.spec] for layer in self.layers]
+        hidden = self.forward(ids, positions, batch, caches, tap=self.tap)
         rows = torch.arange(num_seqs, device=device) % num_tokens
         self.logits(hidden[rows]).float()
 

@@ -12,7 +12,7 @@ from backbench.backends.interface import Communicator, Device, Peers, Selection,
 from backbench.backends.registry import select
 from backbench.engine.config import EngineConfig
 from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
-from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.models.decoder import Decoder, Tap, attention_specs
 from backbench.engine.models.layers import Shard
 from backbench.engine.models.weights import Weights
 
@@ -65,12 +65,18 @@ class Part:
 
 
 def open_part(
-    job: Job, peers: Peers, weights: Weights | None = None, *, drafting_bytes_per_block: int = 0
+    job: Job,
+    peers: Peers,
+    weights: Weights | None = None,
+    *,
+    drafting_bytes_per_block: int = 0,
+    tap: Tap | None = None,
 ) -> Part:
     """Choose the backend, load the rank's weights and size the engine; all ranks do so at once.
 
     weights: those of an engine alike; None = loaded here. drafting_bytes_per_block: what a model that drafts,
-    loaded before, keeps for each KV block. Raises EngineError or BackendError with one line.
+    loaded before, keeps for each KV block. tap: of the hidden states of the engine's steps. Raises
+    EngineError or BackendError with one line.
     """
     config, device, world = job.config, peers.device, peers.world
     selection = job.selection(device, world)
@@ -87,6 +93,7 @@ def open_part(
         limits=limits,
         kv_dtype=job.kv_dtype,
         communicator=communicator,
+        tap=tap,
     )
     sized = realise_pool(config, limits, decoder, device, drafting_bytes_per_block)
     return Part(

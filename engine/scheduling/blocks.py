@@ -28,10 +28,15 @@ def block_digest(parent: bytes, token_ids: Sequence[int], extra: bytes = b"") ->
 class BlockPool:
     """`num_blocks` physical blocks. Every block is either used (has readers) or free."""
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_cache: bool = True) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, prefix_cache: bool = True, lookahead: int = 0
+    ) -> None:
+        """lookahead: tokens after a block that what is kept of it depends on, too; it is found only where
+        they are the same."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
+        self.lookahead = lookahead
         self._readers = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
         self.allocations = [0] * num_blocks
@@ -97,7 +102,7 @@ class BlockPool:
             return []
         blocks: list[int] = []
         size = self.block_size
-        for i in range((len(token_ids) - 1) // size):
+        for i in range((len(token_ids) - max(1, self.lookahead)) // size):
             block = self._published.get(self.digest(token_ids, digests, i))
             if block is None:
                 break
@@ -110,7 +115,7 @@ class BlockPool:
         while len(digests) <= index:
             i = len(digests)
             parent = digests[-1] if digests else ROOT
-            digests.append(block_digest(parent, token_ids[i * size : (i + 1) * size]))
+            digests.append(block_digest(parent, token_ids[i * size : (i + 1) * size + self.lookahead]))
         return digests[index]
 
     def publish(self, block: int, digest: bytes) -> None:

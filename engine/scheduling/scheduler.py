@@ -332,7 +332,7 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence) -> None:
         size = self.pool.block_size
-        full = min(sequence.num_landed, len(sequence.token_ids)) // size
+        full = min(sequence.num_landed, len(sequence.token_ids) - self.pool.lookahead) // size
         while sequence.num_published < full:
             i = sequence.num_published
             digest = self.pool.digest(sequence.token_ids, sequence.digests, i)

@@ -9,7 +9,7 @@ from backbench.errors import EngineError
 
 MOST_TOKENS = 15
 """Tokens drafted at once, at most: a verified sequence then fills a tile of 16 rows."""
-FORMS = "ngram:K, draft:MODEL:K, synthetic:LENGTH:K or synthetic:RATE/RATE/..."
+FORMS = "ngram:K, draft:MODEL:K, eagle3:HEAD:K, synthetic:LENGTH:K or synthetic:RATE/RATE/..."
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Speculation:
     """A proposer and its limits."""
 
     proposer: str
-    """ "ngram", "draft" or "synthetic"."""
+    """ "ngram", "draft", "eagle3" or "synthetic"."""
     tokens: int
     """Drafted for one sequence in one step, at most."""
     model: str | None = None
-    """Of `draft`."""
+    """Of `draft` and `eagle3`."""
     rates: tuple[float, ...] = ()
     """Of `synthetic`: the chance of each drafted token to be accepted where those before it were."""
 
@@ -32,7 +32,7 @@ class Speculation:
 
 
 def parse_speculation(given: object) -> Speculation:
-    """Read `ngram:4`, `draft:tiny-draft:2`, `synthetic:2.5:4` or `synthetic:0.8/0.5/0.2`.
+    """Read `ngram:4`, `draft:tiny-draft:2`, `eagle3:HEAD:3`, `synthetic:2.5:4` or `synthetic:0.8/0.5/0.2`.
 
     Raises EngineError, one line, where it is none of them.
     """
@@ -40,7 +40,7 @@ def parse_speculation(given: object) -> Speculation:
     proposer, _, rest = text.partition(":")
     if proposer == "ngram":
         return Speculation(proposer, _tokens(rest, text))
-    if proposer == "draft":
+    if proposer in ("draft", "eagle3"):
         model, _, tokens = rest.rpartition(":")
         if model:
             return Speculation(proposer, _tokens(tokens, text), model=model)

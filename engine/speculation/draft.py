@@ -8,7 +8,9 @@ both then pick the same token, at any temperature.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +46,10 @@ class DraftProposer(Proposer):
     """Drafts one token after the other, each of all sequences at once; the device waits for none of them."""
 
     on_device = True
+    runner_class: ClassVar[type[Runner]] = Runner
+    usual_tokens = 2
+    """Of a sequence in the first pass, at most, unless the draft model was behind: it never computes the last
+    token that it drafts."""
 
     def __init__(
         self,
@@ -60,15 +66,15 @@ class DraftProposer(Proposer):
         """
         self.decoder = decoder
         self.limits = replace(limits, draft_tokens=0)
-        self.runner = Runner(decoder, operations, self.limits, graphs=graphs)
+        self.runner = self.runner_class(decoder, operations, self.limits, graphs=graphs)
         self._drawn_from: list[Tensor] = []
         """Of each pass of the last plan, f32[sequences, V], where they are kept."""
         self._passes: list[list[int]] = []
         """The decodes in each pass, by their place in the plan."""
         if keep_probabilities:
             self.runner.sample = self._sample_and_keep
-        self._filled: dict[int, int] = {}
-        """Block -> how often it had been given out when the draft model, too, had filled it."""
+        self._filled: dict[int, Hashable] = {}
+        """Block -> its `_content` when the draft model, too, had filled it."""
         self._updates: dict[tuple[int, int], int] = {}
         """Of the block table, since the draft model ran last."""
 
@@ -87,7 +93,7 @@ class DraftProposer(Proposer):
         for place in range(1, max((rooms[index] for index in order), default=0)):
             order = [index for index in order if rooms[index] > place]
             slices = [
-                Slice(part.sequence, part.start + place, 1, 1, part.draw + place)
+                Slice(part.sequence, self._within_reach(part) - 1 + place, 1, 1, part.draw + place)
                 for part in (parts[index] for index in order)
             ]
             passes.append((self.runner.launch(StepPlan(slices, len(slices), len(slices))), order))
@@ -95,7 +101,7 @@ class DraftProposer(Proposer):
             _read(step, drafted, drafts)
         self._passes = [order for _, order in passes if order]
         for index, part in parts.items():
-            self._state(part.sequence, pool).guessed = drafts[index][:-1]
+            self._state(part.sequence, pool).guessed = self._lasting(drafts[index])
         return drafts
 
     def probabilities(self, plan: StepPlan) -> Tensor | None:
@@ -133,10 +139,11 @@ class DraftProposer(Proposer):
         longer: list[tuple[int | None, Slice]] = []
         for index, part in enumerate(plan.slices):
             is_decode = index < len(rooms)
-            if (is_decode and rooms[index] == 0) or not part.sequence.running:
+            end = self._within_reach(part)
+            if (is_decode and rooms[index] == 0) or not part.sequence.running or end == 0:
                 continue
             state = self._state(part.sequence, pool)
-            start, end = state.tokens, part.start + part.num_tokens
+            start = state.tokens
             if is_decode:
                 start = min(start, end - 1)
             count = 1
@@ -148,7 +155,9 @@ class DraftProposer(Proposer):
                 behind = Slice(part.sequence, start, count, samples, part.draw)
                 longer.append((index if samples else None, behind))
             state.tokens = max(state.tokens, start + count)
-        self.steady = all(index is not None and part.num_tokens == 2 for index, part in longer)
+        self.steady = all(
+            index is not None and part.num_tokens <= self.usual_tokens for index, part in longer
+        )
         first = StepPlan([part for _, part in decodes] + [part for _, part in longer], len(decodes))
         first.num_tokens = sum(part.num_tokens for part in first.slices)
         return first, [index for index, _ in [*decodes, *longer] if index is not None]
@@ -159,7 +168,7 @@ class DraftProposer(Proposer):
         size = pool.block_size
         if state is None or state.blocks is not sequence.blocks:
             blocks = 0
-            while blocks < len(sequence.blocks) and self._is_filled(sequence.blocks[blocks], pool):
+            while blocks < len(sequence.blocks) and self._is_filled(sequence, blocks, pool):
                 blocks += 1
             state = sequence.proposer_state = _Computed(sequence.blocks, blocks * size, blocks)
         known = sequence.token_ids
@@ -170,12 +179,26 @@ class DraftProposer(Proposer):
         state.guessed = []
         while (state.marked + 1) * size <= state.tokens:
             block = sequence.blocks[state.marked]
-            self._filled[block] = pool.allocations[block]
+            self._filled[block] = self._content(sequence, state.marked, pool)
             state.marked += 1
         return state
 
-    def _is_filled(self, block: int, pool: BlockPool) -> bool:
-        return self._filled.get(block) == pool.allocations[block]
+    def _is_filled(self, sequence: Sequence, index: int, pool: BlockPool) -> bool:
+        content = self._content(sequence, index, pool)
+        return content is not None and self._filled.get(sequence.blocks[index]) == content
+
+    def _within_reach(self, part: Slice) -> int:
+        """Tokens of a sequence, from its first, that can be computed before the step of `part`."""
+        return part.start + part.num_tokens
+
+    def _lasting(self, drafted: list[int]) -> list[int]:
+        """Of drafted tokens those whose K and V are there, and right if they are accepted."""
+        return drafted[:-1]
+
+    def _content(self, sequence: Sequence, index: int, pool: BlockPool) -> Hashable:
+        """What, if it stays the same, says that a block of a sequence holds the same K and V; None = they
+        cannot be there."""
+        return pool.allocations[sequence.blocks[index]]
 
     @torch.inference_mode()
     def _copy(self, plan: StepPlan) -> None:

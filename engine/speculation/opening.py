@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from backbench.backends.interface import Device, Operations
+from backbench.backends.interface import Device, Operations, Selection, WeightSpec
 from backbench.backends.registry import BETWEEN_DEVICES, select
 from backbench.engine.config import EngineConfig
 from backbench.engine.limits import EngineLimits, StepLimits
-from backbench.engine.models.checkpoint import find_model
+from backbench.engine.models.checkpoint import DirectorySource, ModelSource, find_model
 from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.decoder import Decoder, attention_specs
+from backbench.engine.models.eagle3 import Eagle3Head
+from backbench.engine.models.eagle3_checkpoint import head_config, load_head
 from backbench.engine.speculation.asked import Speculation
 from backbench.engine.speculation.draft import DraftProposer
+from backbench.engine.speculation.eagle3 import Eagle3Proposer, HiddenStateTap
 from backbench.engine.speculation.ngram import NgramProposer
 from backbench.engine.speculation.proposer import Proposer
 from backbench.engine.speculation.speculator import Speculator
 from backbench.engine.speculation.synthetic import SyntheticProposer
 from backbench.errors import EngineError
+
+Served = Callable[[ModelConfig, Sequence[WeightSpec]], Selection]
+"""What serves a model with these products."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class DraftModel:
     operations: Operations
     facts: dict[str, Any]
     """Which model it is, for the record."""
+    tap: HiddenStateTap | None = None
+    """What it asks of the target's steps; None = nothing."""
 
     @classmethod
     def open(
@@ -49,6 +57,19 @@ class DraftModel:
         """Raises EngineError where the model cannot draft for `target`, BackendError where none serves it."""
         assert asked.model is not None
         source = find_model(asked.model)
+
+        def served(config: ModelConfig, weights: Sequence[WeightSpec]) -> Selection:
+            return select(
+                backend,
+                device=device,
+                specs=attention_specs(config, dtype=dtype, limits=limits),
+                weights=weights,
+                dtype=dtype,
+                overrides={name: each for name, each in (overrides or {}).items() if name != BETWEEN_DEVICES},
+            )
+
+        if asked.proposer == "eagle3":
+            return HeadModel.of(source, target, served, device=device, dtype=dtype, limits=limits)
         model = source.config
         if model.vocab_size != target.vocab_size:
             raise EngineError(
@@ -59,22 +80,54 @@ class DraftModel:
             raise EngineError(
                 f"{asked.model} has a context of {model.max_len}, below {limits.max_len}; lower --max-len."
             )
-        selection = select(
-            backend,
-            device=device,
-            specs=attention_specs(model, dtype=dtype, limits=limits),
-            weights=model.spec.weight_specs(dtype),
-            dtype=dtype,
-            overrides={name: each for name, each in (overrides or {}).items() if name != BETWEEN_DEVICES},
-        )
-        weights = source.load_weights(device.torch_device, dtype)
-        decoder = Decoder(model, weights, selection, dtype=dtype, limits=limits)
+        selection = served(model, model.spec.weight_specs(dtype))
+        loaded = source.load_weights(device.torch_device, dtype)
+        plain = Decoder(model, loaded, selection, dtype=dtype, limits=limits)
         facts = {key: source.describe()[key] for key in ("name", "revision", "num_parameters")}
-        return cls(decoder, selection.operations, facts)
+        return cls(plain, selection.operations, facts)
+
+    def proposer(self, target: Decoder, limits: EngineLimits, **settings: bool) -> DraftProposer:
+        """What drafts for `target`, with the settings of `DraftProposer`."""
+        return DraftProposer(self.decoder, self.operations, limits, **settings)
+
+
+@dataclass(frozen=True)
+class HeadModel(DraftModel):
+    """A head over the target's hidden states."""
+
+    @classmethod
+    def of(
+        cls,
+        source: ModelSource,
+        target: ModelConfig,
+        served: Served,
+        *,
+        device: Device,
+        dtype: torch.dtype,
+        limits: StepLimits,
+    ) -> HeadModel:
+        """As `DraftModel.open`."""
+        if not isinstance(source, DirectorySource):
+            raise EngineError(f"{source.name} is no EAGLE-3 head; give a checkpoint's directory or hub id.")
+        config = head_config(source.name, source.path, source.hf_config, target)
+        selection = served(config, config.weight_specs(dtype))
+        weights = load_head(source.path, config, device.torch_device, dtype)
+        facts = {
+            "name": source.name,
+            "revision": source.revision,
+            "num_parameters": weights.num_parameters,
+        }
+        head = Eagle3Head(config, weights, selection, dtype=dtype, limits=limits)
+        return cls(head, selection.operations, facts, HiddenStateTap(head))
+
+    def proposer(self, target: Decoder, limits: EngineLimits, **settings: bool) -> DraftProposer:
+        assert isinstance(self.decoder, Eagle3Head) and self.tap is not None
+        self.decoder.share_embedding(target.weights.embedding)
+        return Eagle3Proposer(self.decoder, self.operations, limits, self.tap, **settings)
 
 
 def open_speculator(
-    config: EngineConfig, limits: EngineLimits, vocab_size: int, draft: DraftModel | None
+    config: EngineConfig, limits: EngineLimits, target: Decoder, draft: DraftModel | None
 ) -> Speculator | None:
     """What `config.speculate` asks for; None = nothing. draft: the model, where it asks for one."""
     asked = config.speculation
@@ -84,11 +137,9 @@ def open_speculator(
     graphs = config.graphs and not rejection
     proposer: Proposer
     if draft is not None:
-        proposer = DraftProposer(
-            draft.decoder, draft.operations, limits, graphs=graphs, keep_probabilities=rejection
-        )
+        proposer = draft.proposer(target, limits, graphs=graphs, keep_probabilities=rejection)
     elif asked.proposer == "synthetic":
-        proposer = SyntheticProposer(asked.rates, vocab_size)
+        proposer = SyntheticProposer(asked.rates, target.config.vocab_size)
     else:
         proposer = NgramProposer()
     facts = None if draft is None else draft.facts

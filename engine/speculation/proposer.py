@@ -19,6 +19,8 @@ class Proposer(ABC):
     """False where the last drafts took longer than the next will: what came before them had to be read."""
     on_device = False
     """True where drafting computes on the device, and waits for it."""
+    lookahead = 0
+    """Tokens after a KV block that what it keeps of the block depends on, too."""
 
     @abstractmethod
     def propose(self, plan: StepPlan, rooms: list[int], pool: BlockPool) -> list[list[int]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from eagle3_fixtures import head_folder
 from engine_fixtures import VOCAB, loud_weights, open_small, small_config
 
 from backbench.engine.engine import Engine
@@ -20,7 +21,7 @@ from backbench.engine.speculation.draft import DraftProposer
 from backbench.engine.speculation.proposer import Proposer
 
 TOKENS = 3
-PROPOSERS = ("ngram", "draft of one layer", "draft that is the target", "one that knows")
+PROPOSERS = ("ngram", "draft of one layer", "draft that is the target", "one that knows", "eagle3 head")
 
 Knows = Callable[[Sequence], list[int]]
 """A sequence's output as it will be."""
@@ -62,7 +63,8 @@ def draft_decoder(engine: Engine, layers: int) -> Decoder:
 
 def open_speculating(proposer: str, *, knows: Knows | None = None, **settings: Any) -> Engine:
     """`open_small` with one of PROPOSERS, drafting at any price unless `adaptive_drafts` is set."""
-    engine = open_small(**({"speculate": f"ngram:{TOKENS}", "adaptive_drafts": False} | settings))
+    asked = f"eagle3:{head_folder(small_config())}" if proposer == "eagle3 head" else "ngram"
+    engine = open_small(**({"speculate": f"{asked}:{TOKENS}", "adaptive_drafts": False} | settings))
     assert engine.speculator is not None
     if proposer.startswith("draft"):
         decoder = draft_decoder(engine, 1 if "one layer" in proposer else 2)

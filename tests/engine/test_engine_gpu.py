@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from eagle3_fixtures import Compared, Layout, head_folder
 
 from backbench.backends.interface.device import detect
 from backbench.engine.config import EngineConfig
@@ -307,3 +308,29 @@ def test_an_engine_dropped_while_the_device_waits_leaves_it_free() -> None:
     del engine
     gc.collect()
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["captured", "eager"])
+def test_a_head_over_hidden_states_changes_no_token_and_drafts_what_it_says(
+    params: SamplingParams, reference: list, graphs: bool
+) -> None:
+    """A random one, whose drafts are held to plain torch on the CPU where they are greedy."""
+    source = find_model("tiny")
+    folder = head_folder(source.config, Layout(head_dim=64))
+    config = EngineConfig(
+        max_seqs=16,
+        max_step_tokens=512,
+        num_blocks=60,
+        graphs=graphs,
+        speculate=f"eagle3:{folder}:3",
+        adaptive_drafts=False,
+    )
+    engine = Engine.open(source, backend="triton", device=detect(), dtype=torch.float32, config=config)
+    engine.warm_up(params)
+    # fp32 sums of up to 768 products in another order, after four layers of `tiny` and up to three passes.
+    held = Compared(engine, folder, close=1e-2)
+    done = engine.generate(prompts(), params)
+    assert [completion.token_ids for completion in done] == reference
+    assert held.drafts > 100 or params.temperature > 0
+    assert (held.proposer.runner.num_graphs > 0) == graphs
+    assert engine.pool.num_used == 0

@@ -66,11 +66,12 @@ def test_every_sequence_equals_the_same_served_alone_without_speculation(propose
     run()
     drafted, accepted = seen
     assert drafted > 0
-    # What a random model says seldom repeats itself: see the test of n-grams that come true.
-    assert accepted > 0 or proposer == "ngram"
+    # What a random model says seldom repeats itself, and no random head knows it: see the test of n-grams
+    # that come true, and `speculation/test_eagle3`.
+    assert accepted > 0 or proposer in ("ngram", "eagle3 head")
 
 
-@pytest.mark.parametrize("proposer", ["ngram", "draft of one layer"])
+@pytest.mark.parametrize("proposer", ["ngram", "draft of one layer", "eagle3 head"])
 def test_what_adapts_by_time_changes_no_token(proposer: str) -> None:
     """Two steps in flight while nothing is drafted, and times that mean nothing: every switch comes up."""
 
@@ -88,14 +89,15 @@ def test_what_adapts_by_time_changes_no_token(proposer: str) -> None:
     run()
 
 
+@pytest.mark.parametrize("proposer", ["one that knows", "eagle3 head"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_late_device_and_captured_layouts(padded: bool) -> None:
+def test_a_late_device_and_captured_layouts(padded: bool, proposer: str) -> None:
     """Steps laid out as captured graphs have them: drafts as decodes, or as prompts that draw everywhere."""
 
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(engines(), st.data())
     def run(setting: dict[str, Any], data: st.DataObject) -> None:
-        engine = open_speculating("one that knows", knows=knows, tokenizer=WordTokenizer(), **setting)
+        engine = open_speculating(proposer, knows=knows, tokenizer=WordTokenizer(), **setting)
         make_late(engine, padded=padded)
         engine.max_steps_in_flight = 1
         for asked in serve(engine, data):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from eagle3_fixtures import head_folder
 
+from backbench.engine.models.checkpoint import find_model
 from backbench.harness.cli import run_command
 from backbench.reports.compare import incomparable
 from backbench.reports.record import RunDirectory, RunRecord
@@ -45,6 +47,16 @@ def test_a_model_that_drafts_is_named_and_counted(tmp_path: Path) -> None:
     plain = run(tmp_path, "b", "-m", "tiny")
     assert "draft_model" not in plain.engine
     assert record.memory["weights_bytes"] > plain.memory["weights_bytes"]
+
+
+def test_a_head_over_hidden_states_is_named_and_counted(tmp_path: Path) -> None:
+    folder = head_folder(find_model("tiny").config)
+    record = run(tmp_path, "a", "-m", "tiny", "--speculate", f"eagle3:{folder}:2", "--no-adaptive-drafts")
+    assert record.engine["draft_model"]["num_parameters"] < record.model["num_parameters"]
+    assert record.speculation["drafted_tokens"] > 0 and 0 < record.speculation["draft_share"] < 1
+    plain = run(tmp_path, "b", "-m", "tiny")
+    assert record.memory["weights_bytes"] > plain.memory["weights_bytes"]
+    assert incomparable([record, plain]) == []
 
 
 def test_drawn_acceptance_compares_with_its_like_alone(tmp_path: Path) -> None:

@@ -91,6 +91,18 @@ def test_first_published_block_stays_the_one_found() -> None:
     assert not pool.is_published(second)
 
 
+def test_with_a_lookahead_a_block_is_found_only_before_the_same_tokens() -> None:
+    pool = BlockPool(16, 4, lookahead=1)
+    prompt, digests = [1, 2, 3, 4, 5, 6, 7, 8, 9], list[bytes]()
+    blocks = [pool.allocate() for _ in range(2)]
+    for i in range(2):
+        pool.publish(blocks[i], pool.digest(prompt, digests, i))
+    assert pool.match(prompt, []) == blocks
+    assert pool.match(prompt[:8], []) == blocks[:1]
+    assert pool.match([*prompt[:8], 0], []) == blocks[:1]
+    assert pool.match([*prompt[:4], 0], []) == []
+
+
 def test_without_prefix_cache_nothing_is_found() -> None:
     pool = BlockPool(4, 2, prefix_cache=False)
     pool.publish(pool.allocate(), block_digest(b"", [1, 2]))

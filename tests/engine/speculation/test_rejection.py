@@ -78,7 +78,7 @@ def test_probabilities_follow_temperature_and_filters() -> None:
     torch.testing.assert_close(found[2], torch.tensor([4.0, 2.0, 0.0]).softmax(0))
 
 
-@pytest.mark.parametrize("proposer", PROPOSERS[:3])
+@pytest.mark.parametrize("proposer", [*PROPOSERS[:3], "eagle3 head"])
 def test_in_the_engine_greedy_tokens_stay_and_sampled_ones_keep_their_distribution(proposer: str) -> None:
     prompt = [5, 9, 2] * 4
     greedy = SamplingParams(max_tokens=30, ignore_eos=True)
