@@ -42,7 +42,7 @@ class Recipe:
                 raise EngineError(f"--{name} takes {' or '.join(known)}; not {given!r}.")
         if self.scheme == Scheme():
             raise EngineError("Nothing is asked for; give --scheme, --sparsity or both.")
-        if self.method != "rtn" and self.scheme.dense:
+        if self.method != "rtn" and not self.scheme.quantized:
             raise EngineError(f"--method {self.method} says how weights are rounded; give --scheme, too.")
         if self.prune != "magnitude" and self.scheme.sparsity is None:
             raise EngineError(f"--prune {self.prune} says which weights become 0; give --sparsity, too.")
