@@ -1,6 +1,7 @@
 """What quantized numbers mean: the specification that every kernel and every checkpoint format is held to.
 
-A weight's element is (code - zero) * scale, with row_scale on top of e4m3 scales. Rounding to nearest
+A weight's element is (code - zero) * scale, with row_scale on top of e4m3 scales; a compressed one's is 0 or
+one of the two numbers kept of every four. Rounding to nearest
 follows compressed-tensors (a symmetric integer's scale is 2 * absmax / (2^bits - 1)); fp4 and its scales
 follow the OCP Microscaling Formats specification 1.0 (MXFP4, MXFP8) and NVIDIA's NVFP4.
 """
@@ -24,6 +25,8 @@ INT8_KV_MAX = 127.0
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of e2m1's codes 0 to 7; bit 3 is the sign."""
 FP4_MAX = 6.0
+PLACES = (0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110)
+"""Codes of the six places that two of four numbers can have, as `Weight.positions` keeps them."""
 SMALLEST_SCALE = 2.0**-126
 """What a group of zeros is divided by."""
 VALUES_AT_ONCE = {"cpu": 2**18, "gpu": 2**24}
@@ -71,6 +74,30 @@ def packed(codes: Tensor) -> Tensor:
     return codes[:, ::2] | (codes[:, 1::2] << 4)
 
 
+def compress(dense: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, K], of which two of each four neighbours along K are 0, as the numbers that are kept [N, K/2], and
+    where they stand, uint8 [N, K/8] (`Weight.positions`). Where more are 0, some of these are kept.
+
+    Raises BackendError where fewer are 0.
+    """
+    fours = dense.unflatten(1, (-1, 4))
+    there = (fours != 0).to(torch.uint8)
+    if bool((there.sum(-1, dtype=torch.uint8) > 2).any()):
+        raise BackendError("Of some four numbers more than two are not 0; prune the weight to 2:4 first.")
+    first, last = there.argmax(-1), 3 - there.flip(-1).argmax(-1)
+    alone = first == last
+    first, last = torch.where(alone, 0, first), torch.where(alone & (last == 0), 1, last)
+    return fours.gather(-1, torch.stack((first, last), -1)).flatten(1), packed(first | (last << 2))
+
+
+def expand(values: Tensor, positions: Tensor) -> Tensor:
+    """[N, K]: the inverse of `compress`, in the dtype of the values."""
+    codes = unpacked(positions)
+    places = torch.stack((codes & 3, codes >> 2), -1).long()
+    fours = values.new_zeros((*codes.shape, 4))
+    return fours.scatter_(-1, places, values.unflatten(1, (-1, 2))).flatten(1)
+
+
 def fp4_values(codes: Tensor) -> Tensor:
     """f32 numbers of e2m1 codes 0 to 15: `FP4_VALUES`, negative from 8 on.
 
@@ -105,6 +132,9 @@ def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
     scheme = weight.scheme
     if scheme.dense:
         return weight.q.to(dtype)
+    if scheme.compressed:
+        assert weight.positions is not None
+        return expand(weight.q, weight.positions).to(dtype)
     codes = unpacked(weight.q) if scheme.weight in PACKED else weight.q
     numbers = fp4_values(codes) if scheme.weight == "fp4" else codes.float()
     if weight.zero is not None:
@@ -123,16 +153,19 @@ def require_divisible(k: int, scheme: Scheme) -> None:
         raise BackendError(f"{k} input features do not divide into groups of {scheme.group}.")
     if scheme.weight in PACKED and k % 2:
         raise BackendError(f"{k} input features do not divide into bytes of two.")
+    if scheme.compressed and k % 8:
+        raise BackendError(f"{k} input features do not divide into eights, as compressed 2:4 needs.")
     if scheme.sparsity == "2:4" and k % 4:
         raise BackendError(f"{k} input features do not divide into fours, as 2:4 needs.")
 
 
 def quantize(dense: Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = None) -> Weight:
-    """[N, K] rounded to nearest in `scheme`; scales that are floats are kept in `scale_dtype` (None = the
-    dense dtype).
+    """[N, K] rounded to nearest in `scheme`, or compressed; scales that are floats are kept in `scale_dtype`
+    (None = the dense dtype).
 
     Rows are rounded some at a time, so that little but the result is held beside `dense`.
-    Raises BackendError where K does not divide into groups, or the scheme is not one this can write.
+    Raises BackendError where K does not divide into groups, the scheme is not one this can write, or numbers
+    to be compressed are not 2:4.
     """
     if scheme.dense:
         return Weight(scheme, dense)
@@ -184,6 +217,9 @@ def _quantize(
     dense: Tensor, scheme: Scheme, top: Tensor | None, scale_dtype: torch.dtype | None = None
 ) -> Weight:
     """As `quantize`, of some rows; top: the largest magnitude of all rows, where the scales need it."""
+    if scheme.compressed:
+        values, positions = compress(dense)
+        return Weight(scheme, values, positions=positions)
     n, k = dense.shape
     group = scheme.group or k
     x = dense.float()

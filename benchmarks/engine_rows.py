@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, help="tokens in a KV block, default the engine's (64)")
     parser.add_argument("--quantize", help="weights, as in `bench run`: fp8")
     parser.add_argument("--quantize-head", action="store_true", default=None)
+    parser.add_argument("--sparsity", help="zeros among them: 2:4")
     parser.add_argument("--kv-dtype", help="of the KV cache: fp8 or int8")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--repeats", type=int, default=2)
@@ -238,7 +239,7 @@ def main() -> None:
     options = parser.parse_args()
     shape = options.model.removeprefix("shape:")
     rows: list[dict[str, Any]] = []
-    names = ("attention", "block_size", "quantize", "quantize_head", "kv_dtype")
+    names = ("attention", "block_size", "quantize", "quantize_head", "sparsity", "kv_dtype")
     given = {name: getattr(options, name) for name in names}
     extra = {key: value for key, value in given.items() if value is not None}
     label = "+".join([options.backend, *(f"{key}:{value}" for key, value in extra.items())])

@@ -16,8 +16,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from backbench.backends.interface import Config, Device
+from backbench.backends.interface import Config, Device, Scheme
 from backbench.backends.interface.device import gpu
-from backbench.backends.quantization import SCHEMES
+from backbench.backends.quantization import SCHEMES as QUANTIZED
+from backbench.backends.quantization import dequantize
 from backbench.backends.triton import configs, quantized_configs
-from backbench.backends.triton.quantized_configs import BUCKETS
+from backbench.backends.triton.quantized_configs import BUCKETS, Expanded
 from backbench.backends.triton.quantized_tune import MANY, READ_BYTES, QuantizedProblem
 from backbench.backends.triton.tune import GemmProblem
 from backbench.backends.tuning import search, table
 from backbench.backends.tuning.timing import graph_time_us
+from backbench.errors import BackendError
 from benchmarks.graph_timing import conditions
 
 SHAPES = {
@@ -46,6 +49,8 @@ SHAPES = {
     "head": (151_936, 4096),
 }
 """[n, k]; the named ones are those of qwen3-8b."""
+SCHEMES = {**QUANTIZED, "2:4": Scheme(sparsity="2:4")}
+"""What is measured, by name."""
 ROWS = (1, 16, 32, 64, 128, 256, 8192)
 BF16 = torch.bfloat16
 Job = tuple[int, str, str]
@@ -155,10 +160,13 @@ def dense_us(rows: int, n: int, k: int) -> dict[str, float]:
 
 
 def bare_us(problem: QuantizedProblem) -> dict[str, float]:
-    """The library's product of codes alone, rows already rounded and nothing scaled but by `_scaled_mm`."""
+    """The library's product of codes alone, rows already rounded and nothing scaled but by `_scaled_mm`; of a
+    2:4 weight the ways that are not our kernels'."""
     from backbench.backends.triton.quantized import rounded
 
     scheme = problem.scheme
+    if scheme.compressed:
+        return sparse_us(problem)
     if problem.rows <= BUCKETS[1] or scheme.group is not None or scheme.activation is None:
         return {}
     rows = rounded(problem.x, problem.weights[0])
@@ -171,6 +179,42 @@ def bare_us(problem: QuantizedProblem) -> dict[str, float]:
             for each in problem.weights
         ]
     return {name: graph_time_us(calls, problem.replays)[0]}
+
+
+def sparse_us(problem: QuantizedProblem) -> dict[str, float]:
+    """The ways of a 2:4 product that are not our kernels', and torch's weight kept in its own form; what
+    cannot be done here is said and left out."""
+    libraries = quantized_configs.semi_structured(problem.device.arch, problem.n, problem.k, BF16)
+    ways: dict[str, Callable[[], float]] = {
+        quantized_configs.describe(way): partial(way_us, problem, asdict(way))
+        for way in (Expanded(), *libraries)
+    }
+    found = {}
+    for name, measured in {**ways, "torch.sparse": partial(torch_us, problem)}.items():
+        try:
+            found[name] = measured()
+        except (BackendError, RuntimeError, ValueError, NotImplementedError, ArithmeticError) as fault:
+            print(f"{name}: {type(fault).__name__}: {str(fault).splitlines()[0][:160]}", file=sys.stderr)
+    return found
+
+
+def way_us(problem: QuantizedProblem, way: Config) -> float:
+    """One way of a product, checked and timed."""
+    if not (error := problem.error(way)) < problem.tolerance:
+        raise ArithmeticError(f"relative error {error:.2e}")
+    return problem.time_us(way)[0]
+
+
+def torch_us(problem: QuantizedProblem) -> float:
+    """torch's linear layer with a weight from `to_sparse_semi_structured`, checked and timed."""
+    dense = dequantize(problem.canonical, BF16)
+    weights = [torch.sparse.to_sparse_semi_structured(dense) for _ in problem.weights]
+    calls = [partial(torch.nn.functional.linear, problem.x, each) for each in weights]
+    some, exact = problem.expected
+    error = float((calls[0]()[-64:, some].float() - exact).norm() / exact.norm())
+    if not error < problem.tolerance:
+        raise ArithmeticError(f"relative error {error:.2e}")
+    return graph_time_us(calls, problem.replays)[0]
 
 
 def one(job: Job, dense: Mapping[str, float], tune: bool) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class EngineConfig:
     )
     sparsity: str | None = option(
         None,
-        "Zeros among a dense model's weights: two of each four, or a share of every row.",
+        "Zeros among a dense model's weights: two of each four, kept compressed unless they are rounded, "
+        "or a share of every row.",
         group="subject",
         metavar="2:4|unstructured:P",
         read=parse_sparsity,

@@ -98,19 +98,21 @@ class PackedWeight:
     def tensors(self, read: bool = False) -> Iterator[Tensor]:
         """What is held: the packed form's tensors, wherever it keeps them, and those of a weight kept.
 
-        read: only what a product reads, which is the packed form.
+        read: only what a product reads, which is the packed form, or what its own `tensors(read)` says.
         """
-        yield from _tensors(self.packed if read else (self.packed, self.kept))
+        yield from _tensors(self.packed if read else (self.packed, self.kept), read)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any, read: bool) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+    elif callable(own := getattr(value, "tensors", None)):
+        yield from own(read)
     elif is_dataclass(value) and not isinstance(value, type):
         for each in fields(value):
-            yield from _tensors(getattr(value, each.name))
+            yield from _tensors(getattr(value, each.name), read)
     elif isinstance(value, Mapping):
-        yield from _tensors(value.values())
+        yield from _tensors(value.values(), read)
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
         for each in value:
-            yield from _tensors(each)
+            yield from _tensors(each, read)

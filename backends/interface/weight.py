@@ -35,12 +35,27 @@ class Scheme:
     """How rows are rounded before they are multiplied (`quantization.ACTIVATIONS`); None = not at all."""
     sparsity: str | None = None
     """"2:4" (two of each four neighbours along K are zero) or "unstructured:SHARE" (that share of every row
-    is); the layout is the same."""
+    is). A 2:4 weight that is not quantized is kept without its zeros; else the layout is the same."""
+
+    @property
+    def quantized(self) -> bool:
+        """Numbers are kept as codes of fewer bits than the model's dtype has."""
+        return self.weight != "dense"
+
+    @property
+    def compressed(self) -> bool:
+        """Of each four numbers two are kept, in the model's dtype, and where they stand."""
+        return self.sparsity == "2:4" and not self.quantized
 
     @property
     def dense(self) -> bool:
-        """The weight is in the model's dtype and nothing is quantized, whatever its zeros are."""
-        return self.weight == "dense"
+        """Every number is kept, in the model's dtype, whatever its zeros are."""
+        return not self.quantized and not self.compressed
+
+    @property
+    def columns_together(self) -> int:
+        """Input features that cannot be parted: they share a scale, or a byte of codes or positions."""
+        return self.group or (8 if self.compressed else 2 if self.weight in PACKED else 1)
 
     def __str__(self) -> str:
         own = [f"{each.name}={getattr(self, each.name)}" for each in fields(self)[1:]]
@@ -73,8 +88,8 @@ class Weight:
 
     scheme: Scheme
     q: Tensor
-    """dense: the dtype [N, K]; int8: int8 [N, K]; fp8: float8_e4m3fn [N, K]; int4 and fp4: uint8 [N, K/2],
-    the even column in the low four bits."""
+    """dense: the dtype [N, K], [N, K/2] of a compressed one; int8: int8 [N, K]; fp8: float8_e4m3fn [N, K];
+    int4 and fp4: uint8 [N, K/2], the even column in the low four bits."""
     scale: Tensor | None = None
     """[R, G]: fp16, bf16 or fp32; e8m0 as uint8 exponents biased by 127; e4m3 as float8_e4m3fn."""
     zero: Tensor | None = None
@@ -85,6 +100,9 @@ class Weight:
     """i64 [K]: column j multiplies feature order[j] of a row, so that act-order groups are contiguous."""
     input_scale: Tensor | None = None
     """f32 [1]: what a static activation is divided by, or NVFP4's global scale of activations, inverted."""
+    positions: Tensor | None = None
+    """uint8 [N, K/8]: of every four numbers of a compressed weight where the kept two stand, the first in the
+    two low bits and the second, which is further on, in the next; the even four's in the low four bits."""
 
     @property
     def n(self) -> int:
@@ -94,7 +112,12 @@ class Weight:
     @property
     def k(self) -> int:
         """Input features."""
-        return self.q.shape[1] * (2 if self.scheme.weight in PACKED else 1)
+        return self.q.shape[1] * self._columns_each
+
+    @property
+    def _columns_each(self) -> int:
+        """Columns that an element of `q` stands for."""
+        return 2 if self.scheme.weight in PACKED or self.scheme.compressed else 1
 
     def tensors(self, read: bool = False) -> tuple[Tensor, ...]:
         """What it is stored as, all of which a product reads."""
@@ -113,7 +136,7 @@ class Weight:
     def to(self, device: torch.device) -> Weight:
         """The same weight on `device`."""
         moved = replace(self, q=self.q.to(device))
-        for name in ("scale", "zero", "row_scale", "order", "input_scale"):
+        for name in ("scale", "zero", "row_scale", "order", "input_scale", "positions"):
             tensor = getattr(self, name)
             setattr(moved, name, None if tensor is None else tensor.to(device))
         return moved
@@ -130,22 +153,24 @@ class Weight:
             scale=None if self.scale is None else self.scale[first:last],
             zero=None if self.zero is None else self.zero[first:last],
             row_scale=None if self.row_scale is None else self.row_scale[start:stop],
+            positions=None if self.positions is None else self.positions[start:stop],
         )
 
     def columns(self, start: int, stop: int) -> Weight:
         """Input features [start, stop), which must not cut through a group or an order of columns."""
         size = self.scheme.group
+        together = self.scheme.columns_together
         if self.order is not None:
             raise BackendError("A weight whose columns are ordered by activation cannot be split by columns.")
-        if size is not None and (start % size or (stop % size and stop != self.k)):
-            raise BackendError(f"Columns {start} to {stop} cut through a group of {size} with one scale.")
-        packed = 2 if self.scheme.weight in PACKED else 1
+        if start % together or (stop % together and stop != self.k):
+            raise BackendError(f"Columns {start} to {stop} cut through a group of {together}.")
         groups = slice(None) if size is None else slice(start // size, -(-stop // size))
         return replace(
             self,
-            q=self.q[:, start // packed : stop // packed],
+            q=self.q[:, start // self._columns_each : stop // self._columns_each],
             scale=None if self.scale is None else self.scale[:, groups],
             zero=None if self.zero is None else self.zero[:, groups],
+            positions=None if self.positions is None else self.positions[:, start // 8 : stop // 8],
         )
 
     def shard(self, dim: int, rank: int, world: int) -> Weight:
@@ -155,7 +180,8 @@ class Weight:
             raise BackendError(f"A weight of {size} features cannot be split into {world} equal parts.")
         part = size // world
         share = (self.rows if dim == 0 else self.columns)(rank * part, (rank + 1) * part)
-        return replace(share, q=share.q.contiguous())
+        positions = None if share.positions is None else share.positions.contiguous()
+        return replace(share, q=share.q.contiguous(), positions=positions)
 
 
 def join(parts: Sequence[Weight]) -> Weight:
@@ -185,6 +211,7 @@ def join(parts: Sequence[Weight]) -> Weight:
         scale=rows("scale"),
         zero=rows("zero"),
         row_scale=rows("row_scale"),
+        positions=rows("positions"),
     )
 
 

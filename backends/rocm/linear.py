@@ -42,10 +42,11 @@ class RocmLinear(Linear):
         return self.other.refusals(spec, device)
 
     def pack(self, weight: Weight, device: Device) -> PackedLinear:
-        spec = weight.spec("packed", None if weight.scheme.dense else torch.bfloat16)
+        spec = weight.spec("packed", torch.bfloat16 if weight.scheme.quantized else None)
         if reasons := self.refusals(spec, device):
             raise BackendError(f"rocm linear cannot serve this weight: {'; '.join(reasons)}.")
-        if aiter.absent(device) or weight.q.dtype not in (torch.bfloat16, torch.float16):
+        served = weight.scheme.dense and weight.q.dtype in (torch.bfloat16, torch.float16)
+        if aiter.absent(device) or not served:
             return PackedLinear(self.other.pack(weight, device), None)
         product = aiter.AITER.function("aiter.tuned_gemm", "gemm_a16w16", KEYWORDS)
         return PackedLinear(weight.q.to(device.torch_device).contiguous(), product)

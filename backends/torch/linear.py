@@ -1,7 +1,7 @@
 """Linear layers through torch's own matrix multiplication (oneDNN, cuBLAS or hipBLASLt), in every scheme.
 
-A quantized weight means what `quantization.dequantize` says. Weights whose rows are not rounded are
-dequantized in the rows' dtype, some output features at a time, and multiplied; where rows are rounded as
+A quantized or compressed weight means what `quantization.dequantize` says. Weights whose rows are not rounded
+are dequantized in the rows' dtype, some output features at a time, and multiplied; where rows are rounded as
 well, all of it is in fp32. On a CPU two cases take torch's own int8 kernels; one thread of an AMD EPYC with
 AVX-512, beside a dense product of the same shape and dtype, weights of 256x1280 to 2048x6144:
 
@@ -56,7 +56,7 @@ class TorchLinear(Linear):
         return reasons
 
     def pack(self, weight: Weight, device: Device) -> Tensor | Weight:
-        dtype = weight.q.dtype if weight.scheme.dense else torch.float32
+        dtype = torch.float32 if weight.scheme.quantized else weight.q.dtype
         if reasons := self.refusals(weight.spec("packed", dtype), device):
             raise BackendError(f"{self.name} linear cannot serve this weight: {'; '.join(reasons)}.")
         held = weight.to(device.torch_device)
@@ -76,7 +76,7 @@ class TorchLinear(Linear):
             return f"{self.name}, int8 by int8"
         if on_cpu and scheme.activation is None and spec.dtype != torch.float16:
             return f"{self.name}, int8 weights"
-        return f"{self.name}, dequantized"
+        return f"{self.name}, {'expanded' if scheme.compressed else 'dequantized'}"
 
     def run(self, x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
         if isinstance(packed, Tensor):

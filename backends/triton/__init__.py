@@ -13,8 +13,9 @@ from backbench.backends.triton.tune import TritonTuner
 def _cases() -> list[KernelCase]:
     from backbench.backends.triton.aot_cases import cases
     from backbench.backends.triton.quantized_aot import quantized_cases
+    from backbench.backends.triton.sparse_aot import sparse_cases
 
-    return [*cases(), *quantized_cases()]
+    return [*cases(), *quantized_cases(), *sparse_cases()]
 
 
 KERNELS = Kernels(
@@ -29,6 +30,7 @@ KERNELS = Kernels(
             ("gemm", "linear"),
             ("packed_gemm", "linear"),
             ("byte_gemm", "linear"),
+            ("sparse_gemm", "linear"),
             ("rounding", "linear"),
             ("fused_rounding", "operations"),
             ("elementwise", "operations"),

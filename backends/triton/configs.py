@@ -24,6 +24,7 @@ KERNELS = {
     "gemm": ("gemm.py", "matrix_vector_kernel", "skinny_gemm_kernel", "split_gemm_kernel"),
     "packed_gemm": ("packed_gemm.py", "packed_vector_kernel", "packed_gemm_kernel"),
     "byte_gemm": ("byte_gemm.py", "byte_vector_kernel", "byte_gemm_kernel"),
+    "sparse_gemm": ("sparse_gemm.py", "sparse_vector_kernel", "sparse_gemm_kernel"),
     "decode_attention": ("decode_kernel.py", "decode_kernel"),
     "prefill_attention": ("prefill_kernel.py", "prefill_kernel"),
 }

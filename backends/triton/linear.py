@@ -23,14 +23,17 @@ from backbench.backends.triton.quantized_weight import (
     pack_weight,
     unpack_weight,
 )
+from backbench.backends.triton.sparse_weight import SparseWeight, pack_sparse, sparse_refused, unpack_sparse
 from backbench.errors import BackendError
 
+Packed = Tensor | QuantizedWeight | SparseWeight
 LARGEST_ROW = 32768
 """Input features that a program rounds at once."""
 
 
 class TritonLinear(TorchLinear):
-    """Dense weights, packed as torch's are: the [N, K] tensor; quantized ones as `QuantizedWeight`.
+    """Dense weights, packed as torch's are: the [N, K] tensor; quantized ones as `QuantizedWeight`,
+    compressed ones as `SparseWeight`.
 
     `run` picks by `configs.choose` and `quantized_configs.choose`. Norm, gate and residual stay launches of
     their own: with overlapped launches, folding them into the products gained nothing (see
@@ -52,14 +55,27 @@ class TritonLinear(TorchLinear):
         return reasons + scheme_refused(spec.scheme, spec.n, spec.k, device.arch)
 
     def pack(self, weight: Weight, device: Device) -> Any:
-        spec = weight.spec("packed", None if weight.scheme.dense else torch.bfloat16)
+        spec = weight.spec("packed", torch.bfloat16 if weight.scheme.quantized else None)
         if reasons := self.refusals(spec, device):
             raise BackendError(f"{self.name} linear cannot serve this weight: {'; '.join(reasons)}.")
+        if weight.scheme.compressed:
+            return self._pack_sparse(weight, device)
         if not weight.scheme.dense:
             return pack_weight(weight, device.torch_device)
         return weight.q.to(device.torch_device).contiguous()
 
-    def unpack(self, packed: Tensor | QuantizedWeight) -> Weight | None:
+    def _pack_sparse(self, weight: Weight, device: Device) -> SparseWeight:
+        packed, at = pack_sparse(weight, device.torch_device), (device.arch, device.units)
+        library = quantized_configs.kept_library(*at, weight.n, weight.k, weight.q.dtype)
+        if library is None:
+            return packed
+        from backbench.backends.triton.sparse import with_library
+
+        return with_library(packed, library)
+
+    def unpack(self, packed: Packed) -> Weight | None:
+        if isinstance(packed, SparseWeight):
+            return unpack_sparse(packed)
         return unpack_weight(packed) if isinstance(packed, QuantizedWeight) else None
 
     def served_by(self, spec: WeightSpec, device: Device) -> str:
@@ -72,24 +88,24 @@ class TritonLinear(TorchLinear):
             ways[quantized_configs.describe(way)] = size
         return f"{self.name}, " + "; ".join(f"{way} to {size} rows" for way, size in ways.items())
 
-    def run(self, x: Tensor, packed: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+    def run(self, x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
         from backbench.backends.triton.launch import place_of
 
         if isinstance(packed, QuantizedWeight):
             return self._quantized(x, packed, bias)
+        if isinstance(packed, SparseWeight):
+            return self._sparse(x, packed, bias)
         arch, units, _ = place_of(x.device)
         n, k = packed.shape
         return self.product(x, packed, configs.choose(arch, units, x.shape[0], n, k, x.dtype), bias)
 
-    def rounding(self, packed: Tensor | QuantizedWeight) -> str | None:
+    def rounding(self, packed: Packed) -> str | None:
         """Those whose scales come from the row itself, unless its columns are put in another order first."""
         if not isinstance(packed, QuantizedWeight) or packed.order is not None:
             return None
         return packed.scheme.activation if packed.scheme.activation in ROUNDINGS else None
 
-    def run_rounded(
-        self, rows: RoundedRows, packed: Tensor | QuantizedWeight, bias: Tensor | None = None
-    ) -> Tensor:
+    def run_rounded(self, rows: RoundedRows, packed: Packed, bias: Tensor | None = None) -> Tensor:
         assert isinstance(packed, QuantizedWeight)
         return self._quantized(rows, packed, bias)
 
@@ -103,6 +119,15 @@ class TritonLinear(TorchLinear):
         shape = (x.shape[0], packed.n, packed.k)
         way = quantized_configs.choose(arch, units, *shape, packed.scheme, x.dtype)
         return run_quantized(x, packed, way, bias)
+
+    def _sparse(self, x: Tensor, packed: SparseWeight, bias: Tensor | None = None) -> Tensor:
+        from backbench.backends.triton.launch import place_of
+        from backbench.backends.triton.sparse import run_sparse
+
+        arch, units, _ = place_of(x.device)
+        shape = (x.shape[0], packed.n, packed.k)
+        way = quantized_configs.choose(arch, units, *shape, packed.scheme, x.dtype)
+        return run_sparse(x, packed, way, bias)
 
     def product(self, x: Tensor, weight: Tensor, way: Product | None, bias: Tensor | None = None) -> Tensor:
         """x [M, K] by weight [N, K] transposed in the given way; None = the library, plainly."""
@@ -131,7 +156,9 @@ class TritonLinear(TorchLinear):
 
 
 def scheme_refused(scheme: Scheme, n: int, k: int, arch: str) -> list[str]:
-    """What the kernels lack for a quantized [n, k] weight on such a GPU; empty = nothing."""
+    """What the kernels lack for a quantized or compressed [n, k] weight on such a GPU; empty = nothing."""
+    if scheme.compressed:
+        return sparse_refused(scheme, k)
     reasons = []
     eight = scheme.weight == "fp8" or scheme.scale == "e4m3" or (scheme.activation or "").startswith("fp8-")
     if eight and (arch == "gfx90a" or (arch.startswith("sm") and int(arch[2:]) < 89)):

@@ -58,11 +58,31 @@ class ScaledProduct:
     scaled_product: bool = True
 
 
-Way = Kernel | Dequantized | ScaledProduct
+@dataclass(frozen=True)
+class Expanded:
+    """A 2:4 weight written out with its zeros, then the vendor's library."""
+
+    expanded: bool = True
+
+
+@dataclass(frozen=True)
+class SemiStructured:
+    """torch's product of a 2:4 weight, by a library's matrix instructions that skip the zeros."""
+
+    semi_structured: str
+    """"cutlass" or "cusparselt"."""
+    kept: bool = False
+    """Positions in the library's order are kept from loading on, beside ours: 1/16 of the dense bytes in 16
+    bits. Else they are made before each product, cuSPARSELt's from the weight written out."""
+
+
+Way = Kernel | Dequantized | ScaledProduct | Expanded | SemiStructured
 
 
 def operation(scheme: Scheme) -> str:
     """The kernels that serve a scheme, as tuning entries name them."""
+    if scheme.compressed:
+        return "sparse_gemm"
     return "packed_gemm" if scheme.weight in PACKED else "byte_gemm"
 
 
@@ -73,6 +93,10 @@ def entry_dtype(scheme: Scheme, dtype: torch.dtype) -> str:
 
 def way(config: Config) -> Way:
     """What a tuning entry holds."""
+    if "expanded" in config:
+        return Expanded(**config)
+    if "semi_structured" in config:
+        return SemiStructured(**config)
     if "dequantized" in config:
         return Dequantized(**config)
     return ScaledProduct(**config) if "scaled_product" in config else Kernel(**config)
@@ -87,7 +111,7 @@ def bucket(rows: int) -> int:
 def choose(arch: str, units: int, rows: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype) -> Way:
     """How to multiply `rows` rows by an [n, k] weight; fp32 by the library, whose products are true fp32."""
     if dtype == torch.float32:
-        return Dequantized()
+        return Expanded() if scheme.compressed else Dequantized()
     size = bucket(rows)
     found = measured(arch, units, size, n, k, scheme, dtype)
     return written(arch, units, size, n, k, scheme, dtype) if found is None else found
@@ -122,6 +146,10 @@ def describe(served: Way) -> str:
     """A way in a word or two."""
     if isinstance(served, Dequantized):
         return "dequantized"
+    if isinstance(served, Expanded):
+        return "expanded"
+    if isinstance(served, SemiStructured):
+        return f"torch semi-structured, {served.semi_structured}{', kept' if served.kept else ''}"
     if isinstance(served, ScaledProduct):
         return "torch._scaled_mm"
     return "vector kernel" if served.block_m == 0 else f"matrix kernel {served.block_m}x{served.block_n}"
@@ -168,6 +196,8 @@ def step_of(scheme: Scheme, arch: str) -> int:
 
 def written(arch: str, units: int, size: int, n: int, k: int, scheme: Scheme, dtype: torch.dtype) -> Way:
     """The rule for shapes and architectures nobody measured."""
+    if scheme.compressed:
+        return sparse_written(arch, units, size, n, k)
     if scheme.weight in PACKED:
         return _written_packed(arch, units, size, n, k, scheme, dtype)
     return _written_bytes(arch, units, size, n, k, scheme, dtype)
@@ -241,6 +271,9 @@ SPLITS = (1, 2, 4)
 
 def launches(arch: str, units: int, size: int, n: int, k: int, scheme: Scheme) -> Iterator[Kernel]:
     """Launches worth trying for the bucket of `size` rows; the matrix units take one row too."""
+    if scheme.compressed:
+        yield from _sparse_launches(units, size, n)
+        return
     small = scheme.weight in PACKED
     if size == 1:
         for text in (VECTOR_PACKED if small else VECTOR_BYTES).split():
@@ -265,3 +298,70 @@ def launches(arch: str, units: int, size: int, n: int, k: int, scheme: Scheme) -
         for text in LARGE_BYTES.split():
             rows, block, warps, stages = (int(number) for number in text.split("/"))
             yield Kernel(rows, block, warps, stages)
+
+
+SPARSE_SPAN = 256
+"""Columns of a 2:4 weight that a kernel takes at a time."""
+SPARSE_ROWS = 256
+"""Rows up to which our kernels serve a 2:4 weight where nobody measured."""
+VECTOR_SPARSE = "4/16/4 2/16/4 8/16/4 8/8/4 4/8/4 2/8/2 4/16/8 8/8/8"
+"""rows of the weight / spans / warps"""
+MATRIX_SPARSE = "64/4/2s 64/4/3s 64/4/4s 64/4/5s 128/4/3s 128/8/2s 128/8/3s 64/4/3 32/4/4 32/4/3"
+"""rows of the weight / warps / stages; s = the weight is the wide operand"""
+
+
+def sparse_vector(arch: str, k: int) -> Kernel:
+    """The launch of one row's vector kernel by a 2:4 weight. RDNA has few registers."""
+    spans = 1 << (-(-k // SPARSE_SPAN) - 1).bit_length()
+    return Kernel(0, 4, 4, spans=min(8 if arch.startswith("gfx1") else 16, spans))
+
+
+def sparse_written(arch: str, units: int, size: int, n: int, k: int) -> Way:
+    """As `written`, of a 2:4 weight: no library's sparse product is in it."""
+    if size == 1:
+        return sparse_vector(arch, k)
+    if size > SPARSE_ROWS:
+        return Expanded()
+    hopper, radeon = arch in HOPPER, arch.startswith("gfx1")
+    rows = 16 if arch.startswith("gfx11") else max(16, min(size, 64))  # where registers are few
+    warps, stages = 4, 1 if radeon else 2 if arch.startswith("gfx") else 3
+    if rows > 32 and arch.startswith("sm") and not hopper and arch != "sm80":
+        warps, stages = 8, 2  # 99 KiB of shared memory
+    split = parts_for(units, -(-n // 64) * -(-size // rows), -(-k // SPARSE_SPAN), 4)
+    return Kernel(rows, 64, warps, stages, 1, split, hopper, 4)
+
+
+def _sparse_launches(units: int, size: int, n: int) -> Iterator[Kernel]:
+    """As `launches`, of a 2:4 weight."""
+    if size == 1:
+        for text in VECTOR_SPARSE.split():
+            block, spans, warps = (int(number) for number in text.split("/"))
+            yield Kernel(0, block, warps, spans=spans)
+    if size > 256:
+        return
+    blocks = (max(16, min(size, 64)), *((128,) if size > 64 else ()))
+    for rows, text, split in itertools.product(blocks, MATRIX_SPARSE.split(), SPLITS):
+        block, warps, stages = (int(number) for number in text.strip("s").split("/"))
+        if split == 1 or -(-n // block) * -(-size // rows) * split <= 8 * units:
+            yield Kernel(rows, block, warps, stages, 1, split, text.endswith("s"), 4)
+
+
+def semi_structured(arch: str, n: int, k: int, dtype: torch.dtype) -> list[SemiStructured]:
+    """torch's products of a 2:4 weight [n, k] on such a GPU; none where it has none.
+
+    CUTLASS's serves compute capability 8 alone, and cuSPARSELt's the newer ones as well. Sizes are those that
+    `torch.sparse.SparseSemiStructuredTensor` asks for.
+    """
+    if not arch.startswith("sm") or int(arch[2:]) < 80 or dtype not in (torch.bfloat16, torch.float16):
+        return []
+    if int(arch[2:]) < 90:
+        library, fits = "cutlass", n % 32 == k % 64 == 0
+    else:
+        library, fits = "cusparselt", n % 16 == k % 16 == 0
+    return [SemiStructured(library, kept) for kept in (True, False)] if fits else []
+
+
+def kept_library(arch: str, units: int, n: int, k: int, dtype: torch.dtype) -> str | None:
+    """The library whose order of positions is kept beside a 2:4 weight: it serves some number of rows."""
+    ways = (choose(arch, units, size, n, k, Scheme(sparsity="2:4"), dtype) for size in BUCKETS)
+    return next((way.semi_structured for way in ways if isinstance(way, SemiStructured) and way.kept), None)

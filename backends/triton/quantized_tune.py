@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from backbench.backends import quantization
-from backbench.backends.interface import Config, Device, Problem, Scheme
+from backbench.backends.interface import Config, Device, Problem, Scheme, Weight
 from backbench.backends.triton import configs, quantized_configs
-from backbench.backends.triton.quantized_configs import BUCKETS, Dequantized, Kernel, ScaledProduct, Way
+from backbench.backends.triton.quantized_configs import (
+    BUCKETS,
+    Dequantized,
+    Expanded,
+    Kernel,
+    ScaledProduct,
+    SemiStructured,
+    Way,
+)
 from backbench.backends.triton.quantized_weight import QuantizedWeight, pack_weight
+from backbench.backends.triton.sparse_weight import SparseWeight, pack_sparse
 from backbench.backends.tuning.timing import graph_time_us
 
 COLD_BYTES = 400 * 2**20
@@ -50,15 +59,35 @@ class QuantizedProblem(Problem):
         self.sources = configs.sources(self.operation)
 
     @cached_property
-    def weights(self) -> Sequence[QuantizedWeight]:
+    def weights(self) -> Sequence[QuantizedWeight | SparseWeight]:
         """One weight at as many places as fill any cache."""
         torch.manual_seed(0)
         at = self.device.torch_device
-        dense = torch.empty(self.n, self.k, dtype=self.number_type, device=at).normal_(0, 0.02)
-        self.canonical = quantization.quantize(dense, self.scheme)
-        packed = pack_weight(self.canonical, at)
+        packed: QuantizedWeight | SparseWeight
+        if self.scheme.compressed:
+            self.canonical = random_sparse(self.n, self.k, self.number_type, at)
+            packed = pack_sparse(self.canonical, at)
+        else:
+            dense = torch.empty(self.n, self.k, dtype=self.number_type, device=at).normal_(0, 0.02)
+            self.canonical = quantization.quantize(dense, self.scheme)
+            packed = pack_weight(self.canonical, at)
         places = min(MOST_PLACES, max(1, -(-self.cold_bytes // packed.num_bytes)))
-        return [packed, *(replace(packed, codes=packed.codes.clone()) for _ in range(places - 1))]
+        return [packed, *(packed.copy() for _ in range(places - 1))]
+
+    def places(self, config: Config | None) -> Sequence[QuantizedWeight | SparseWeight]:
+        """The weights as `config` takes them, perhaps with what a library keeps beside them."""
+        way = self.way(config)
+        kept = isinstance(way, SemiStructured) and way.kept
+        return self.library_weights if kept else self.weights
+
+    @cached_property
+    def library_weights(self) -> Sequence[SparseWeight]:
+        """The 2:4 weights with what the library of torch's product keeps beside them."""
+        from backbench.backends.triton.sparse import with_library
+
+        (way, *_) = quantized_configs.semi_structured(self.device.arch, self.n, self.k, self.number_type)
+        plain = [each for each in self.weights if isinstance(each, SparseWeight)]
+        return [with_library(each.copy(), way.semi_structured) for each in plain]
 
     @cached_property
     def x(self) -> Tensor:
@@ -89,15 +118,17 @@ class QuantizedProblem(Problem):
         place = (self.device.arch, self.device.units)
         found: list[Way] = [*quantized_configs.launches(*place, self.rows, self.n, self.k, self.scheme)]
         if self.rows > BUCKETS[1]:
-            found.append(Dequantized())
+            found.append(Expanded() if self.scheme.compressed else Dequantized())
         library = quantized_configs.library_takes(place[0], self.n, self.k, self.scheme, self.number_type)
         if library:
             found.append(ScaledProduct())
+        if self.scheme.compressed and self.rows > BUCKETS[1]:
+            found += quantized_configs.semi_structured(place[0], self.n, self.k, self.number_type)
         return [asdict(each) for each in found]
 
     def error(self, config: Config) -> float:
         some, exact = self.expected
-        actual = self._product(config, self.weights[-1])[-64:, some].float()
+        actual = self._product(config, self.places(config)[-1])[-64:, some].float()
         return float((actual - exact).norm() / exact.norm())
 
     def times_us(self, config: Config | None) -> Sequence[float]:
@@ -105,7 +136,7 @@ class QuantizedProblem(Problem):
 
     def time_us(self, config: Config | None) -> tuple[float, float]:
         """(median, spread) microseconds."""
-        calls = [partial(self._product, config, weight) for weight in self.weights]
+        calls = [partial(self._product, config, weight) for weight in self.places(config)]
         while self.rows <= MANY and len(calls) * self.weights[0].num_bytes < READ_BYTES:
             calls = calls * 2
         return graph_time_us(calls, self.replays)
@@ -117,7 +148,21 @@ class QuantizedProblem(Problem):
             few._product(config, few.weights[0])
             torch.cuda.synchronize()
 
-    def _product(self, config: Config | None, weight: QuantizedWeight) -> Tensor:
+    def _product(self, config: Config | None, weight: QuantizedWeight | SparseWeight) -> Tensor:
         from backbench.backends.triton.quantized import run_quantized
+        from backbench.backends.triton.sparse import run_sparse
 
+        if isinstance(weight, SparseWeight):
+            return run_sparse(self.x, weight, self.way(config))
         return run_quantized(self.x, weight, self.way(config))
+
+
+def random_sparse(n: int, k: int, dtype: torch.dtype, device: torch.device) -> Weight:
+    """A random 2:4 weight [n, k], compressed: nothing larger has to be held to make it."""
+    values = torch.empty(n, k // 2, dtype=dtype, device=device).normal_(0, 0.02)
+    places = torch.tensor(quantization.PLACES, dtype=torch.uint8, device=device)
+    positions = torch.empty(n, k // 8, dtype=torch.uint8, device=device)
+    for rows in positions.split(1024):
+        codes = places[torch.randint(len(places), (len(rows), k // 4), device=device)]
+        rows.copy_(quantization.packed(codes))
+    return Weight(SparseWeight.scheme, values, positions=positions)

@@ -70,6 +70,10 @@ class QuantizedWeight:
         kept = (self.codes, self.scale, self.zero, self.row_scale, self.order, self.input_scale)
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
+    def copy(self) -> QuantizedWeight:
+        """The same weight, its codes in other memory."""
+        return replace(self, codes=self.codes.clone())
+
 
 def words_a_span(scheme: Scheme) -> int:
     """Words of a span of a four-bit weight: a group holds whole slices of as many columns."""

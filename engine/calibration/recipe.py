@@ -45,7 +45,7 @@ class Recipe:
                 raise EngineError(f"--{name} takes {' or '.join(known)}; not {given!r}.")
         if self.scheme == Scheme():
             raise EngineError("Nothing is asked for; give --scheme, --sparsity or both.")
-        if self.method != "rtn" and self.scheme.dense:
+        if self.method != "rtn" and not self.scheme.quantized:
             raise EngineError(f"--method {self.method} says how weights are rounded; give --scheme, too.")
         if self.sparsity_method != "magnitude" and self.scheme.sparsity is None:
             raise EngineError(

@@ -152,7 +152,7 @@ class Writer:
 
     def _product(self, product: Product, dense: Tensor, statistics: InputStatistics | None) -> Weight:
         """Write a product; what it is in its scheme."""
-        if product.scheme.dense:
+        if not product.scheme.quantized:
             rounded = dense.to(self.dtype)
             self._keep(product, rounded)
             return Weight(Scheme(), rounded.float())
@@ -261,6 +261,6 @@ def _write_config(source: DirectorySource, recipe: Recipe, folder: Path) -> None
     config = dict(source.hf_config)
     # A head of its own scheme is not the embedding any more.
     config["tie_word_embeddings"] = source.config.tied_embeddings and not recipe.head
-    if not recipe.scheme.dense:
+    if recipe.scheme.quantized:
         config["quantization_config"] = settings_for(recipe.scheme, head=recipe.head)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

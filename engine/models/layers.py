@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from backbench.backends.interface import Scheme, Weight, WeightSpec, join
-from backbench.backends.interface.weight import PACKED
 from backbench.engine.models.rope import RopeConfig
 from backbench.errors import BackendError
 
@@ -125,14 +124,14 @@ class TensorSpec:
         if each % self._block:
             what = self.sources[index][0].removesuffix(".weight")
             raise BackendError(
-                f"{what} cannot be split into {world}: {each} are no whole groups of {self._block} with one "
-                "scale; use a smaller --tp."
+                f"{what} cannot be split into {world}: {each} are no whole groups of {self._block} that stay "
+                "together; use a smaller --tp."
             )
         return range(first, first + each)
 
     @property
     def _block(self) -> int:
-        """Rows or columns along the shard axis that share a scale, or a byte."""
+        """Rows or columns along the shard axis that cannot be parted."""
         return 1
 
 
@@ -160,6 +159,7 @@ def _padded_rows(weight: Weight, share: range) -> Weight:
         scale=longer(part.scale, blocks),
         zero=longer(part.zero, blocks),
         row_scale=longer(part.row_scale, rows),
+        positions=longer(part.positions, rows),
     )
 
 
@@ -176,7 +176,12 @@ def _compact(weight: Weight) -> Weight:
     q = own(weight.q)
     assert q is not None
     return replace(
-        weight, q=q, scale=own(weight.scale), zero=own(weight.zero), row_scale=own(weight.row_scale)
+        weight,
+        q=q,
+        scale=own(weight.scale),
+        zero=own(weight.zero),
+        row_scale=own(weight.row_scale),
+        positions=own(weight.positions),
     )
 
 
@@ -203,7 +208,7 @@ class Product(TensorSpec):
     def _block(self) -> int:
         if self.shard_axis == 0:
             return self.scheme.group_n
-        return self.scheme.group or (2 if self.scheme.weight in PACKED else 1)
+        return self.scheme.columns_together
 
     def weight_spec(self, dtype: torch.dtype, scheme: Scheme | None = None) -> WeightSpec:
         """What a backend is asked whether it can multiply by; scheme: None = the product's own."""

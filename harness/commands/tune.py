@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ COLUMNS = ("Operation", "Shape", "Dtype", "Before", "Best", "Gain", "Tried", "La
 @subject_flag("model", required=True, help="Whose shapes are tuned.")
 @subject_flag("dtype", default="bfloat16")
 @subject_flag("quantize", default="none", help="Schemes of the products that are tuned, separated by commas.")
+@subject_flag("sparsity", help="Zeros among the weights of these products; 2:4 has kernels of its own.")
 @subject_flag("kv_dtype", help="Of the KV cache that attention is tuned on.")
 @subject_flag("device", parameter="prefer")
 @subject_flag("tp", help="Tune the shapes that one of N devices has.")
@@ -53,6 +55,7 @@ def tune(
     model: str,
     dtype: str,
     quantize: str,
+    sparsity: str | None,
     kv_dtype: str | None,
     prefer: str | None,
     tp: int,
@@ -76,7 +79,7 @@ def tune(
     if dtype == "float32":
         raise HarnessError("bench tune measures bf16 and fp16; float32 runs on written launches.")
     device = _gpu(prefer)
-    asked = (dtype, quantize, kv_dtype, block_sizes)
+    asked = (dtype, quantize, sparsity, kv_dtype, block_sizes)
     problems = list(_problems(tuner, model, *asked, chosen, device, tp))
     file = out or tuner.file(device)
     findings = []
@@ -162,6 +165,7 @@ def _problems(
     model: str,
     dtype_name: str,
     quantize: str,
+    sparsity: str | None,
     kv_dtype: str | None,
     block_sizes: tuple[int, ...],
     operations: set[str],
@@ -176,7 +180,8 @@ def _problems(
     from backbench.engine.models.checkpoint import find_model
 
     config, dtype = find_model(model).config, getattr(torch, dtype_name)
-    schemes = [Scheme() if name == "none" else named(name) for name in quantize.split(",")]
+    plain = [Scheme() if name == "none" else named(name) for name in quantize.split(",")]
+    schemes = [replace(scheme, sparsity=sparsity) for scheme in plain]
     if "gemm" in operations:
         shapes = list(config.spec.divided(tp).product_shapes().values())
         yield from tuner.products(shapes, dtype, device, schemes)

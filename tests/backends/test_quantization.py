@@ -178,3 +178,71 @@ def test_heads_of_zeros_and_heads_that_are_not_finite():
     assert scale[2].isnan() and scale[3] == torch.inf
     assert torch.equal(kept_heads(heads[:2], torch.int8), heads[:2])
     assert kept_heads(heads, torch.float8_e4m3fn).dtype == torch.float8_e4m3fn
+
+
+SPARSE = Scheme(sparsity="2:4")
+
+
+def pruned(x: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """x [N, K] with two numbers of each four, anywhere, set to 0."""
+    generator = torch.Generator().manual_seed(seed)
+    lost = torch.rand(x.numel() // 4, 4, generator=generator).argsort(1)[:, :2]
+    return x.reshape(-1, 4).scatter(1, lost, 0.0).view(x.shape)
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda n: st.lists(
+            st.lists(st.sampled_from([-1.5, 0.0, 0.0, 2.0]), min_size=16, max_size=16), min_size=n, max_size=n
+        )
+    )
+)
+def test_a_compressed_weight_means_what_was_compressed(rows):
+    x = torch.tensor(rows)
+    fours = x.view(-1, 4)
+    if bool(((fours != 0).sum(1) > 2).any()):
+        with pytest.raises(BackendError, match="more than two are not 0"):
+            quantization.compress(x)
+        x = (fours * ((fours != 0).cumsum(1) <= 2)).view(x.shape)
+    values, positions = quantization.compress(x)
+    assert torch.equal(quantization.expand(values, positions), x)
+    assert set(quantization.unpacked(positions).flatten().tolist()) <= set(quantization.PLACES)
+
+
+def test_positions_by_hand():
+    x = torch.tensor([[0.0, 5.0, 0.0, 7.0, 1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 4.0, 8.0]])
+    values, positions = quantization.compress(x)
+    assert values.tolist() == [[5.0, 7.0, 1.0, 2.0], [0.0, 3.0, 4.0, 8.0]]
+    assert positions.tolist() == [[0b0100_1101], [0b1110_1100]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_compressed_weight_takes_little_more_than_half(dtype):
+    weight = quantize(pruned(dense(dtype=dtype)), SPARSE)
+    assert weight.num_bytes == 256 * 256 * (dtype.itemsize / 2 + 1 / 8)
+    assert (weight.n, weight.k) == (256, 256) and weight.spec("down").dtype == dtype
+    if dtype != torch.float32:
+        assert weight.num_bytes == 0.5625 * 256 * 256 * dtype.itemsize
+
+
+def test_parts_of_a_compressed_weight_mean_the_parts_of_what_it_means():
+    whole = pruned(dense())
+    weight = quantize(whole, SPARSE)
+    assert torch.equal(dequantize(weight, torch.float32), whole)
+    for dim in (0, 1):
+        parts = [weight.shard(dim, rank, 4) for rank in range(4)]
+        assert torch.equal(torch.cat([dequantize(part, torch.float32) for part in parts], dim), whole)
+        assert all(part.num_bytes == weight.num_bytes // 4 for part in parts)
+        assert all(part.positions.is_contiguous() for part in parts)
+    joined = join([weight.rows(0, 100), weight.rows(100, 256)])
+    assert torch.equal(dequantize(joined, torch.float32), whole)
+    with pytest.raises(BackendError, match="cut through a group of 8"):
+        weight.columns(0, 12)
+
+
+def test_what_is_not_two_of_four_is_not_compressed():
+    with pytest.raises(BackendError, match="prune the weight to 2:4 first"):
+        quantize(dense(), SPARSE)
+    with pytest.raises(BackendError, match="252 input features do not divide into eights"):
+        quantize(pruned(dense(k=252)), SPARSE)
+    assert quantize(pruned(dense()), Scheme("int8", sparsity="2:4")).positions is None

@@ -124,6 +124,27 @@ def test_a_dense_run_has_no_quantization(made: tuple[Path, str]) -> None:
     assert {row["served_by"] for row in record.backend["linears"].values()} == {"torch"}
 
 
+def test_two_of_four_are_kept_and_the_record_says_so(tmp_path: Path) -> None:
+    """17/32 of the dense bytes in fp32, of every product but the head; and the results are right."""
+    out = tmp_path / "sparse"
+    assert run_command([*SHORT, "--sparsity", "2:4", "--accuracy", "none", "-o", str(out)]) == 0
+    record = RunDirectory.open(out).read_record()
+    assert record.model["quantization"] == "2:4"
+    linears = record.backend["linears"]
+    kept = 5 * 1280 * 256 * 4 * 17 // 32
+    assert linears["gate_up"] == {
+        "scheme": "2:4",
+        "served_by": "torch, expanded",
+        "held_bytes": kept,
+        "read_bytes": kept,
+    }
+    assert linears["head"]["scheme"] == "none" and linears["head"]["served_by"] == "torch"
+    dense = 17_970_688
+    products = sum(row["held_bytes"] for role, row in linears.items() if role != "head")
+    assert record.memory["weights_bytes"] == dense - products * 32 // 17 + products
+    assert record.correctness["passed"] is True
+
+
 def test_rounded_rows_have_no_flop_peak(made: tuple[Path, str]) -> None:
     record = RunDirectory.open(made[0] / "3-int8-w8a8").read_record()
     assert record.roofline["mfu"]["measured"] is None

@@ -50,6 +50,18 @@ FAULTS: dict[str, tuple[Callable[[Weight], Weight], Callable[[Weight], bool]]] =
     "zero point ignored": (lambda w: replace(w, zero=None), lambda w: w.zero is not None),
     "order ignored": (lambda w: replace(w, order=None), lambda w: w.order is not None),
     "row scale ignored": (lambda w: replace(w, row_scale=None), lambda w: w.row_scale is not None),
+    "positions swapped": (
+        lambda w: replace(w, positions=((w.positions & 0x33) << 2) | ((w.positions >> 2) & 0x33)),
+        lambda w: w.positions is not None,
+    ),
+    "positions of the wrong four": (
+        lambda w: replace(w, positions=(w.positions >> 4) | (w.positions << 4)),
+        lambda w: w.positions is not None,
+    ),
+    "positions off by one row": (
+        lambda w: replace(w, positions=w.positions.roll(1, 0)),
+        lambda w: w.positions is not None,
+    ),
     "rows not rounded": (
         lambda w: replace(w, scheme=replace(w.scheme, activation=None)),
         lambda w: w.scheme.activation is not None,

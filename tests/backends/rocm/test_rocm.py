@@ -21,7 +21,7 @@ from backbench.backends.conformance.attention_cases import make_case
 from backbench.backends.conformance.attention_check import AttentionChecker
 from backbench.backends.dependency import Release
 from backbench.backends.interface import AttentionSpec, Device, RoundedRows, Scheme, Weight, device
-from backbench.backends.quantization import SCHEMES, quantize, rounded_rows
+from backbench.backends.quantization import SCHEMES, dequantize, quantize, rounded_rows
 from backbench.backends.rocm import aiter, attention, linear
 from backbench.backends.rocm.attention import AiterAttention, RocmAttention
 from backbench.backends.rocm.cache import new_cache
@@ -170,6 +170,18 @@ def test_a_quantized_product_takes_rounded_rows_as_the_triton_backends_does() ->
     codes, scale = rounded_rows(x, "fp8-token")
     rows = RoundedRows(codes, scale.flatten(), x.dtype)
     assert torch.equal(served.run_rounded(rows, packed), served.run(x, packed))
+
+
+def test_a_compressed_product_is_the_triton_backends(installed: None) -> None:
+    """AITER's takes dense weights alone."""
+    served = linear.RocmLinear()
+    dense = torch.randn(64, 256, dtype=torch.bfloat16) * (torch.arange(256) % 4 < 2)
+    spec = quantize(dense, Scheme(sparsity="2:4")).spec("down")
+    packed = served.pack(quantize(dense, spec.scheme), machine("gfx942"))
+    assert packed.product is None
+    assert served.served_by(spec, machine("gfx942")).startswith("triton, vector kernel to 1 rows")
+    unpacked = served.unpack(packed)
+    assert unpacked is not None and torch.equal(dequantize(unpacked, dense.dtype), dense)
 
 
 def test_the_preshuffled_layout_reads_back_and_skips_slot_minus_one() -> None:

@@ -67,7 +67,8 @@ def test_ordered_columns_and_int8_rows() -> None:
     ("scheme", "dtype", "way"),
     [
         (Scheme(), torch.float32, "torch"),
-        (Scheme(sparsity="2:4"), torch.float32, "torch"),
+        (Scheme(sparsity="2:4"), torch.float32, "torch, expanded"),
+        (Scheme(sparsity="unstructured:0.5"), torch.float32, "torch"),
         (Scheme("int8"), torch.float32, "torch, int8 weights"),
         (Scheme("int8"), torch.float16, "torch, dequantized"),
         (Scheme("int8", group=128), torch.float32, "torch, dequantized"),

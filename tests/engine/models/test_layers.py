@@ -194,3 +194,30 @@ def test_loaded_shards_are_parts_of_the_whole():
                 assert held.q.untyped_storage().nbytes() == held.q.nbytes
         assert part.embedding.shape == (64, 24)
         assert part.num_bytes < 0.9 * whole.num_bytes + 2 * 64 * 24 * 4
+
+
+def test_compressed_weights_are_divided_as_their_numbers_are():
+    """Every product of a layer, its queries, keys and values as one, among two devices."""
+    scheme = Scheme(sparsity="2:4")
+    layer = config(ffn_size=48).spec.layers[0]
+    for product in layer.products:
+        product = replace(product, scheme=scheme)
+        keep = torch.rand(product.n * product.k // 4, 4).argsort(1) < 2
+        dense = torch.randn(product.n, product.k) * keep.view(product.n, product.k)
+        plain = replace(product, scheme=Scheme())
+        for rank in range(2):
+            part = product.shard(quantize(dense, scheme), rank, 2)
+            assert torch.equal(dequantize(part, torch.float32), plain.shard(dense, rank, 2)), product.role
+            assert part.positions.untyped_storage().nbytes() == part.positions.nbytes == part.n * part.k // 8
+    down = replace(layer.products[-1], scheme=scheme)
+    with pytest.raises(BackendError, match="down_proj cannot be split into 4: 12 are no whole groups of 8"):
+        down.divided(4)
+
+
+def test_a_compressed_vocabulary_that_does_not_divide_is_padded():
+    scheme = Scheme(sparsity="2:4")
+    head = replace(config().spec.head, scheme=scheme)
+    dense = torch.randn(head.shape) * (torch.arange(24) % 4 < 2)
+    weight = quantize(dense, scheme)
+    numbers = torch.cat([dequantize(head.shard(weight, rank, 3), torch.float32) for rank in range(3)])
+    assert torch.equal(numbers[:50], dense) and not numbers[50:].any()

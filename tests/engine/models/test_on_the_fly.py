@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,15 +17,19 @@ from backbench.backends.interface.device import cpu
 from backbench.backends.quantization import SCHEMES, dequantize, quantize
 from backbench.backends.torch.linear import TorchLinear
 from backbench.engine import config as engine_config
+from backbench.engine.calibration.recipe import Recipe
+from backbench.engine.calibration.writing import write_quantized
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
-from backbench.engine.models.checkpoint import find_model
+from backbench.engine.models.checkpoint import DirectorySource, ModelSource, find_model
 from backbench.engine.models.config import ModelConfig, RopeConfig
 from backbench.engine.models.on_the_fly import OnTheFly, described, pruned
 from backbench.engine.models.weights import random_weights
+from backbench.engine.request import SamplingParams
 from backbench.errors import EngineError
 
 CPU = torch.device("cpu")
+SETTINGS = [{"quantize": scheme} for scheme in ("int8", "fp8-block", "int4-g128", "nvfp4")]
 
 
 def model(**changes) -> ModelConfig:
@@ -132,12 +138,12 @@ class Rearranging(TorchLinear):
         return replace(packed, q=packed.q.flip(0))
 
 
-@pytest.mark.parametrize("scheme", ["int8", "fp8-block", "int4-g128", "nvfp4"])
-def test_no_dense_copy_is_ever_held(scheme: str) -> None:
+@pytest.mark.parametrize("settings", [*SETTINGS, {"sparsity": "2:4"}], ids=str)
+def test_no_dense_copy_is_ever_held(settings: dict[str, str]) -> None:
     """At most the quantized weights and one dense layer, from the first tensor to the last one packed."""
     config = model(num_layers=6)
     with Live() as live:
-        weights = random_weights(changed(config, quantize=scheme), CPU, torch.float32)
+        weights = random_weights(changed(config, **settings), CPU, torch.float32)
         weights.pack(Rearranging(), cpu())
     layer = sum(each.parameters for each in config.spec.layers[0].products) * 4
     dense = config.weight_bytes(torch.float32)
@@ -203,9 +209,31 @@ def test_sparse_weights_are_rounded_after_they_are_pruned() -> None:
     assert bool(((dequantize(weight, torch.float32).view(-1, 4) == 0).sum(1) >= 2).all())
 
 
-def test_sparse_weights_without_rounding_are_dense_ones() -> None:
-    weight = random_weights(changed(model(num_layers=1), sparsity="2:4"), CPU, torch.float32).layers[0].down
-    assert weight.scheme.dense and bool(((weight.q.view(-1, 4) == 0).sum(1) == 2).all())
+@pytest.mark.parametrize("tied", [False, True])
+def test_two_of_four_without_rounding_are_kept_compressed(tied: bool) -> None:
+    """0.5625 of the dense bytes in bf16, product by product, queries, keys and values as one."""
+    config = model(num_layers=1, tied_embeddings=tied)
+    dense = random_weights(config, CPU, torch.bfloat16)
+    sparse = random_weights(changed(config, sparsity="2:4", quantize_head=True), CPU, torch.bfloat16)
+    assert torch.equal(sparse.embedding, dense.embedding)
+    for (role, held), (_, whole) in zip(sparse.products(), dense.products(), strict=True):
+        assert held.scheme == Scheme(sparsity="2:4"), role
+        assert held.num_bytes == 0.5625 * whole.num_bytes, role
+        assert torch.equal(dequantize(held, torch.bfloat16), pruned(whole.q, "2:4")), role
+
+
+def test_unstructured_zeros_without_rounding_are_dense_weights() -> None:
+    config = model(num_layers=1)
+    weight = random_weights(changed(config, sparsity="unstructured:0.5"), CPU, torch.float32).layers[0].down
+    assert weight.scheme.dense and weight.num_bytes == 4 * 512 * 1536
+    assert bool(((weight.q == 0).sum(1) == 768).all())
+
+
+def test_zeros_of_rounded_weights_are_codes_like_any_other() -> None:
+    config = model(num_layers=1)
+    sparse = random_weights(changed(config, quantize="int8", sparsity="2:4"), CPU, torch.float32)
+    plain = random_weights(changed(config, quantize="int8"), CPU, torch.float32)
+    assert sparse.num_bytes == plain.num_bytes
 
 
 @pytest.mark.parametrize(
@@ -217,7 +245,8 @@ def test_sparse_weights_without_rounding_are_dense_ones() -> None:
             r"model\.layers\.0\.mlp\.down_proj cannot be int4-g128: 1440 input features do not divide into "
             "groups of 128",
         ),
-        ({"ffn_size": 1442}, {"sparsity": "2:4"}, r"down_proj cannot be 2:4: 1442 .* fours"),
+        ({"ffn_size": 1444}, {"sparsity": "2:4"}, r"down_proj cannot be 2:4: 1444 .* eights"),
+        ({"ffn_size": 1442}, {"sparsity": "2:4", "quantize": "int8"}, r"down_proj .*: 1442 .* fours"),
         ({}, {"quantize_head": True}, "--quantize-head needs --quantize or --sparsity"),
     ],
 )
@@ -266,3 +295,29 @@ def test_the_engine_serves_it_and_says_so() -> None:
     ) | {"head": Scheme()}
     assert engine.memory()["weights_bytes"] == 6_358_528 == engine.memory()["weights_read_bytes"]
     assert source.config.quantization is None  # nothing of the source has changed
+
+
+def generated(source: ModelSource, **settings: Any) -> list[list[int]]:
+    """Tokens of three prompts, greedy and in fp32."""
+    config = EngineConfig(max_seqs=4, max_len=96, num_blocks=32, **settings)
+    engine = Engine.open(source, backend="torch", device=cpu(), dtype=torch.float32, config=config)
+    for index in range(3):
+        prompt = [(7 * index + 3 * place) % 250 for place in range(5 + 9 * index)]
+        engine.add_request(str(index), prompt, SamplingParams(24, ignore_eos=True))
+    found: dict[str, list[int]] = {str(index): [] for index in range(3)}
+    while engine.has_work:
+        for token in engine.step():
+            found[token.request_id].append(token.token_id)
+    return list(found.values())
+
+
+def test_tokens_are_those_of_the_dense_pruned_weights(tmp_path: Path) -> None:
+    """A checkpoint with the same zeros and dense weights; and what is pruned already loses nothing more."""
+    tiny = find_model("tiny")
+    assert isinstance(tiny, DirectorySource)
+    write_quantized(tiny, tmp_path / "pruned", Recipe(Scheme(sparsity="2:4")), cpu())
+    dense = find_model(str(tmp_path / "pruned"))
+    tokens = generated(tiny, sparsity="2:4")
+    assert [len(each) for each in tokens] == [24] * 3
+    assert tokens == generated(dense) == generated(dense, sparsity="2:4")
+    assert tokens != generated(tiny)

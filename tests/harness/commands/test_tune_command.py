@@ -148,6 +148,8 @@ def test_quantized_products_and_caches_are_asked_for(tuner: FakeTuner, bench: An
     assert bench("-m", "shape:qwen3-8b", "--quantize", "none,fp8,nvfp4", "--kv-dtype", "fp8")[0] == 0
     assert tuner.asked["schemes"] == [Scheme(), SCHEMES["fp8"], SCHEMES["nvfp4"]]
     assert [spec.kv_dtype for spec in tuner.asked["specs"]] == [torch.float8_e4m3fn]
+    assert bench("-m", "shape:qwen3-8b", "--quantize", "none,int8", "--sparsity", "2:4")[0] == 0
+    assert tuner.asked["schemes"] == [Scheme(sparsity="2:4"), Scheme("int8", sparsity="2:4")]
 
 
 def test_other_entries_of_the_file_stay(tuner: FakeTuner, bench: Any, tmp_path: Path) -> None:
