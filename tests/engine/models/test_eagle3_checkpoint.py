@@ -74,7 +74,7 @@ REFUSALS: list[tuple[str, Change]] = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("named", "change"), REFUSALS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("named", "change"), REFUSALS, ids=lambda value: value[:40] if isinstance(value, str) else "change")
 def test_what_does_not_fit_is_named(layout: str, named: str, change: Change, tmp_path: Path) -> None:
     folder = written(tmp_path / "head", Layout(layout), change)
     with pytest.raises(EngineError) as error:
