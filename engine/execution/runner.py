@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from backbench.engine.execution.step_buffers import RequestTables, Staging, Step
 from backbench.engine.execution.step_shape import FEW_DRAFTED, StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
+from backbench.engine.parallel.pipe import Pipe
 from backbench.engine.scheduling.scheduler import StepPlan
 from backbench.errors import EngineError
 
@@ -100,11 +102,13 @@ class Runner:
         graphs: bool,
         queue: DeviceQueue | None = None,
         followers: Followers | None = None,
+        pipe: Pipe | None = None,
     ) -> None:
         """graphs: capture where the backend allows it. queue: None = the device's own. followers: None = no
-        other rank waits for this one."""
+        other rank waits for this one. pipe: None = this device has all layers."""
         self.decoder = decoder
         self.followers = followers
+        self.pipe = pipe
         self.operations = operations
         self.sample: Callable[[Tensor, SamplingBatch], Tensor] = operations.sample
         """Draws the tokens; rejection sampling puts its own in its place, where nothing is captured."""
@@ -123,9 +127,11 @@ class Runner:
         self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
         tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
-        self._eager = StepBuffers(limits, tables, device, self.queue)
-        self._captured = StepBuffers(limits, tables, device, self.queue, largest)
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
+        # With as many no step in flight has to end before the next is filled.
+        stagings = 2 if pipe is None else max(2, pipe.num_stages - 1)
+        self._eager = StepBuffers(limits, tables, device, self.queue, num_stagings=stagings)
+        self._captured = StepBuffers(limits, tables, device, self.queue, largest, stagings)
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput | None]] = {}
         self._batches: dict[StepShape, Batch] = {}
         self.graph_misses = 0
         """Steps of a shape that is captured which found no graph of their kind and ran eagerly."""
@@ -189,9 +195,13 @@ class Runner:
                 results.extend(_start_reading((output.tokens, output.logprobs, output.top_tokens), live))
                 candidates.extend(_start_reading(output.candidates or (), live))
 
+        if self.pipe is not None:
+            self.queue.submit(partial(self.pipe.receive, inputs.shape.num_tokens))
         work = self.queue.stretch()
         self.queue.submit(compute)
         work.end()
+        if self.pipe is not None:
+            self.queue.submit(partial(self.pipe.send, inputs.shape.num_tokens))
         return Launched(results, candidates, work, graph=captured is not None)
 
     @torch.inference_mode()
@@ -232,8 +242,13 @@ class Runner:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
         ids, positions = buffers.unpack(inputs)
         drafted = inputs.shape.query > 0
-        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 and not drafted else None
-        hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted)
+        last = self.decoder.spec.last
+        entering = None if self.pipe is None else self.pipe.entering(inputs.shape.num_tokens)
+        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 and not drafted and last else None
+        hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted, entering)
+        if self.pipe is not None and not last:
+            self.pipe.leave(hidden)
+            return None
         if inputs.num_samples == 0:
             return None
         if drafted:
@@ -265,7 +280,7 @@ class Runner:
         pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             output = self._compute(self._captured, inputs, batch)
-        assert output is not None
+        assert output is not None or not self.decoder.spec.last
         self._graphs[key] = (graph, output)
 
     def _batch(self, inputs: StepInputs) -> Batch:

@@ -1,8 +1,8 @@
 """A step's inputs: filled on the host, copied once, read by every launch from fixed device addresses.
 
 All integers of a step travel in one pinned buffer to one device buffer, so a captured graph needs
-nothing but that copy before its replay. Two host buffers alternate: one can be filled while the copy from
-the other is still under way, and is only filled again once its own copy is done.
+nothing but that copy before its replay. Host buffers take turns: one can be filled while the copy from
+another is still under way, and is only filled again once its own copy is done.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ class StepBuffers:
         device: torch.device,
         queue: DeviceQueue,
         max_tokens: int | None = None,
+        num_stagings: int = 2,
     ) -> None:
-        """max_tokens: None = those of the largest step."""
+        """max_tokens: None = those of the largest step. num_stagings: host buffers used in turn."""
         self.tables = tables
         self.block_size = limits.block_size
         self._queue = queue
@@ -71,7 +72,7 @@ class StepBuffers:
         sizes = StepSizes(tokens, max_seqs, self.max_updates, samples)
         integers, floats = StepArrays.lengths(sizes)
         pinned = device.type != "cpu"
-        self._stagings = [_staging(sizes, pinned) for _ in range(2)]
+        self._stagings = [_staging(sizes, pinned) for _ in range(num_stagings)]
         self._turn = 0
         self._device_integers = torch.zeros(integers, dtype=torch.int64, device=device)
         self._device_floats = torch.zeros(floats, dtype=torch.float32, device=device)
@@ -211,7 +212,7 @@ class StepBuffers:
         return tokens
 
     def _next_staging(self) -> Staging:
-        self._turn ^= 1
+        self._turn = (self._turn + 1) % len(self._stagings)
         staging = self._stagings[self._turn]
         # However many steps are under way, what an upload still reads is not written over.
         staging.uploaded.synchronize()

@@ -25,6 +25,7 @@ from backbench.backends.interface import (
 from backbench.backends.quantization import name_of
 from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
+from backbench.engine.models.layers import ALL_LAYERS, Stage
 from backbench.engine.models.rope import rotary_table
 from backbench.engine.models.weights import Held, LayerWeights, Weights
 from backbench.errors import BackendError
@@ -124,12 +125,16 @@ class Decoder:
         limits: StepLimits,
         kv_dtype: torch.dtype | None = None,
         communicator: Communicator | None = None,
+        stage: Stage = ALL_LAYERS,
     ) -> None:
-        """kv_dtype: of the KV cache; None = `dtype`. communicator: None = this device has the whole model."""
+        """kv_dtype: of the KV cache; None = `dtype`. communicator: None = this device has whole layers.
+        stage: which of the layers."""
         self.config = config
         self.communicator = communicator or Single(Peers(0, 1, selection.device))
-        self.spec = config.spec.divided(self.communicator.world)
+        self.spec = config.spec.divided(self.communicator.world).stage(stage)
         """What this device holds and computes of the model."""
+        self.own_layers = config.spec.stage_layers(stage.stages)[stage.number]
+        """Which of the model's layers."""
         self.weights = weights
         self.device = selection.device
         self.dtype = dtype
@@ -142,6 +147,7 @@ class Decoder:
         rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
         world = self.communicator.world
         specs = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kv_dtype, world=world)
+        # Those of other stages' layers, too: all stages then capture and plan the same steps.
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
             Layer(
@@ -151,9 +157,11 @@ class Decoder:
                 rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
                 **{each.role: self._pack(getattr(layer, each.role)) for each in described.products},
             )
-            for layer, spec, described in zip(weights.layers, specs, self.spec.layers, strict=True)
+            for layer, spec, described in zip(
+                weights.layers, [specs[index] for index in self.own_layers], self.spec.layers, strict=True
+            )
         ]
-        self.lm_head = self._pack(weights.lm_head)
+        self.lm_head = None if weights.lm_head is None else self._pack(weights.lm_head)
 
     @property
     def num_layers(self) -> int:
@@ -168,6 +176,11 @@ class Decoder:
     def new_caches(self, num_blocks: int) -> list[Any]:
         """Every layer's KV cache of `num_blocks` blocks."""
         return [layer.runner.new_cache(num_blocks) for layer in self.layers]
+
+    def new_hidden(self, num_tokens: int) -> Tensor:
+        """Room for hidden states [num_tokens, H] between two stages."""
+        shape = (num_tokens, self.config.hidden_size)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device.torch_device)
 
     def cache_bytes_per_block(self) -> int:
         """Device bytes one block takes over all layers."""
@@ -190,13 +203,15 @@ class Decoder:
         batch: Batch,
         caches: Sequence[Any],
         wanted: Wanted | None = None,
+        entering: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [T, H] before the final norm, for ids and positions i64[T]; [N, H] of those `wanted`.
+        """Hidden states [T, H] that the layers leave, for ids and positions i64[T]; [N, H] of those `wanted`.
 
+        entering: [T, H], what the stage before left in place of embedded ids; None = this is the first stage.
         Writes every token's keys and values into `caches`. Rows of padding hold anything.
         """
         operations, eps = self.operations, self.config.rms_norm_eps
-        residual = x = self._embed(ids)
+        residual = x = self._embed(ids) if entering is None else entering
         normed: Rows = operations.rms_norm(residual, self.weights.layers[0].attention_norm, eps)
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index > 0:
@@ -218,7 +233,9 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [S, V], in the model's dtype, of rows [S, H] of what `forward` returned."""
-        normed = self.operations.rms_norm(hidden, self.weights.final_norm, self.config.rms_norm_eps)
+        final_norm = self.weights.final_norm
+        assert final_norm is not None, "only the last stage has logits"
+        normed = self.operations.rms_norm(hidden, final_norm, self.config.rms_norm_eps)
         logits = self.linear.run(normed, self.lm_head)
         if self.communicator.world == 1:
             return logits
@@ -235,7 +252,11 @@ class Decoder:
         shared = {spec: runner.new_cache(num_blocks) for spec, runner in self.runners.items()}
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-        hidden = self.forward(ids, positions, batch, [shared[layer.spec] for layer in self.layers])
+        caches = [shared[layer.spec] for layer in self.layers]
+        entering = None if self.spec.first else self.new_hidden(num_tokens)
+        hidden = self.forward(ids, positions, batch, caches, entering=entering)
+        if not self.spec.last:
+            return
         rows = torch.arange(num_seqs, device=device) % num_tokens
         self.logits(hidden[rows]).float()
 
@@ -266,6 +287,7 @@ class Decoder:
     def _embed(self, ids: Tensor) -> Tensor:
         """Rows of the embedding; each device has those of a part of the vocabulary."""
         table = self.weights.embedding
+        assert table is not None, "only the first stage embeds ids"
         if self.communicator.world == 1:
             return self.operations.embed(ids, table)
         own = ids - self.communicator.rank * len(table)

@@ -139,7 +139,7 @@ def _against_the_whole(
 ) -> dict[str, Any]:
     """What the section says of a model divided among devices; see `whole`. Closes the engine."""
     device, dtype, max_len = engine.selection.device, engine.decoder.dtype, engine.limits.max_len
-    if reason := why_not_comparable(source.config.spec.products):
+    if engine.config.tp > 1 and (reason := why_not_comparable(source.config.spec.products)):
         return {"passed": None, "reason": reason}
     weights = whole_weights(engine, source)
     if weights is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backbench.engine.models.checkpoint import ModelSource
     from backbench.engine.models.layers import Product
 
-TOO_LARGE = "the whole model does not fit beside a device's part; check it on one device, without --tp"
+TOO_LARGE = "the whole model does not fit beside a device's part; check it without --tp and --pp"
 
 
 def why_not_comparable(products: tuple[Product, ...]) -> str | None:
