@@ -12,6 +12,8 @@ from backbench.options import option, settle
 MOST_TOKENS = 2**24
 """Bound on a context and on the blocks of a pool: far above any model, and its products fit 64 bits."""
 MOST_STEP_TOKENS = 2**20
+MOST_STAGES = 8
+"""Of a pipeline: as many steps are under way at once."""
 
 
 SCHEMES = ("none", "int8", "int8-w8a8", "fp8", "fp8-block", "int4-g128", "int4-g32", "nvfp4", "mxfp4")
@@ -148,6 +150,16 @@ class EngineConfig:
         minimum=1,
         maximum=64,
     )
+    pp: int = option(
+        1,
+        "Devices that divide the layers among them (pipeline parallel), from the chosen one on; as many "
+        "steps, each of a share of the running sequences, are under way at once.",
+        group="engine",
+        metavar="N",
+        also=("pipeline_parallel_size",),
+        minimum=1,
+        maximum=MOST_STAGES,
+    )
     overlap: bool = option(
         True, "Schedule and launch step N + 1 before reading step N's tokens.", group="engine"
     )
@@ -176,6 +188,15 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         settle(self, EngineError)
+        if self.pp > 1 and self.tp > 1:
+            raise EngineError("--tp and --pp divide a model in two ways; give one of them.")
+        if self.pp > 1 and self.speculate is not None:
+            raise EngineError("--speculate and --pp do not go together; give one of them.")
+
+    @property
+    def num_devices(self) -> int:
+        """How many share the model."""
+        return self.tp * self.pp
 
     @property
     def speculation(self) -> Speculation | None:

@@ -78,7 +78,7 @@ class Engine:
         self.decoder = decoder
         lookahead = 0 if speculator is None else speculator.proposer.lookahead
         self.pool = BlockPool(limits.num_blocks, limits.block_size, config.prefix_cache, lookahead)
-        self.scheduler = Scheduler(self.pool, limits)
+        self.scheduler = Scheduler(self.pool, limits, max_steps_in_flight if config.pp > 1 else 1)
         self.ranks = ranks
         self.runner = Runner(
             decoder,
@@ -87,6 +87,7 @@ class Engine:
             graphs=config.graphs and config.speculation_sampling == "exact",
             queue=None if ranks is None else ranks.queue,
             followers=ranks,
+            pipe=None if ranks is None else ranks.part.pipe,
         )
         if ranks is not None:
             ranks.lead(self.runner)
@@ -126,7 +127,7 @@ class Engine:
         tokenizer: Any = None,
         team: Team | None = None,
     ) -> Engine:
-        """Load `source` and size the engine for `device`, or for `config.tp` devices from it on.
+        """Load `source` and size the engine for `device`, or for `config.num_devices` from it on.
 
         dtype: None = fp32 on a CPU, else the checkpoint's. weights: share those of another engine on one
         device. team: the processes of the other devices, which outlive the engine; None = its own.
@@ -154,14 +155,14 @@ class Engine:
             )
         job = Job(source, backend, dtype, config, dict(overrides or {}))
         beside, tap = (0, None) if draft is None else (draft.decoder.cache_bytes_per_block(), draft.tap)
-        if config.tp == 1:
+        if config.num_devices == 1:
             ranks = None
             peers = Peers(0, 1, device)
             part = open_part(job, peers, weights, drafting_bytes_per_block=beside, tap=tap)
         else:
-            ranks = Ranks(job, config.tp, device, team, drafting_bytes_per_block=beside)
+            ranks = Ranks(job, config.num_devices, device, team, drafting_bytes_per_block=beside)
             part = ranks.part
-        overlapped = config.overlap and not on_cpu
+        overlapped = config.overlap and (config.pp > 1 or not on_cpu)
         return cls(
             part.decoder,
             part.selection,
@@ -169,7 +170,7 @@ class Engine:
             part.limits,
             weights=part.weights,
             tokenizer=tokenizer,
-            max_steps_in_flight=2 if overlapped else 1,
+            max_steps_in_flight=max(2, config.pp) if overlapped else 1,
             speculator=open_speculator(config, part.limits, part.decoder, draft),
             ranks=ranks,
         )

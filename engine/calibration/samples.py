@@ -75,7 +75,7 @@ def sampled_sequences(
     from backbench.engine.request import SamplingParams
 
     config = EngineConfig(max_seqs=limit, max_len=length, graphs=False, prefix_cache=False)
-    dtype = None if weights is None else weights.embedding.dtype
+    dtype = None if weights is None or weights.embedding is None else weights.embedding.dtype
     drawn = Engine.open(source, backend="torch", device=device, dtype=dtype, config=config, weights=weights)
     count = min(PROMPT, length - 1)
     rng = np.random.Generator(np.random.PCG64(seed))

@@ -25,6 +25,7 @@ from backbench.engine.execution.step_buffers import RequestTables, Staging, Step
 from backbench.engine.execution.step_shape import FEW_DRAFTED, StepShape, max_len_ladder
 from backbench.engine.limits import EngineLimits
 from backbench.engine.models.decoder import Decoder
+from backbench.engine.parallel.pipe import Pipe
 from backbench.engine.scheduling.scheduler import StepPlan
 from backbench.errors import EngineError
 
@@ -54,11 +55,13 @@ class Runner:
         graphs: bool,
         queue: DeviceQueue | None = None,
         followers: Followers | None = None,
+        pipe: Pipe | None = None,
     ) -> None:
         """graphs: capture where the backend allows it. queue: None = the device's own. followers: None = no
-        other rank waits for this one."""
+        other rank waits for this one. pipe: None = this device has all layers."""
         self.decoder = decoder
         self.followers = followers
+        self.pipe = pipe
         self.operations = operations
         self.sample: Callable[[Tensor, SamplingBatch], Tensor] = operations.sample
         """Draws the tokens; rejection sampling puts its own in its place, where nothing is captured."""
@@ -77,9 +80,12 @@ class Runner:
         self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
         tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
-        self._eager = StepBuffers(limits, tables, device, self.queue, ids_ahead=self.ids_ahead)
-        self._captured = StepBuffers(limits, tables, device, self.queue, largest, ids_ahead=self.ids_ahead)
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput]] = {}
+        # With as many no step in flight has to end before the next is filled.
+        stagings = 2 if pipe is None else max(2, pipe.num_stages - 1)
+        options = {"num_stagings": stagings, "ids_ahead": self.ids_ahead}
+        self._eager = StepBuffers(limits, tables, device, self.queue, **options)
+        self._captured = StepBuffers(limits, tables, device, self.queue, largest, **options)
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput | None]] = {}
         self._batches: dict[StepShape, Batch] = {}
         self._rows = HostRows(pinned=device.type != "cpu")
         self.ahead = Ahead()
@@ -136,11 +142,14 @@ class Runner:
         start = time.perf_counter_ns()
         assert like.graph is not None and self.ahead.armed is None
         inputs = self._captured.fill_inert(like.inputs.shape)
-        self._rows.reserve(self._graphs[like.graph][1].of_tokens, inputs.num_samples)
+        output = self._graphs[like.graph][1]
+        assert output is not None, "no stage follows another's guesses"
+        self._rows.reserve(output.of_tokens, inputs.num_samples)
         gate = self.queue.gate()
         try:
             self._captured.upload(inputs)
-            launched = self._submit(partial(self._replay, like.graph), inputs.num_samples, like.graph)
+            replay = partial(self._replay, like.graph)
+            launched = self._submit(replay, inputs.num_samples, like.graph, inputs.shape.num_tokens)
         except BaseException:
             gate.open()
             raise
@@ -186,17 +195,24 @@ class Runner:
                 self.decoder.copy_blocks(self.caches, *buffers.copies(inputs))
             return self._compute(buffers, inputs, batch) if graph is None else self._replay(graph)
 
-        return self._submit(compute, inputs.num_live_samples, graph)
+        return self._submit(compute, inputs.num_live_samples, graph, inputs.shape.num_tokens)
 
-    def _replay(self, graph: Hashable) -> StepOutput:
+    def _replay(self, graph: Hashable) -> StepOutput | None:
         captured, output = self._graphs[graph]
         captured.replay()
         return output
 
     def _submit(
-        self, compute: Callable[[], StepOutput | None], rows: int, graph: Hashable | None
+        self,
+        compute: Callable[[], StepOutput | None],
+        rows: int,
+        graph: Hashable | None,
+        num_tokens: int,
     ) -> Launched:
-        """Queue a step's computing, and its results' way back: the first `rows` rows of each."""
+        """Queue a step's computing, and its results' way back: the first `rows` rows of each.
+
+        Where stages divide the layers, hidden states of its `num_tokens` tokens come before and go on after.
+        """
         results, candidates = list[Tensor](), list[Tensor]()
 
         def work() -> None:
@@ -205,9 +221,13 @@ class Runner:
                 results.extend(self._rows.copy(each, rows) for each in output.of_tokens)
                 candidates.extend(self._rows.copy(each, rows) for each in output.candidates or ())
 
+        if self.pipe is not None:
+            self.queue.submit(partial(self.pipe.receive, num_tokens))
         stretch = self.queue.stretch()
         self.queue.submit(work)
         stretch.end()
+        if self.pipe is not None:
+            self.queue.submit(partial(self.pipe.send, num_tokens))
         return Launched(results, candidates, self._rows, stretch, graph)
 
     @torch.inference_mode()
@@ -256,8 +276,15 @@ class Runner:
         """The step's device work, from uploaded inputs to sampled tokens; safe to capture."""
         ids, positions = buffers.unpack(inputs)
         drafted = inputs.shape.query > 0
-        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 and not drafted else None
-        hidden = self.decoder.forward(ids, positions, batch, self.caches, wanted, self.decoder.tap)
+        last = self.decoder.spec.last
+        entering = None if self.pipe is None else self.pipe.entering(inputs.shape.num_tokens)
+        wanted = buffers.wanted(inputs, batch) if inputs.shape.prompts > 0 and not drafted and last else None
+        hidden = self.decoder.forward(
+            ids, positions, batch, self.caches, wanted, entering=entering, tap=self.decoder.tap
+        )
+        if self.pipe is not None and not last:
+            self.pipe.leave(hidden)
+            return None
         if inputs.num_samples == 0:
             return None
         if drafted:
@@ -289,7 +316,7 @@ class Runner:
         pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             output = self._compute(self._captured, inputs, batch)
-        assert output is not None
+        assert output is not None or not self.decoder.spec.last
         self._graphs[key] = (graph, output)
 
     def _batch(self, inputs: StepInputs) -> Batch:

@@ -1,8 +1,8 @@
 """A step's inputs: filled on the host, copied once, read by every launch from fixed device addresses.
 
 All numbers of a step travel in one pinned buffer to one device buffer, so a captured graph needs
-nothing but that copy before its replay. Two host buffers alternate: one can be filled while the copy from
-the other is still under way, and is only filled again once its own copy is done.
+nothing but that copy before its replay. Host buffers take turns: one can be filled while the copy from
+another is still under way, and is only filled again once its own copy is done.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ class StepBuffers:
         queue: DeviceQueue,
         max_tokens: int | None = None,
         *,
+        num_stagings: int = 2,
         ids_ahead: int = 0,
     ) -> None:
-        """max_tokens: None = those of the largest step. ids_ahead: as `Runner.ids_ahead`."""
+        """max_tokens: None = those of the largest step. num_stagings: host buffers used in turn. ids_ahead:
+        as `Runner.ids_ahead`."""
         self.tables = tables
         self.block_size = limits.block_size
         self.ids_ahead = ids_ahead
@@ -76,7 +78,7 @@ class StepBuffers:
         """Block table entries one step can change by computing tokens; prefix hits may change more."""
         samples = min(limits.max_samples, max(tokens, max_seqs))
         sizes = StepSizes(tokens, max_seqs, self.max_updates, samples)
-        self._stagings = [_staging(sizes, pinned=device.type != "cpu") for _ in range(2)]
+        self._stagings = [_staging(sizes, pinned=device.type != "cpu") for _ in range(num_stagings)]
         self._turn = 0
         self._counted = np.arange(max_seqs + 1)
         self._device_flat = torch.zeros(self.filled.flat.numel(), dtype=torch.uint8, device=device)
@@ -221,7 +223,7 @@ class StepBuffers:
         return tokens
 
     def _next_staging(self) -> Staging:
-        self._turn ^= 1
+        self._turn = (self._turn + 1) % len(self._stagings)
         staging = self._stagings[self._turn]
         # However many steps are under way, what an upload still reads is not written over.
         staging.uploaded.synchronize()

@@ -21,7 +21,7 @@ from backbench.engine.models.config import ModelConfig
 from backbench.engine.models.formats import format_of, require_format
 from backbench.engine.models.formats.dense import weight_files
 from backbench.engine.models.hf_config import eos_token_ids, first_line, from_hf, read_json
-from backbench.engine.models.layers import WHOLE, ModelSpec, Shard
+from backbench.engine.models.layers import ALL_LAYERS, WHOLE, ModelSpec, Shard, Stage
 from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.models.presets import SHAPES
 from backbench.engine.models.weights import Weights, random_weights
@@ -63,8 +63,10 @@ class ModelSource(ABC):
         return False
 
     @abstractmethod
-    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
-        """The weights, or one device's part of them, on `device` in `dtype`.
+    def load_weights(
+        self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE, stage: Stage = ALL_LAYERS
+    ) -> Weights:
+        """The weights on `device` in `dtype`, or what one device has: a shard of each, or a stage's alone.
 
         Raises EngineError naming the tensor that is at fault.
         """
@@ -131,8 +133,10 @@ class ShapeSource(ModelSource):
     def revision(self) -> str:
         return "random"
 
-    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
-        return random_weights(self.config, device, dtype, shard)
+    def load_weights(
+        self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE, stage: Stage = ALL_LAYERS
+    ) -> Weights:
+        return random_weights(self.config, device, dtype, shard, stage)
 
 
 class DirectorySource(ModelSource):
@@ -186,8 +190,11 @@ class DirectorySource(ModelSource):
         files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
         return any((self.path / file).exists() for file in files)
 
-    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
-        return require_format(self.path).load(self.path, self.config.spec, device, dtype, shard)
+    def load_weights(
+        self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE, stage: Stage = ALL_LAYERS
+    ) -> Weights:
+        spec = self.config.spec.stage(stage)
+        return require_format(self.path).load(self.path, spec, device, dtype, shard)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if not self.has_tokenizer:

@@ -25,6 +25,7 @@ from backbench.backends.interface import (
 from backbench.backends.quantization import name_of
 from backbench.engine.limits import StepLimits
 from backbench.engine.models.config import ModelConfig
+from backbench.engine.models.layers import ALL_LAYERS, Stage
 from backbench.engine.models.rope import rotary_table
 from backbench.engine.models.weights import Held, LayerWeights, Weights
 from backbench.errors import BackendError
@@ -135,14 +136,17 @@ class Decoder:
         limits: StepLimits,
         kv_dtype: torch.dtype | None = None,
         communicator: Communicator | None = None,
+        stage: Stage = ALL_LAYERS,
         tap: Tap | None = None,
     ) -> None:
-        """kv_dtype: of the KV cache; None = `dtype`. communicator: None = this device has the whole model.
-        tap: of the hidden states of an engine's steps; None = nobody asks for them."""
+        """kv_dtype: of the KV cache; None = `dtype`. communicator: None = this device has whole layers.
+        stage: which of the layers. tap: of the hidden states of an engine's steps; None = nobody asks."""
         self.config = config
         self.communicator = communicator or Single(Peers(0, 1, selection.device))
-        self.spec = config.spec.divided(self.communicator.world)
+        self.spec = config.spec.divided(self.communicator.world).stage(stage)
         """What this device holds and computes of the model."""
+        self.own_layers = config.spec.stage_layers(stage.stages)[stage.number]
+        """Which of the model's layers."""
         self.weights = weights
         self.device = selection.device
         self.dtype = dtype
@@ -155,6 +159,7 @@ class Decoder:
         rotary = rotary_table(config.rope, config.head_dim, self.device.torch_device, limits.max_len)
         world = self.communicator.world
         specs = attention_specs(config, dtype=dtype, limits=limits, kv_dtype=kv_dtype, world=world)
+        # Those of other stages' layers, too: all stages then capture and plan the same steps.
         self.runners = {spec: selection.attention.open(spec, self.device) for spec in dict.fromkeys(specs)}
         self.layers = [
             Layer(
@@ -164,9 +169,11 @@ class Decoder:
                 rotation=Rotation(rotary, layer.q_norm, layer.k_norm, config.rms_norm_eps),
                 **{each.role: self._pack(getattr(layer, each.role)) for each in described.products},
             )
-            for layer, spec, described in zip(weights.layers, specs, self.spec.layers, strict=True)
+            for layer, spec, described in zip(
+                weights.layers, [specs[index] for index in self.own_layers], self.spec.layers, strict=True
+            )
         ]
-        self.lm_head = self._pack(weights.lm_head)
+        self.lm_head = None if weights.lm_head is None else self._pack(weights.lm_head)
         self.tap = tap
 
     @property
@@ -182,6 +189,11 @@ class Decoder:
     def new_caches(self, num_blocks: int) -> list[Any]:
         """Every layer's KV cache of `num_blocks` blocks."""
         return [layer.runner.new_cache(num_blocks) for layer in self.layers]
+
+    def new_hidden(self, num_tokens: int) -> Tensor:
+        """Room for hidden states [num_tokens, H] between two stages."""
+        shape = (num_tokens, self.config.hidden_size)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device.torch_device)
 
     def cache_bytes_per_block(self) -> int:
         """Device bytes one block takes over all layers."""
@@ -204,27 +216,29 @@ class Decoder:
         batch: Batch,
         caches: Sequence[Any],
         wanted: Wanted | None = None,
+        entering: Tensor | None = None,
         tap: Tap | None = None,
     ) -> Tensor:
-        """Hidden states [T, H] before the final norm, for ids and positions i64[T]; [N, H] of those `wanted`.
+        """Hidden states [T, H] that the layers leave, for ids and positions i64[T]; [N, H] of those `wanted`.
 
+        entering: [T, H], what the stage before left in place of embedded ids; None = this is the first stage.
         Writes every token's keys and values into `caches`. Rows of padding hold anything. tap: is given
         hidden states of all tokens; the engine's steps pass the decoder's own.
         """
-        residual = x = self._embed(ids)
+        residual = x = self._embed(ids) if entering is None else entering
         first = self.weights.layers[0].attention_norm
         normed: Rows = self.operations.rms_norm(residual, first, self.config.rms_norm_eps)
-        entering: dict[int, Tensor] = {}
+        tapped: dict[int, Tensor] = {}
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index > 0:
                 normed, residual = self._add_norm(x, residual, layer.weights.attention_norm, layer.qkv)
             if tap is not None and index in tap.layers:
-                entering[index] = residual.clone()  # what comes next may overwrite it
+                tapped[index] = residual.clone()  # what comes next may overwrite it
             # No later layer reads what the other tokens would become.
             asked = wanted if index == len(self.layers) - 1 else None
             x, residual = self._run(layer, normed, residual, positions, batch, cache, asked)
         if tap is not None:
-            tap.keep([entering[index] for index in tap.layers], batch.slots)
+            tap.keep([tapped[index] for index in tap.layers], batch.slots)
         return x + residual
 
     def _run(
@@ -256,7 +270,9 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [S, V], in the model's dtype, of rows [S, H] of what `forward` returned."""
-        normed = self.operations.rms_norm(hidden, self.weights.final_norm, self.config.rms_norm_eps)
+        final_norm = self.weights.final_norm
+        assert final_norm is not None, "only the last stage has logits"
+        normed = self.operations.rms_norm(hidden, final_norm, self.config.rms_norm_eps)
         logits = self.linear.run(normed, self.lm_head)
         if self.communicator.world == 1:
             return logits
@@ -274,7 +290,10 @@ class Decoder:
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])
         caches = [shared[layer.spec] for layer in self.layers]
-        hidden = self.forward(ids, positions, batch, caches, tap=self.tap)
+        entering = None if self.spec.first else self.new_hidden(num_tokens)
+        hidden = self.forward(ids, positions, batch, caches, entering=entering, tap=self.tap)
+        if not self.spec.last:
+            return
         rows = torch.arange(num_seqs, device=device) % num_tokens
         self.logits(hidden[rows]).float()
 
@@ -305,6 +324,7 @@ class Decoder:
     def _embed(self, ids: Tensor) -> Tensor:
         """Rows of the embedding; each device has those of a part of the vocabulary."""
         table = self.weights.embedding
+        assert table is not None, "only the first stage embeds ids"
         if self.communicator.world == 1:
             return self.operations.embed(ids, table)
         own = ids - self.communicator.rank * len(table)

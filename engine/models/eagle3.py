@@ -112,6 +112,7 @@ class Eagle3Head(Decoder):
     def share_embedding(self, target: Tensor) -> None:
         """Look tokens up in the target's embedding [V, H] where the checkpoint has none, or the same."""
         own = self.weights.embedding
+        assert own is not None, "a head is no stage of one"
         if len(own) == 0 or torch.equal(own, target):
             self.own_bytes -= own.nbytes
             self.weights.embedding = target

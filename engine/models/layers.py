@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple, Self, TypeVar
 
 import torch
@@ -34,7 +35,15 @@ class Shard(NamedTuple):
     world: int = 1
 
 
+class Stage(NamedTuple):
+    """Which part of a model's layers one of several devices holds, counted from the embedding on."""
+
+    number: int = 0
+    stages: int = 1
+
+
 WHOLE = Shard()
+ALL_LAYERS = Stage()
 PADDED_ROWS = 64
 """Rows of a vocabulary that devices divide come in multiples of this."""
 Held = TypeVar("Held", Tensor, Weight)
@@ -265,7 +274,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole decoder."""
+    """A whole decoder, or a stage of one: some of its layers, one after the other."""
 
     embedding: TensorSpec
     layers: tuple[LayerSpec, ...]
@@ -273,6 +282,47 @@ class ModelSpec:
     head: Product
     tied: bool
     """The head is the embedding's own tensor, or made of it where its scheme is another."""
+    first: bool = True
+    """It begins with the embedding; else with the hidden states that another stage has left."""
+    last: bool = True
+    """It ends with the final norm and the head; else it leaves hidden states to another stage."""
+
+    def stage_layers(self, count: int) -> list[range]:
+        """The layers of each of `count` stages, contiguous: as even as whole layers allow in the weights a
+        token is multiplied by, the head's among them.
+
+        Raises BackendError where there are fewer layers than stages.
+        """
+        if count > len(self.layers):
+            raise BackendError(
+                f"{len(self.layers)} layers cannot be divided among {count} stages; use a lower --pp."
+            )
+        sizes = [sum(product.parameters for product in layer.products) for layer in self.layers]
+        share = (sum(sizes) + self.head.parameters) / count
+        ends, passed = [0], 0.0
+        for number in range(1, count):
+            end, most = ends[-1], len(sizes) - (count - number)
+            # Whole layers up to the one whose greater part lies beyond the stage's share.
+            while end < most and (end == ends[-1] or passed + sizes[end] / 2 <= number * share):
+                passed += sizes[end]
+                end += 1
+            ends.append(end)
+        return [range(start, end) for start, end in pairwise([*ends, len(sizes)])]
+
+    def stage(self, stage: Stage) -> ModelSpec:
+        """What one of several devices that divide the layers holds and computes.
+
+        Raises BackendError where there are fewer layers than stages.
+        """
+        if stage.stages == 1:
+            return self
+        layers = self.stage_layers(stage.stages)[stage.number]
+        return replace(
+            self,
+            layers=self.layers[layers.start : layers.stop],
+            first=stage.number == 0,
+            last=stage.number == stage.stages - 1,
+        )
 
     def divided(self, world: int) -> ModelSpec:
         """What each of `world` devices holds and computes; all have parts of one shape.
@@ -298,17 +348,20 @@ class ModelSpec:
 
     def tensors(self) -> Iterator[TensorSpec]:
         """Every tensor the device holds, in the order in which random ones are drawn."""
-        yield self.embedding
+        if self.first or (self.last and self.tied):
+            yield self.embedding
         for layer in self.layers:
             yield from layer.tensors
-        yield self.final_norm
-        if not self.tied:
-            yield self.head
+        if self.last:
+            yield self.final_norm
+            if not self.tied:
+                yield self.head
 
     @cached_property
     def products(self) -> tuple[Product, ...]:
         """Every matrix multiplication of one token, the head's last."""
-        return (*(product for layer in self.layers for product in layer.products), self.head)
+        products = tuple(product for layer in self.layers for product in layer.products)
+        return (*products, self.head) if self.last else products
 
     @cached_property
     def num_parameters(self) -> int:
@@ -323,7 +376,7 @@ class ModelSpec:
     @property
     def looked_up_parameters(self) -> int:
         """Parameters a step does not read whole: those of an embedding that is not the head as well."""
-        return 0 if self.tied else self.embedding.parameters
+        return self.embedding.parameters if self.first and not (self.last and self.tied) else 0
 
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations to compute one token that attends to `context` keys, logits included.

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from backbench.backends.interface import Device, Linear, PackedWeight, Scheme, Weight
 from backbench.engine.models.config import ModelConfig
-from backbench.engine.models.layers import WHOLE, ModelSpec, Product, Shard, Start, TensorSpec
+from backbench.engine.models.layers import (
+    ALL_LAYERS,
+    WHOLE,
+    ModelSpec,
+    Product,
+    Shard,
+    Stage,
+    Start,
+    TensorSpec,
+)
 from backbench.engine.models.on_the_fly import round_product
 
 RANDOM_STD = 0.02
@@ -46,14 +55,14 @@ class LayerWeights:
 
 @dataclass
 class Weights:
-    """All weights of one model. A tied dense `lm_head` is the embedding's own tensor."""
+    """All weights of one model, or of a stage of it. A tied dense `lm_head` is the embedding's own tensor."""
 
-    embedding: Tensor
-    """[vocab_size, hidden_size]"""
+    embedding: Tensor | None
+    """[vocab_size, hidden_size]; None = this is not the first stage."""
     layers: list[LayerWeights]
-    final_norm: Tensor
-    """[hidden_size]"""
-    lm_head: Held
+    final_norm: Tensor | None
+    """[hidden_size]; None, as the head is, where this is not the last stage."""
+    lm_head: Held | None
     """[vocab_size, hidden_size]"""
 
     def tensors(self, read: bool = False) -> Iterator[Tensor]:
@@ -77,14 +86,18 @@ class Weights:
     def streamed_bytes(self) -> int:
         """Device bytes one step must read: an embedding that is not the head as well is only looked up."""
         read = sum(tensor.nbytes for tensor in self.tensors(read=True))
-        head = {tensor.data_ptr() for tensor in self.lm_head.tensors(read=True)}
-        return read - (0 if self.embedding.data_ptr() in head else self.embedding.nbytes)
+        if self.embedding is None:
+            return read
+        head = () if self.lm_head is None else self.lm_head.tensors(read=True)
+        is_head = self.embedding.data_ptr() in {tensor.data_ptr() for tensor in head}
+        return read - (0 if is_head else self.embedding.nbytes)
 
     def products(self) -> Iterator[tuple[str, Held]]:
         """(role, weight) of every product, the head's last."""
         for layer in self.layers:
             yield from ((role, held) for role, held in vars(layer).items() if isinstance(held, Held))
-        yield "head", self.lm_head
+        if self.lm_head is not None:
+            yield "head", self.lm_head
 
     def pack(self, linear: Linear, device: Device) -> None:
         """Have every quantized weight as `linear` packs it, one after the other: none is held twice for long.
@@ -153,24 +166,37 @@ def build(
     def canonical(wanted: TensorSpec) -> Any:
         return wanted.shard(whole(wanted), *shard)
 
-    embedding = tensor(spec.embedding)
-    rounded = None
-    if spec.tied and spec.head.scheme != Scheme():
-        rounded = spec.head.shard(round_product(spec.head, iter([embedding])), *shard)
-    embedding = spec.embedding.shard(embedding, *shard)
+    embedding: Tensor | None = None
+    lm_head: Weight | None = None
+    tied_head = spec.last and spec.tied
+    if spec.first or tied_head:
+        table = tensor(spec.embedding)
+        if tied_head and spec.head.scheme != Scheme():
+            lm_head = spec.head.shard(round_product(spec.head, iter([table])), *shard)
+        table = spec.embedding.shard(table, *shard)
+        if tied_head and lm_head is None:
+            lm_head = Weight(Scheme(), table)
+        embedding = table if spec.first else None
+        del table
     layers = [LayerWeights(**{each.role: canonical(each) for each in layer.tensors}) for layer in spec.layers]
-    final_norm = tensor(spec.final_norm)
-    lm_head = rounded or (Weight(Scheme(), embedding) if spec.tied else canonical(spec.head))
+    final_norm = tensor(spec.final_norm) if spec.last else None
+    if spec.last and lm_head is None:
+        lm_head = canonical(spec.head)
     return Weights(embedding, layers, final_norm, lm_head)
 
 
 def random_weights(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    shard: Shard = WHOLE,
+    stage: Stage = ALL_LAYERS,
 ) -> Weights:
     """Random normal weights from a fixed seed, generated on the device; norms are 1.
 
     What adds to the residual stream is scaled down by sqrt(2 * layers), so that its variance stays
-    about constant with depth (Radford et al. 2019, section 2.3).
+    about constant with depth (Radford et al. 2019, section 2.3). A stage's numbers are those of the whole
+    model: what other stages hold is drawn as well, one tensor after the other, and dropped.
     """
     generator = torch.Generator(device).manual_seed(RANDOM_SEED)
     deviations = {
@@ -178,10 +204,19 @@ def random_weights(
         Start.RESIDUAL: RANDOM_STD / (2 * config.num_layers) ** 0.5,
     }
 
-    def fill(wanted: TensorSpec, name: str, part: Tensor) -> None:
+    coming = iter([(each, *source) for each in config.spec.tensors() for source in each.sources])
+
+    def draw(wanted: TensorSpec, part: Tensor) -> None:
         if wanted.start is Start.ONES:
             part.fill_(1.0)
         else:
             part.normal_(0.0, deviations[wanted.start], generator=generator)
 
-    return build(config.spec, device, dtype, fill, shard=shard)
+    def fill(wanted: TensorSpec, name: str, part: Tensor) -> None:
+        for other, before, rows in coming:
+            if before == name:
+                break
+            draw(other, torch.empty((rows, *other.shape[1:]), device=device, dtype=dtype))
+        draw(wanted, part)
+
+    return build(config.spec.stage(stage), device, dtype, fill, shard=shard)

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from backbench.engine.config import MOST_STAGES
 from backbench.engine.execution.step_buffers import StepInputs
 from backbench.engine.execution.step_shape import StepShape
 from backbench.engine.limits import EngineLimits
 
-SLOTS = 8
+SLOTS = 2 * MOST_STAGES
 FACTS = tuple(name for name in StepInputs.__slots__ if name not in ("shape", "more_updates"))
 """Whole numbers and truth values of `StepInputs`."""
 SHAPE = len(fields(StepShape))

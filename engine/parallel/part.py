@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from backbench.backends.interface import Communicator, Device, Peers, Selection, Single
 from backbench.backends.registry import select
+from backbench.backends.torch.collectives import TorchCommunicator
 from backbench.engine.config import EngineConfig
 from backbench.engine.limits import EngineLimits, realise_limits, realise_pool
 from backbench.engine.models.decoder import Decoder, Tap, attention_specs
 from backbench.engine.models.layers import Shard
 from backbench.engine.models.weights import Weights
+from backbench.engine.parallel.pipe import Pipe, stage_of
 
 if TYPE_CHECKING:
     from backbench.engine.models.checkpoint import ModelSource
@@ -35,12 +37,14 @@ class Job:
         """Of the KV cache; None = `dtype`."""
         return None if self.config.kv_dtype is None else getattr(torch, self.config.kv_dtype)
 
-    def selection(self, device: Device, world: int) -> Selection:
-        """What serves each operation on one of `world` devices like this one.
+    def selection(self, device: Device) -> Selection:
+        """What serves each operation on a device like this one, of as many as the config asks for.
 
         Raises EngineError or BackendError where the model, divided so, cannot be served.
         """
-        model, limits = self.source.config, realise_limits(self.config, self.source.config, device)
+        model, world = self.source.config, self.config.tp
+        limits = realise_limits(self.config, model, device)
+        model.spec.stage_layers(self.config.pp)  # too many are refused here
         return select(
             self.backend,
             device=device,
@@ -62,6 +66,10 @@ class Part:
     selection: Selection
     limits: EngineLimits
     weights: Weights
+    communicator: Communicator
+    """Its end of what connects all ranks."""
+    pipe: Pipe | None
+    """Where the ranks divide the layers."""
 
 
 def open_part(
@@ -78,13 +86,16 @@ def open_part(
     loaded before, keeps for each KV block. tap: of the hidden states of the engine's steps. Raises
     EngineError or BackendError with one line.
     """
-    config, device, world = job.config, peers.device, peers.world
-    selection = job.selection(device, world)
+    config, device = job.config, peers.device
+    selection = job.selection(device)
     limits = realise_limits(config, job.source.config, device)
-    communicator = communicator_of(selection, peers)
+    stage = stage_of(peers.rank, config.pp)
+    library = None if stage.stages == 1 else TorchCommunicator(peers)
+    communicator = library or communicator_of(selection, peers)
     if weights is None:
-        shard = () if world == 1 else (Shard(peers.rank, world),)
-        weights = job.source.load_weights(device.torch_device, job.dtype, *shard)
+        held: dict[str, Any] = {} if config.tp == 1 else {"shard": Shard(peers.rank, config.tp)}
+        held |= {} if stage.stages == 1 else {"stage": stage}
+        weights = job.source.load_weights(device.torch_device, job.dtype, **held)
     decoder = Decoder(
         job.source.config,
         weights,
@@ -92,13 +103,14 @@ def open_part(
         dtype=job.dtype,
         limits=limits,
         kv_dtype=job.kv_dtype,
-        communicator=communicator,
+        communicator=communicator if library is None else None,
+        stage=stage,
         tap=tap,
     )
+    pipe = None if library is None else Pipe(decoder, library, limits.max_batch_tokens)
     sized = realise_pool(config, limits, decoder, device, drafting_bytes_per_block)
-    return Part(
-        decoder, selection, replace(sized, num_blocks=fewest(sized.num_blocks, communicator)), weights
-    )
+    sized = replace(sized, num_blocks=fewest(sized.num_blocks, communicator))
+    return Part(decoder, selection, sized, weights, communicator, pipe)
 
 
 def communicator_of(selection: Selection, peers: Peers) -> Communicator:

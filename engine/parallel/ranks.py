@@ -1,14 +1,17 @@
 """An engine over several devices: what the first rank tells the others, and what those do.
 
-A message is a byte that says what to do, and what that needs; a step itself lies on the board. Every rank
-samples every token from the same logits with the same noise, so none comes back, and none is sent.
+A message is a byte that says what to do, and what that needs; a step itself lies on the board. Where ranks
+divide every layer, each samples all tokens from the same logits with the same noise; where they divide the
+layers among them, the first one samples. So no token comes back, and none is sent.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +36,9 @@ def serve(member: Member, job: Job) -> None:
     """Be one of an engine's other ranks until it is closed."""
     assert member.connection is not None
     part = open_part(job, member.peers)
-    runner = Runner(part.decoder, part.selection.operations, part.limits, graphs=job.config.graphs)
+    runner = Runner(
+        part.decoder, part.selection.operations, part.limits, graphs=job.config.graphs, pipe=part.pipe
+    )
     board = Board(member.memory, part.limits, runner.largest_step)
     member.connection.send("opened")
     gc.collect()
@@ -52,14 +57,15 @@ def serve(member: Member, job: Job) -> None:
             member.connection.send(memory_of(part, runner))
     gc.unfreeze()
     runner.release()
-    part.decoder.communicator.close()
+    part.communicator.close()
 
 
 def memory_of(part: Part, runner: Runner) -> dict[str, Any]:
     """Bytes on one rank's device."""
-    at = part.decoder.device.torch_device
+    at, layers = part.decoder.device.torch_device, part.decoder.own_layers
     found = {
         "device": str(at),
+        "layers": f"{layers[0]}-{layers[-1]}",
         "weights_bytes": part.weights.num_bytes,
         "kv_pool_bytes": part.decoder.cache_bytes_per_block() * part.limits.num_blocks,
         "graphs": runner.num_graphs,
@@ -94,8 +100,8 @@ class Ranks:
         drafting_bytes_per_block: of a model that drafts, which the first rank alone has; see `open_part`.
         Raises EngineError or BackendError where a device is missing or a part cannot be opened.
         """
-        require_devices(world, device)
-        job.selection(device, world)  # what cannot be served is refused before a process starts
+        require_devices(world, device, "--tp" if job.config.pp == 1 else "--pp")
+        job.selection(device)  # what cannot be served is refused before a process starts
         self._own_team = team is None
         self._closed = False
         self.team = team or Team(world, device)
@@ -113,8 +119,9 @@ class Ranks:
         except BaseException:
             self.team.close()
             raise
-        self.team.when_lost.append(self.part.decoder.communicator.abort)
-        self.queue = WatchedQueue(device.torch_device, self.team)
+        self.team.when_lost.append(self.part.communicator.abort)
+        deferred = job.config.pp > 1 and device.torch_device.type == "cpu"
+        self.queue = (DeferredQueue if deferred else WatchedQueue)(device.torch_device, self.team)
 
     def lead(self, runner: Runner) -> None:
         """Have the others follow this runner."""
@@ -137,6 +144,7 @@ class Ranks:
 
     def memory(self, runner: Runner) -> list[dict[str, Any]]:
         """Bytes on each device, by rank; after the steps launched so far."""
+        self.queue.mark().synchronize()
         self.team.tell(bytes((MEMORY,)))
         return [memory_of(self.part, runner), *self.team.results()]
 
@@ -147,9 +155,10 @@ class Ranks:
         self._closed = True
         try:
             if self.team.fault is None:
+                self.queue.mark().synchronize()
                 self.team.tell(bytes((CLOSE,)))
                 runner.release()
-                self.part.decoder.communicator.close()
+                self.part.communicator.close()
                 self.team.results(CLOSING_S)
         finally:
             self.team.when_lost.clear()
@@ -157,15 +166,15 @@ class Ranks:
                 self.team.close()
 
 
-def require_devices(world: int, device: Device) -> None:
-    """EngineError where there are not as many devices."""
+def require_devices(world: int, device: Device, flag: str = "--tp") -> None:
+    """EngineError where there are not as many devices; `flag` asked for them."""
     if device.torch_device.type == "cpu":
         return
     there = torch.cuda.device_count() - (device.torch_device.index or 0)
     if there < world:
         raise EngineError(
-            f"--tp {world} needs {world} GPUs from {device.torch_device} on, and torch sees {there}; use a "
-            "lower --tp."
+            f"{flag} {world} needs {world} GPUs from {device.torch_device} on, and torch sees {there}; use a "
+            f"lower {flag}."
         )
 
 
@@ -193,6 +202,42 @@ class WatchedQueue(DeviceQueue):
 
     def stretch(self) -> Stretch:
         return WatchedStretch(self._events, self._team) if self._asynchronous else super().stretch()
+
+
+class DeferredQueue(WatchedQueue):
+    """The last stage's queue on a CPU, which works when it is waited for: until then it has only been given
+    steps, and the stages before it are at work on those that come next."""
+
+    def __init__(self, device: torch.device, team: Team) -> None:
+        super().__init__(device, team)
+        self._pending: deque[Callable[[], None]] = deque()
+        self._submitted = 0
+
+    def submit(self, work: Callable[[], None]) -> None:
+        self._pending.append(work)
+        self._submitted += 1
+
+    def mark(self) -> Mark:
+        return Place(self, self._submitted)
+
+    @torch.inference_mode()
+    def run_until(self, place: int) -> None:
+        """Do what was submitted up to that many works, in order."""
+        while self._submitted - len(self._pending) < place:
+            super().submit(self._pending.popleft())
+
+
+@dataclass(frozen=True)
+class Place:
+    """A mark in a `DeferredQueue`."""
+
+    queue: DeferredQueue
+    submitted: int
+    """Works up to here."""
+
+    def synchronize(self) -> None:
+        """As `Mark`; raises EngineError where a rank is lost."""
+        self.queue.run_until(self.submitted)
 
 
 class WatchedStretch(Timed):

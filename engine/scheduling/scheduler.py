@@ -64,9 +64,12 @@ class StepPlan:
 class Scheduler:
     """First come, first served under a budget of prompt tokens a step, with recompute preemption."""
 
-    def __init__(self, pool: BlockPool, limits: EngineLimits) -> None:
+    def __init__(self, pool: BlockPool, limits: EngineLimits, shares: int = 1) -> None:
+        """shares: above 1, so many steps in flight each take a share of what decodes, and a sequence whose
+        next token is still being drawn waits for it: the host knows every token that a step computes."""
         self.pool = pool
         self.limits = limits
+        self.shares = shares
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """In order of arrival."""
@@ -213,13 +216,16 @@ class Scheduler:
         """Give running sequences their tokens, decodes first and outside the budget; returns what is left."""
         budget = self.limits.max_step_tokens
         catching_up: list[Sequence] = []
+        most_decodes = -(-len(self.running) // self.shares)
         for sequence in list(self.running):
             num_tokens = sequence.num_tokens
             if not sequence.running or num_tokens >= sequence.end_len:
                 continue
             if num_tokens - sequence.num_computed > 1:
                 catching_up.append(sequence)
-            elif self._make_room(sequence, 1):
+            elif self.shares > 1 and sequence.num_computed == len(sequence.token_ids):
+                continue
+            elif len(decodes) < most_decodes and self._make_room(sequence, 1):
                 decodes.append(self._take(plan, sequence, 1))
         for sequence in catching_up:
             count = min(sequence.num_tokens - sequence.num_computed, budget, self.limits.prefill_chunk)

@@ -122,6 +122,7 @@ class HeadModel(DraftModel):
 
     def proposer(self, target: Decoder, limits: EngineLimits, **settings: bool) -> DraftProposer:
         assert isinstance(self.decoder, Eagle3Head) and self.tap is not None
+        assert target.weights.embedding is not None, "layers are not divided where something drafts"
         self.decoder.share_embedding(target.weights.embedding)
         return Eagle3Proposer(self.decoder, self.operations, limits, self.tap, **settings)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from backbench.engine.models.checkpoint import ModelSource
     from backbench.engine.models.layers import ModelSpec
 
-TOO_LARGE = "the whole model does not fit beside a device's part; check it on one device, without --tp"
+TOO_LARGE = "the whole model does not fit beside a device's part; check it without --tp and --pp"
 
 
 def whole_weights(engine: Engine, source: ModelSource) -> Weights | None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from backbench.engine.engine import Engine
     from backbench.engine.models.checkpoint import ModelSource
-    from backbench.engine.models.config import ModelConfig
+    from backbench.engine.models.layers import ModelSpec
     from backbench.engine.models.weights import Weights
     from backbench.engine.request import StepStats
 
@@ -41,24 +41,23 @@ CPU_CONCURRENCY = 16
 GPU_CONCURRENCY = 64
 CPU_STEP_TOKENS = 2048
 """Default token budget of a step on a CPU, where a larger one only makes decodes wait."""
-ON_SEVERAL_DEVICES = "accuracy is measured on one device; run the same without --tp"
+ON_SEVERAL_DEVICES = "accuracy is measured on one device; run the same without --tp or --pp"
 LONGEST_SLEEP_S = 0.05
 """An idle poll returns at least this often, so that Ctrl-C is answered."""
 
 
-def model_shape(config: ModelConfig, kv_dtype: torch.dtype, weights: Weights, world: int = 1) -> ModelShape:
-    """The shape of a model that runs on `weights`, with a KV cache in `kv_dtype`: what one of `world` devices
-    has of it."""
+def model_shape(spec: ModelSpec, kv_dtype: torch.dtype, weights: Weights) -> ModelShape:
+    """The shape of what a device computes, on `weights` and with a KV cache in `kv_dtype`. Where layers are
+    divided, the first device has the last stage, and so the head."""
     from backbench.backends.interface import kv_bytes_per_token
 
-    spec = config.spec.divided(world)
     head, attention = spec.head.parameters, spec.layers[0].attention
     kv_bytes = sum(
         kv_bytes_per_token(each.attention.kv_heads, each.attention.head_dim, kv_dtype) for each in spec.layers
     )
     rounded = dict.fromkeys(held.scheme.activation for _, held in weights.products())
     return ModelShape(
-        windows=list(config.windows),
+        windows=[each.attention.window for each in spec.layers],
         q_heads=attention.q_heads,
         head_dim=attention.head_dim,
         linear_parameters=spec.linear_parameters - head,
@@ -188,7 +187,7 @@ class EngineSubject:
         quantized = self.source.config.quantization is not None
         if not quantized and self.config.kv_dtype is None:
             return "nothing is quantized"
-        if self.config.tp > 1:
+        if self.config.num_devices > 1:
             return ON_SEVERAL_DEVICES
         if options.accuracy == "none" or not options.check:
             return "it was not asked for: --accuracy none, or --no-check"
@@ -313,25 +312,32 @@ class EngineSubject:
             warm_up_s=self.warm_up_s,
             batch_limit=engine.config.max_seqs,
             block_size=engine.pool.block_size,
-            gpus=0 if self.device.vendor == "cpu" else self.config.tp,
-            shape=asdict(
-                model_shape(engine.model_config, engine.decoder.kv_dtype, engine.weights, self.config.tp)
-            ),
+            gpus=0 if self.device.vendor == "cpu" else self.config.num_devices,
+            shape=asdict(model_shape(engine.decoder.spec, engine.decoder.kv_dtype, engine.weights)),
             peaks=asdict(self.peaks),
             idle_power_w=self.accelerator.get("idle_power_w"),
         )
 
     def settings(self) -> dict[str, Any]:
-        options, several = self._options, {}
-        if self.engine.ranks is not None:
-            several = {"collectives": [way._asdict() for way in self.engine.decoder.communicator.ways()]}
+        options = self._options
         searched = {"beams": options.beams, "length_penalty": options.length_penalty}
-        return self.engine.describe() | several | (searched if options.beams > 1 else {})
+        return self.engine.describe() | self._division() | (searched if options.beams > 1 else {})
+
+    def _division(self) -> dict[str, Any]:
+        """What the record says of how several devices share the model."""
+        engine = self.engine
+        if engine.ranks is None:
+            return {}
+        part = engine.ranks.part
+        if part.pipe is None:
+            return {"collectives": [way._asdict() for way in part.communicator.ways()]}
+        stages = engine.model_config.spec.stage_layers(engine.config.pp)
+        return {"stage_layers": [len(each) for each in stages], "stages_served_by": part.pipe.served_by}
 
     def sensors(self) -> tuple[list[Sensor], list[str]]:
         first = self.device.torch_device.index or 0
         sensors, reasons = open_sensors(self.device.vendor, first)
-        for index in range(first + 1, first + (1 if self.on_cpu else self.config.tp)):
+        for index in range(first + 1, first + (1 if self.on_cpu else self.config.num_devices)):
             more, why = open_sensors(self.device.vendor, index)
             sensors += [each for each in more if not isinstance(each, HostSensor)]
             reasons += why
@@ -370,7 +376,7 @@ class EngineSubject:
         return found
 
     def accuracy(self) -> dict[str, Any]:
-        if self.config.tp > 1:
+        if self.config.num_devices > 1:
             return {"reason": ON_SEVERAL_DEVICES}
         if self.on_cpu:
             self._predict_unquantized(self._dtype())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from backbench.backends.interface.device import cpu
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
 from backbench.engine.models.config import ModelConfig
-from backbench.engine.models.layers import WHOLE, Shard
+from backbench.engine.models.layers import ALL_LAYERS, WHOLE, Shard, Stage
 from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.models.weights import Weights, random_weights
 from backbench.engine.parallel.team import Member, Team
@@ -53,8 +54,10 @@ class LoudSource:
 
     config: ModelConfig
 
-    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
-        weights = random_weights(self.config, device, dtype, shard)
+    def load_weights(
+        self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE, stage: Stage = ALL_LAYERS
+    ) -> Weights:
+        weights = random_weights(self.config, device, dtype, shard, stage)
         for tensor in weights.tensors():
             if tensor.dim() == 2 and tensor.dtype == torch.float32:
                 tensor.mul_(8.0)
@@ -62,17 +65,37 @@ class LoudSource:
 
 
 @dataclass
+class WrongStageSource(LoudSource):
+    """The second stage has its layers in another order."""
+
+    def load_weights(
+        self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE, stage: Stage = ALL_LAYERS
+    ) -> Weights:
+        weights = super().load_weights(device, dtype, shard, stage)
+        if stage.number == 1:
+            weights.layers.reverse()
+        return weights
+
+
+@dataclass
 class WrongShardSource(LoudSource):
     """The last device has the columns of one product in another order: a shard cut at a wrong place."""
 
-    def load_weights(self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE) -> Weights:
-        weights = super().load_weights(device, dtype, shard)
+    def load_weights(
+        self, device: torch.device, dtype: torch.dtype, shard: Shard = WHOLE, stage: Stage = ALL_LAYERS
+    ) -> Weights:
+        weights = super().load_weights(device, dtype, shard, stage)
         if shard.world > 1 and shard.rank == shard.world - 1:
             held = weights.layers[0].attention_output
             assert isinstance(held, Weight)
             codes = held.q.view(torch.uint8) if held.q.itemsize == 1 else held.q
             codes.copy_(codes.roll(1, dims=1))
         return weights
+
+
+def in_stages(source: Any, count: int, team: Team | None = None, **settings: Any) -> Engine:
+    """`open_on` over `count` processes that divide the layers among them."""
+    return open_on(source, 1, team, pp=count, **settings)
 
 
 def open_on(
@@ -83,7 +106,8 @@ def open_on(
     **settings: Any,
 ) -> Engine:
     """An engine of the torch backend over `world` processes of this CPU, block size 4."""
-    config = EngineConfig(**({"block_size": 4, "max_seqs": 8, "max_step_tokens": 96} | settings), tp=world)
+    usual = {"block_size": 4, "max_seqs": 8, "max_step_tokens": 96, "tp": world}
+    config = EngineConfig(**(usual | settings))
     return Engine.open(source, backend="torch", device=cpu(), config=config, overrides=overrides, team=team)
 
 
@@ -125,3 +149,34 @@ def gone(pids: list[int]) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
             running.append(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return not any(running)
+
+
+def answers(engine: Engine) -> list[tuple[list[int], list[float]]]:
+    done = []
+    for params in KINDS:
+        done += engine.generate(prompts(engine.model_config.vocab_size), params)
+    return [(each.token_ids, each.logprobs) for each in done]
+
+
+def traffic(engine: Engine, seed: int, num_requests: int = 24) -> dict[tuple[str, int], list[int]]:
+    rng = random.Random(seed)
+    shared = [rng.randrange(97) for _ in range(30)]
+    tokens: dict[tuple[str, int], list[int]] = {}
+    for number in range(num_requests):
+        prompt = shared[: rng.choice((0, 12, 30))] + [rng.randrange(97) for _ in range(rng.randrange(1, 40))]
+        params = SamplingParams(
+            max_tokens=rng.randrange(1, 24),
+            temperature=rng.choice((0.0, 1.0)),
+            seed=number,
+            n=rng.choice((1, 1, 2)),
+        )
+        engine.add_request(str(number), prompt, params)
+        for _ in range(rng.randrange(6)):
+            for token in engine.step():
+                tokens.setdefault((token.request_id, token.sequence), []).append(token.token_id)
+        if number % 7 == 6:
+            engine.abort(str(number))
+    while engine.has_work:
+        for token in engine.step():
+            tokens.setdefault((token.request_id, token.sequence), []).append(token.token_id)
+    return tokens

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from parallel_fixtures import BASE, DRAFTING, KINDS, MODELS, LoudSource, WrongShardSource, open_on, prompts
+from parallel_fixtures import (
+    BASE,
+    DRAFTING,
+    MODELS,
+    LoudSource,
+    WrongShardSource,
+    answers,
+    open_on,
+    prompts,
+    traffic,
+)
 
 from backbench.backends.interface.device import cpu
 from backbench.backends.quantization import SCHEMES
-from backbench.engine.engine import Engine
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.models.on_the_fly import OnTheFly
 from backbench.engine.parallel.team import Team
@@ -27,13 +35,6 @@ def team(request: pytest.FixtureRequest) -> Iterator[Team]:
     found = Team(request.param, cpu())
     yield found
     found.close()
-
-
-def answers(engine: Engine) -> list[tuple[list[int], list[float]]]:
-    done = []
-    for params in KINDS:
-        done += engine.generate(prompts(engine.model_config.vocab_size), params)
-    return [(each.token_ids, each.logprobs) for each in done]
 
 
 def test_tokens_are_those_of_one_process(team: Team) -> None:
@@ -53,30 +54,6 @@ def test_traffic_under_pressure(team: Team) -> None:
         for seed in range(3):
             assert traffic(several, seed) == traffic(one, seed), seed
         assert one.scheduler.preemptions == several.scheduler.preemptions > 0
-
-
-def traffic(engine: Engine, seed: int, num_requests: int = 24) -> dict[tuple[str, int], list[int]]:
-    rng = random.Random(seed)
-    shared = [rng.randrange(97) for _ in range(30)]
-    tokens: dict[tuple[str, int], list[int]] = {}
-    for number in range(num_requests):
-        prompt = shared[: rng.choice((0, 12, 30))] + [rng.randrange(97) for _ in range(rng.randrange(1, 40))]
-        params = SamplingParams(
-            max_tokens=rng.randrange(1, 24),
-            temperature=rng.choice((0.0, 1.0)),
-            seed=number,
-            n=rng.choice((1, 1, 2)),
-        )
-        engine.add_request(str(number), prompt, params)
-        for _ in range(rng.randrange(6)):
-            for token in engine.step():
-                tokens.setdefault((token.request_id, token.sequence), []).append(token.token_id)
-        if number % 7 == 6:
-            engine.abort(str(number))
-    while engine.has_work:
-        for token in engine.step():
-            tokens.setdefault((token.request_id, token.sequence), []).append(token.token_id)
-    return tokens
 
 
 def test_drafts_and_beams_reach_every_rank(team: Team) -> None:

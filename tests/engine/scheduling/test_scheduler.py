@@ -69,6 +69,22 @@ def test_decodes_leave_the_prompts_their_budget() -> None:
     assert shape(s.schedule()) == [("r0", 2, 1), ("r1", 0, 16)]
 
 
+def test_steps_in_flight_share_what_decodes_and_chunks_go_on() -> None:
+    s = Scheduler(BlockPool(64, 4), make_limits(max_seqs=6, max_step_tokens=16, num_blocks=64), shares=3)
+    for order in range(5):
+        s.add(make([order], max_tokens=9, order=order))
+    first = s.schedule()
+    assert len(first.slices) == 5 and not s.schedule().slices, "no token is drawn yet"
+    land(s, first)
+    plans = [s.schedule() for _ in range(3)]
+    assert [[part.sequence.order for part in plan.slices] for plan in plans] == [[0, 1], [2, 3], [4]]
+    s.add(make(list(range(40)), order=9))
+    assert shape(s.schedule()) == [("r9", 0, 16)]
+    assert shape(s.schedule()) == [("r9", 16, 16)], "the next chunk needs no token of the one before"
+    land(s, plans[1])
+    assert shape(s.schedule()) == [("r2", 2, 1), ("r3", 2, 1), ("r9", 32, 8)]
+
+
 def test_prefill_chunk_limits_one_request() -> None:
     s = scheduler(prefill_chunk=3)
     s.add(make(list(range(7))))
@@ -290,13 +306,18 @@ def test_an_entry_of_the_block_table_is_updated_once_a_step() -> None:
 
 
 class TrafficMachine(RuleBasedStateMachine):
-    """Random add, step, land, abort and fork with up to two steps in flight and a tight pool."""
+    """Random add, step, land, abort and fork with two or more steps in flight and a tight pool."""
 
-    @initialize(blocks=st.integers(8, 20), chunk=st.sampled_from([None, 1, 3]), budget=st.integers(3, 12))
-    def begin(self, blocks: int, chunk: int | None, budget: int) -> None:
+    @initialize(
+        blocks=st.integers(8, 20),
+        chunk=st.sampled_from([None, 1, 3]),
+        budget=st.integers(3, 12),
+        shares=st.sampled_from([1, 1, 2, 3]),
+    )
+    def begin(self, blocks: int, chunk: int | None, budget: int, shares: int) -> None:
         self.size = 2
         limits = make_limits(max_seqs=3, max_step_tokens=budget, prefill_chunk=chunk or budget)
-        self.s = Scheduler(BlockPool(blocks, self.size), limits)
+        self.s = Scheduler(BlockPool(blocks, self.size), limits, shares)
         self.flying: deque[StepPlan] = deque()
         self.all: list[Sequence] = []
         self.orders = 0
@@ -313,13 +334,15 @@ class TrafficMachine(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        if len(self.flying) == 2:
+        if len(self.flying) == max(2, self.s.shares):
             self.land_oldest()
         plan = self.schedule()
         if not plan.slices:
             return
         assert plan.num_tokens - plan.num_decodes <= self.s.limits.max_step_tokens
         assert plan.num_decodes <= self.s.limits.max_seqs
+        if self.s.shares > 1:
+            assert all(part.start + part.num_tokens <= len(part.sequence.token_ids) for part in plan.slices)
         assert len(plan.slices) == len({id(part.sequence) for part in plan.slices})
         targets = [target for _, target in plan.copies]
         assert len(targets) == len(set(targets))
