@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ import pandas as pd
 from tokenizers import Tokenizer
 
 import backbench
+from backbench.harness.serving import metrics
 
 MODEL = "tiny"
 TTFT_S, TPOT_S = 0.030, 0.008
@@ -121,8 +122,7 @@ class Seen:
     input_tokens: int
     output_tokens: int
     ttft_ms: float
-    """Over requests, from sending a request to its first token: the median, or the mean of a server that
-    says only that."""
+    """The median over requests, from sending a request to its first token."""
     tpot_ms: float
     """Over requests, of (last token - first token) / (tokens - 1)."""
     mean_ttft_ms: float
@@ -402,28 +402,64 @@ def server(command: list[str]) -> Iterator[str]:
             process.terminate()
 
 
+class Kept(metrics.Histogram):
+    """A histogram whose values can be read one by one: buckets hold no medians."""
+
+    def __init__(self, name: str, help: str, bounds: Sequence[float] = metrics.SECONDS) -> None:
+        super().__init__(name, help, bounds)
+        self._values: list[float] = []
+
+    def observe(self, value: float) -> None:
+        super().observe(value)
+        self._values.append(value)
+
+    def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        yield from super().samples()
+        for place, value in enumerate(self._values):
+            yield "_value", {"place": str(place)}, value
+
+
+def serve_kept() -> None:
+    """`bench serve` as it is, but for its histograms."""
+    from backbench.harness.cli import main
+
+    metrics.Histogram = Kept  # type: ignore[misc]
+    main(["serve", MODEL, "--port", "0", "--backend", "torch"])
+
+
 class Scraped:
-    """What `bench serve` did since this was made, by the sums and counts of its /metrics."""
+    """What `bench serve` did since this was made, by its /metrics."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/metrics"
         self._before = self._read()
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> dict[str, list[float]]:
         with urllib.request.urlopen(self._url, timeout=10) as answer:
             lines = re.findall(r"^backbench:(\w+)\{[^}]*\} (\S+)$", answer.read().decode(), re.MULTILINE)
-        return {name: float(value) for name, value in lines}
+        found: dict[str, list[float]] = {}
+        for name, value in lines:
+            found.setdefault(name, []).append(float(value))
+        return found
 
     def seen(self) -> Seen:
-        """Means only: buckets hold no medians."""
-        now = {name: value - self._before[name] for name, value in self._read().items()}
-        means_ms = [
-            now[f"{name}_sum"] / now[f"{name}_count"] * 1e3
-            for name in ("time_to_first_token_seconds", "request_time_per_output_token_seconds")
-        ]
-        num_requests = int(now["time_to_first_token_seconds_count"])
-        counts = (num_requests, int(now["prompt_tokens_total"]), int(now["generation_tokens_total"]))
-        return Seen(*counts, *means_ms, *means_ms)
+        """The requests since then."""
+        before, now = self._before, self._read()
+        times_ms = (
+            [1e3 * value for value in now[name][len(before.get(name, [])) :]]
+            for name in ("time_to_first_token_seconds_value", "request_time_per_output_token_seconds_value")
+        )
+        totals = (
+            int(now[name][0] - before[name][0])
+            for name in (
+                "time_to_first_token_seconds_count",
+                "prompt_tokens_total",
+                "generation_tokens_total",
+            )
+        )
+        ttft_ms, tpot_ms = times_ms
+        medians = (statistics.median(each) for each in (ttft_ms, tpot_ms))
+        return Seen(*totals, *medians, statistics.fmean(ttft_ms), statistics.fmean(tpot_ms))
 
 
 class Remembered:
@@ -466,23 +502,20 @@ def compare(title: str, load: Load, clients: list[Client], arguments: argparse.N
             server_side = told(load.url)
             found[client.name].append(client.run(load, arguments.venvs, arguments.timeout_s))
             truths[client.name].append(server_side.seen())
-    kind = "p50" if told is Remembered else "mean"
     print(f"\n{title}: {load.requests} requests, {load.concurrency} at once, {OUTPUT_TOKENS} tokens each\n")
-    print("| client | requests | input tokens | output tokens | TTFT p50 ms | TPOT p50 ms ", end="")
-    print(f"| TTFT {kind} ms, the server's | TPOT {kind} ms, the server's | agrees |")
+    print("| client | requests | input tokens | output tokens ", end="")
+    print("| TTFT p50 ms | the server's | TPOT p50 ms | the server's | agrees |")
     print("|---" * 9 + "|")
     for name, rounds in found.items():
         own, truth = middle(rounds), middle(truths[name])
-        times = (own.ttft_ms, own.tpot_ms) if kind == "p50" else (own.mean_ttft_ms, own.mean_tpot_ms)
         counted = all(
             (each.requests, each.output_tokens) == (load.requests, load.requests * OUTPUT_TOKENS)
             for each in rounds
         )
-        alike = agree(times[0], truth.ttft_ms) and agree(times[1], truth.tpot_ms)
+        alike = agree(own.ttft_ms, truth.ttft_ms) and agree(own.tpot_ms, truth.tpot_ms)
         print(
             f"| {name} | {own.requests:,.0f} | {own.input_tokens:,.0f} | {own.output_tokens:,.0f} "
-            f"| {own.ttft_ms:.2f} | {own.tpot_ms:.2f} | {times[0]:.2f}, {truth.ttft_ms:.2f} "
-            f"| {times[1]:.2f}, {truth.tpot_ms:.2f} "
+            f"| {own.ttft_ms:.2f} | {truth.ttft_ms:.2f} | {own.tpot_ms:.2f} | {truth.tpot_ms:.2f} "
             f"| {'yes' if counted and alike else 'no'} |",
             flush=True,
         )
@@ -506,10 +539,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout-s", type=float, default=600)
     parser.add_argument("--serve-scripted", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-kept", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     tokenizer = Path(backbench.__file__).parent / "engine" / "checkpoints" / MODEL
     if arguments.serve_scripted:
         serve_scripted(tokenizer)
+        return
+    if arguments.serve_kept:
+        serve_kept()
         return
     bench = tuple(shlex.split(arguments.bench))
     asked = arguments.clients.split(",")
@@ -519,7 +556,7 @@ def main() -> None:
             client.install(arguments.venvs, arguments.torch_index)
     commands = {
         "scripted": [sys.executable, __file__, "--venvs", str(arguments.venvs), "--serve-scripted"],
-        "serve": [sys.executable, "-m", "backbench", "serve", MODEL, "--port", "0", "--backend", "torch"],
+        "serve": [sys.executable, __file__, "--venvs", str(arguments.venvs), "--serve-kept"],
     }
     for name in arguments.servers.split(","):
         with server([*shlex.split(arguments.before_server), *commands[name]]) as url:
