@@ -72,7 +72,8 @@ def difference_p(pairs: Floats) -> float:
     `CHANCE` and all flips can be looked at, else Student's."""
     if not FEWEST_PAIRS <= len(pairs) <= MOST_PAIRS:
         return student_p(pairs)
-    return min(1.0, 2 * min(sign_flip_p(pairs), sign_flip_p(-pairs)))
+    sums = _subset_sums(pairs)
+    return min(1.0, 2 * min(_p(sums), _p(-sums)))
 
 
 def standard_error(values: Floats) -> float:
