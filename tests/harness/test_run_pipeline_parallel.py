@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
+from divided_runs import exit_code, lose_a_rank
 
-from backbench.harness.cli import run_command
-from backbench.harness.subjects.engine import EngineTarget
 from backbench.reports.record import RunDirectory
 from backbench.reports.verify import verify
 
-SHORT = (
-    *("run", "-w", "synthetic", "--input-lengths", "fixed:8", "--output-lengths", "fixed:6", "-b", "torch"),
-    *("-n", "8", "--concurrency", "4", "--warmup", "1", "--max-len", "64", "--max-step-tokens", "64"),
-)
-
-
-def exit_code(*arguments: str) -> int:
-    try:
-        return run_command([*SHORT, *arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
+CLIENTS = ("--concurrency", "4")
 
 
 def test_the_record_of_two_stages(tmp_path: Path) -> None:
     asked = tmp_path / "bench.toml"
     asked.write_text("pp = 2\n")
-    assert exit_code("--config", str(asked), "-o", str(tmp_path / "two")) == 0
-    assert exit_code("-o", str(tmp_path / "one")) == 0
+    assert exit_code(*CLIENTS, "--config", str(asked), "-o", str(tmp_path / "two")) == 0
+    assert exit_code(*CLIENTS, "-o", str(tmp_path / "one")) == 0
     directory = RunDirectory.open(tmp_path / "two")
     record, one = directory.read_record(), RunDirectory.open(tmp_path / "one").read_record()
     assert verify(directory) == []
@@ -57,25 +43,7 @@ def test_the_record_of_two_stages(tmp_path: Path) -> None:
 def test_a_lost_stage_keeps_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    poll, finished = EngineTarget.poll, 0
-
-    def killing(target: EngineTarget, deadline_ns: int | None) -> Any:
-        nonlocal finished
-        events = poll(target, deadline_ns)
-        finished += sum(event.finished for event in events)
-        if finished >= 3 and target.engine.ranks is not None:
-            os.kill(target.engine.ranks.team.pids[0], signal.SIGKILL)
-        return events
-
-    monkeypatch.setattr(EngineTarget, "poll", killing)
-    assert exit_code("--pp", "2", "-o", str(tmp_path / "run")) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: Rank 1 of 2 (process ") and last.endswith("it was ended by SIGKILL")
-    directory = RunDirectory.open(tmp_path / "run")
-    record = directory.read_record()
-    assert record.run["status"] == "failed" and "Rank 1 of 2" in record.run["error"]
-    assert record.metrics["counts"]["completed"] >= 1
-    assert verify(directory) == []
+    lose_a_rank("--pp", "2", *CLIENTS, folder=tmp_path / "run", monkeypatch=monkeypatch, capsys=capsys)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +59,6 @@ def test_a_lost_stage_keeps_what_was_measured(
 def test_mistakes(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(*arguments, "-o", str(tmp_path / "run")) == 2
+    assert exit_code(*CLIENTS, *arguments, "-o", str(tmp_path / "run")) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said in line and len(line) < 300
