@@ -21,7 +21,10 @@ PLAIN_STEPS = 3
 """Plain steps that are measured before the first drafts."""
 REFRESH = 32
 """Steps with drafts after which a plain one is measured again: contexts grow, and a first measurement that
-another process disturbed would stand for a whole answer."""
+another process disturbed would stand for a whole answer. Each time that it confirms that drafts pay, twice as
+many: a plain step in between costs twice its time, for neither it nor the next can be launched ahead. Where
+it denies it, the next is plain, too."""
+LONGEST_REFRESH = 256
 PROBE = 128
 """Plain steps after which drafts are tried again; each time that they do not pay, twice as many."""
 LONGEST_PROBE = 4096
@@ -62,6 +65,7 @@ class _Times:
         self.plain_run = 0
         """Plain steps since the last with drafts, and the other way round."""
         self.drafted_run = 0
+        self.refresh = REFRESH
         self.probe = PROBE
         self.trial = 0
         """Steps with drafts that are left of a try."""
@@ -107,18 +111,21 @@ class AdaptiveLength:
             times.best = self._best(times)
         if times.best == 0:
             return self.tokens if times.plain_run >= times.probe else 0
-        return 0 if times.drafted_run >= REFRESH else times.best
+        return 0 if times.drafted_run >= times.refresh else times.best
 
     def goes_on(self, num_seqs: int, tokens: int) -> bool:
         """Whether `choose` will most likely say `tokens` again after the step for which it just said so."""
         times = self._at(num_seqs)
-        return times.best == tokens and times.trial == 0 and times.drafted_run + 1 < REFRESH
+        return times.best == tokens and times.trial == 0 and times.drafted_run + 1 < times.refresh
 
     def observe_plain(self, num_seqs: int, seconds: float) -> None:
         """A step of decodes alone that asked for no drafts."""
         times = self._at(num_seqs)
         times.plain.append(seconds)
         times.plain_run += 1
+        if times.drafted_run >= times.refresh:
+            confirmed = self._best(times, plain_s=seconds) > 0
+            times.refresh = min(max(2 * times.refresh, REFRESH), LONGEST_REFRESH) if confirmed else 0
         times.drafted_run = 0
         if times.best or times.plain_run % TIME_MEMORY == 0:
             times.best = None
@@ -128,6 +135,7 @@ class AdaptiveLength:
         times = self._at(num_seqs)
         times.drafted.setdefault(tokens, deque(maxlen=TIME_MEMORY)).append(seconds)
         times.drafted_run += 1
+        times.refresh = max(times.refresh, REFRESH)
         if times.drafted_run % TIME_MEMORY == 0 or times.trial or len(times.drafted[tokens]) == 1:
             times.best = None
         if times.trial:
@@ -154,9 +162,9 @@ class AdaptiveLength:
         if count:
             self.share.add(count / num_seqs)
 
-    def _best(self, times: _Times) -> int:
-        """The length with most tokens a second; 0 where none is worth it."""
-        plain, missed = times.time_s(0), times.drafted.get(0)
+    def _best(self, times: _Times, plain_s: float | None = None) -> int:
+        """The length with most tokens a second; 0 where none is worth it. plain_s: None = as measured."""
+        plain, missed = plain_s or times.time_s(0), times.drafted.get(0)
         missed_s = median(missed) if missed else plain
         if not any(times.drafted):
             return self.tokens if missed_s < DEAR * plain else 0

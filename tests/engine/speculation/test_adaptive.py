@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
 import pytest
 
-from backbench.engine.speculation.adaptive import PROBE, AdaptiveLength
+from backbench.engine.speculation.adaptive import LONGEST_REFRESH, PROBE, REFRESH, AdaptiveLength
 
 
 class Device:
@@ -55,6 +56,24 @@ def test_cheap_and_right_drafts_are_as_long_as_they_may_be() -> None:
     device = Device(0.9, lambda tokens: 1 + 0.02 * tokens)
     assert set(device.run(200)[-50:]) <= {4, 0}
     assert device.speed_up > 3
+
+
+def test_plain_steps_are_measured_again_the_less_often_the_longer_drafts_pay() -> None:
+    chosen = Device(0.9, lambda tokens: 1 + 0.02 * tokens).run(1500)
+    plain = [step for step, asked in enumerate(chosen) if asked == 0]
+    between = [later - earlier - 1 for earlier, later in itertools.pairwise(plain)]
+    assert [each for each in between if each][:6] == [32, 64, 128, 256, 256, 256]
+    assert (REFRESH, LONGEST_REFRESH) == (32, 256)
+
+
+def test_a_first_plain_step_that_was_disturbed_is_soon_forgotten() -> None:
+    """Drafts do not pay, and look as if they did: the plain steps measured first took three times as long."""
+    device = Device(0.1, lambda tokens: 1 + 0.2 * tokens)
+    for _ in range(3):
+        device.length.observe_plain(device.seqs, 3.0)
+    chosen = device.run(400)
+    assert chosen[:20].count(0) == 0, "it was taken in"
+    assert chosen[-100:].count(0) > 90
 
 
 def test_dear_drafts_are_short() -> None:
