@@ -89,7 +89,11 @@ class Request:
 
 
 def traffic() -> list[Request]:
-    """Forks, shared prefixes, greedy and sampled ones; some end by a stop token, some are aborted."""
+    """Forks, shared prefixes, greedy and sampled ones; some end by a stop token, some are aborted.
+
+    The seeds are such that the two best scores of every draw are at least 8e-5 apart, where logits in fp32
+    differ by 3e-6 with the order of summation. With the seeds from 0 on, one draw's were 1e-6 apart.
+    """
     rng = random.Random(4)
     document = [rng.randrange(5, 4000) for _ in range(90)]
     requests = []
@@ -99,7 +103,7 @@ def traffic() -> list[Request]:
             max_tokens=rng.choice([1, 2, 24, 24]),
             temperature=rng.choice([0.0, 1.0, 1.0]),
             top_k=rng.choice([0, 40]),
-            seed=i,
+            seed=100 + i,
             n=rng.choice([1, 2, 3]),
             stop_token_ids=tuple(rng.sample(range(5, 600), 120)) if i % 4 == 0 else (),
             ignore_eos=True,
