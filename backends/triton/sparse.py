@@ -159,8 +159,10 @@ def multiply_semi_structured(
     count = len(x)
     padded = functional.pad(x, (0, 0, 0, -count % LIBRARY_ROWS)).contiguous()
     if way.semi_structured == "cusparselt":
+        # Its own transposing (transpose_result) takes longer than the copy below.
         held = torch._cslt_compress(expanded(weight)) if weight.library is None else weight.buffer
-        return torch._cslt_sparse_mm(held, padded.T, bias=bias, transpose_result=True)[:count]
+        product = torch._cslt_sparse_mm(held, padded.T, bias=bias)
+        return product.T[:count].contiguous()
     order = cutlass_positions(weight) if weight.library is None else weight.library
     if bias is None:
         product = torch._sparse_semi_structured_mm(weight.values, order, padded.T)

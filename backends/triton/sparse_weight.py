@@ -47,9 +47,11 @@ class SparseWeight:
 
     @property
     def buffer(self) -> Tensor:
-        """cuSPARSELt's form: the numbers and what follows them in memory."""
+        """cuSPARSELt's form [n, k * 9/16]: the numbers and what follows them in memory. Its product takes the
+        output features from this shape; what a row of it holds belongs to others as well."""
         assert self.library is not None
-        return self.values.as_strided((self.values.numel() + self.library.numel(),), (1,))
+        whole = self.values.as_strided((self.values.numel() + self.library.numel(),), (1,))
+        return whole.view(self.n, -1)
 
     def copy(self) -> SparseWeight:
         """The same numbers and positions in other memory."""

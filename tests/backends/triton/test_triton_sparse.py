@@ -181,18 +181,20 @@ def compressed(dense: Tensor, order: int = 1) -> Tensor:
     if order == -1:
         values = values.flip(0)
     _, positions = quantization.compress(dense.cpu())
-    return torch.cat([values.flatten(), positions.flatten().view(dense.dtype)]).to(AT)
+    return torch.cat([values.flatten(), positions.flatten().view(dense.dtype)]).view(len(dense), -1).to(AT)
 
 
-def cusparselt(held: Tensor, columns: Tensor, *, bias: Tensor | None, transpose_result: bool) -> Tensor:
+def cusparselt(held: Tensor, columns: Tensor, *, bias: Tensor | None) -> Tensor:
     """torch's product by cuSPARSELt, as documented, of what `compressed` gives."""
-    assert columns.shape[1] % 8 == 0 and transpose_result
+    assert columns.shape[1] % 8 == 0
     k = columns.shape[0]
+    assert held.dim() == 2, "it takes the output features from the shape"
+    held = held.flatten()
     numbers = held.numel() * 8 // 9
     positions = held[numbers:].view(torch.uint8).view(-1, k // 8)
     weight = quantization.expand(held[:numbers].view(-1, k // 2), positions)
-    product = columns.T.float() @ weight.float().T
-    return (product if bias is None else product + bias.float()).to(columns.dtype)
+    product = weight.float() @ columns.float()
+    return (product if bias is None else product + bias.float()[:, None]).to(columns.dtype)
 
 
 @pytest.fixture
