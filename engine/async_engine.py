@@ -7,8 +7,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,30 @@ class StepReport:
 
 def _unobserved(report: StepReport) -> None:
     pass
+
+
+class Tokens:
+    """The tokens of requests that are being served, as they come, until all have finished."""
+
+    def __init__(self, queue: asyncio.Queue[Token | Exception], unfinished: dict[str, int]) -> None:
+        """unfinished: sequences by request; those that finish are taken out."""
+        self._queue = queue
+        self._unfinished = unfinished
+
+    def __aiter__(self) -> Tokens:
+        return self
+
+    async def __anext__(self) -> Token:
+        if not self._unfinished:
+            raise StopAsyncIteration
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        if item.finish_reason is not None:
+            self._unfinished[item.request_id] -= 1
+            if not self._unfinished[item.request_id]:
+                del self._unfinished[item.request_id]
+        return item
 
 
 class AsyncEngine:
@@ -85,16 +109,15 @@ class AsyncEngine:
 
         Leaving the loop early aborts the request. Raises EngineError where it cannot be served.
         """
-        async with aclosing(self.serve({f"stream-{next(self._ids)}": prompt}, params)) as tokens:
+        with self.serve({f"stream-{next(self._ids)}": prompt}, params) as tokens:
             async for token in tokens:
                 yield token
 
-    async def serve(
-        self, prompts: Mapping[str, TokenIds], params: SamplingParams
-    ) -> AsyncGenerator[Token, None]:
-        """Yield the tokens of several requests, by request id, which join the batch together.
+    @contextmanager
+    def serve(self, prompts: Mapping[str, TokenIds], params: SamplingParams) -> Iterator[Tokens]:
+        """The tokens of several requests, by request id, which join the batch together as it is entered.
 
-        Leaving the loop early aborts all of them, as does one that cannot be served: raises EngineError.
+        Leaving it early aborts all of them, as does one that cannot be served: the tokens raise EngineError.
         """
         if self._thread is None or self._closed:
             raise EngineError("AsyncEngine is not running; use it as `async with AsyncEngine(engine)`.")
@@ -105,15 +128,7 @@ class AsyncEngine:
         self._command(lambda: self._add(prompts, params))
         unfinished = dict.fromkeys(prompts, params.n)
         try:
-            while unfinished:
-                item = await queue.get()
-                if isinstance(item, Exception):
-                    raise item
-                if item.finish_reason is not None:
-                    unfinished[item.request_id] -= 1
-                    if not unfinished[item.request_id]:
-                        del unfinished[item.request_id]
-                yield item
+            yield Tokens(queue, unfinished)
         finally:
             for request_id in prompts:
                 self._queues.pop(request_id, None)

@@ -7,7 +7,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from backbench.engine.async_engine import Tokens
 from backbench.engine.request import SamplingParams, Token
 from backbench.harness.serving.front import Front
 from backbench.harness.serving.protocol import Delivery, Refused
@@ -23,6 +24,8 @@ from backbench.harness.serving.text import REPLACEMENT, TextStream
 LEAST_LOGPROB = -9999.0
 """What stands for a log-probability of minus infinity, which JSON lacks."""
 DONE = b"data: [DONE]\n\n"
+ADMITTED = b""
+"""In place of an event: the request is being computed, and the answer's head can go out meanwhile."""
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -80,12 +83,12 @@ class Choices:
         self._drafts: list[tuple[int, int]] = []
         """(tokens drafted, accepted) of each draft that was verified."""
 
-    def push(self, prompt: int, token: Token) -> tuple[int, Choice, NewToken]:
+    def push(self, token: Token) -> tuple[int, Choice, NewToken]:
         """Add a token; returns its sequence's index, the sequence, and the token as it is shown."""
         self._num_tokens += 1
         if token.draft is not None:
             self._drafts.append(token.draft)
-        index = prompt * self._params.n + token.sequence
+        index = prompt_index(token.request_id) * self._params.n + token.sequence
         choice = self._begun.get(index)
         if choice is None:
             choice = self._begun[index] = Choice(self._text_stream())
@@ -163,17 +166,18 @@ class Answer(ABC):
         whole = await unless_gone(request.receive, self._whole())
         return Response(encode_json(whole), media_type="application/json")
 
-    def _tokens(self, name: str) -> AsyncGenerator[tuple[int, Token], None]:
-        return self.front.generate(name, self._prompts, self.params, self._arrived_ns)
+    def _serving(self, name: str) -> AbstractContextManager[Tokens]:
+        asked = {request_id(name, index): prompt for index, prompt in enumerate(self._prompts)}
+        return self.front.serve(asked, self.params, self._arrived_ns)
 
     def _ids(self, tokens: list[NewToken]) -> dict[str, list[int]]:
         return {"token_ids": [token.token_id for token in tokens]} if self._how.token_ids else {}
 
     async def _whole(self) -> dict[str, Any]:
         head = self.head(streamed=False)
-        async with aclosing(self._tokens(head["id"])) as tokens:
-            async for prompt, token in tokens:
-                self._choices.push(prompt, token)
+        with self._serving(head["id"]) as tokens:
+            async for token in tokens:
+                self._choices.push(token)
         choices = [
             self.choice(index, choice) | self._ids(choice.tokens) for index, choice in self._choices.all()
         ]
@@ -181,9 +185,10 @@ class Answer(ABC):
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         head = self.head(streamed=True)
-        async with aclosing(self._tokens(head["id"])) as tokens:
-            async for prompt, token in tokens:
-                index, choice, new = self._choices.push(prompt, token)
+        with self._serving(head["id"]) as tokens:
+            yield ADMITTED
+            async for token in tokens:
+                index, choice, new = self._choices.push(token)
                 usage = {"usage": self._choices.usage()} if self._how.continuous_usage else {}
                 yield event(head | {"choices": [self.chunk(index, choice, new) | self._ids([new])]} | usage)
         if self._how.include_usage:
@@ -215,6 +220,16 @@ def token_text(tokenizer: Any, token_id: int) -> tuple[str, list[int] | None]:
     return text, None if REPLACEMENT in text else list(text.encode())
 
 
+def request_id(name: str, index: int) -> str:
+    """What the engine calls a prompt of the answer `name`."""
+    return f"{name}-{index}"
+
+
+def prompt_index(request_id: str) -> int:
+    """Which of its answer's prompts it is."""
+    return int(request_id.rpartition("-")[2])
+
+
 def event(value: Any) -> bytes:
     """One server-sent event."""
     return b"data: " + encode_json(value) + b"\n\n"
@@ -231,7 +246,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        """An error before the first event is answered as such; a later one is the last event."""
+        """An error before the first of them is answered as such; a later one is the last event."""
         self.status_code = 200
         self.background = None
         self._events = events
@@ -249,7 +264,8 @@ class EventStream(Response):
                         await send(
                             {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                         )
-                    await send({"type": "http.response.body", "body": each, "more_body": True})
+                    if each is not ADMITTED:
+                        await send({"type": "http.response.body", "body": each, "more_body": True})
 
         try:
             await unless_gone(receive, send_all())

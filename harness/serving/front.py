@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-from backbench.engine.async_engine import AsyncEngine
+from backbench.engine.async_engine import AsyncEngine, Tokens
 from backbench.engine.engine import Engine
-from backbench.engine.request import SamplingParams, Token, as_token_ids
+from backbench.engine.request import SamplingParams, as_token_ids
 from backbench.errors import EngineError, shown
 from backbench.harness.serving.metrics import ServingMetrics
 from backbench.harness.serving.protocol import Fields, Refused
@@ -25,8 +25,9 @@ class Front:
     """Takes requests for one engine while its context is entered.
 
     async with front:
-        async for index, token in front.generate("cmpl-1", prompts, params, arrived_ns):
-            ...
+        with front.serve({"cmpl-1-0": prompt}, params, arrived_ns) as tokens:
+            async for token in tokens:
+                ...
     """
 
     def __init__(self, engine: Engine, names: Sequence[str], *, max_queue: int) -> None:
@@ -126,28 +127,25 @@ class Front:
         held = (pool.num_blocks - (n > 1)) * pool.block_size + 1
         return min(self.engine.limits.max_len, held) - prompt_len
 
-    async def generate(
-        self, name: str, prompts: Sequence[list[int]], params: SamplingParams, arrived_ns: int
-    ) -> AsyncGenerator[tuple[int, Token], None]:
-        """Tokens of the prompts as they come, each with its prompt's index. Leaving early aborts them.
+    @contextmanager
+    def serve(
+        self, asked: Mapping[str, list[int]], params: SamplingParams, arrived_ns: int
+    ) -> Iterator[Tokens]:
+        """Tokens of the prompts, by request id, as they come. Leaving the context early aborts them.
 
         arrived_ns: when they came, by `time.perf_counter_ns`, for the counts.
-        Raises Refused, before the first token, where they cannot be served or the queue is full.
+        Raises Refused, as it is entered, where they cannot be served or the queue is full.
         """
         if self.failure is not None:
             raise Refused("The engine has failed; nothing is served.", status=503, kind="internal_error")
-        self.require_places(len(prompts) * params.n)
-        asked = {f"{name}-{index}": prompt for index, prompt in enumerate(prompts)}
-        indices = {request_id: index for index, request_id in enumerate(asked)}
+        self.require_places(len(asked) * params.n)
         try:
             for request_id, prompt in asked.items():
                 self.engine.check(request_id, prompt, params)
         except EngineError as error:
             raise Refused(str(error)) from None
-        with self._admitted(asked, params.n, arrived_ns):
-            async with aclosing(self._async_engine.serve(asked, params)) as tokens:
-                async for token in tokens:
-                    yield indices[token.request_id], token
+        with self._admitted(asked, params.n, arrived_ns), self._async_engine.serve(asked, params) as tokens:
+            yield tokens
 
     @contextmanager
     def _admitted(self, asked: Mapping[str, list[int]], n: int, arrived_ns: int) -> Iterator[None]:

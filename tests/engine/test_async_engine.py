@@ -161,8 +161,9 @@ def test_requests_served_together_join_the_same_step() -> None:
     async def main() -> dict[str, list[int]]:
         found: dict[str, list[int]] = {name: [] for name in asked}
         async with AsyncEngine(engine, reports.append) as front:
-            async for token in front.serve(asked, PARAMS):
-                found[token.request_id].append(token.token_id)
+            with front.serve(asked, PARAMS) as tokens:
+                async for token in tokens:
+                    found[token.request_id].append(token.token_id)
         return found
 
     engine.take_step_stats()
@@ -177,12 +178,12 @@ def test_one_request_that_cannot_be_served_takes_the_others_along() -> None:
 
     async def main() -> None:
         async with AsyncEngine(engine) as front:
-            with pytest.raises(EngineError, match="empty prompt"):
-                async for _ in front.serve({"a": [1], "b": []}, PARAMS):
-                    pass
-            with pytest.raises(EngineError, match="already being served"):
-                async for _ in front.serve({"c": [1]}, PARAMS):
-                    await front.serve({"c": [2]}, PARAMS).__anext__()
+            both = front.serve({"a": [1], "b": []}, PARAMS)
+            with both as tokens, pytest.raises(EngineError, match="empty prompt"):
+                await anext(tokens)
+            again = front.serve({"c": [2]}, PARAMS)
+            with front.serve({"c": [1]}, PARAMS), pytest.raises(EngineError, match="already being served"):
+                again.__enter__()
 
     asyncio.run(main())
     assert not engine.has_work and engine.pool.num_used == 0
@@ -194,8 +195,9 @@ def test_a_request_starts_when_it_leaves_the_queue() -> None:
 
     async def main() -> None:
         async with AsyncEngine(engine, reports.append) as front:
-            async for _ in front.serve({"a": [1], "b": [2], "c": [3]}, PARAMS):
-                pass
+            with front.serve({"a": [1], "b": [2], "c": [3]}, PARAMS) as tokens:
+                async for _ in tokens:
+                    pass
 
     asyncio.run(main())
     assert [report.started for report in reports if report.started] == [["a"], ["b"], ["c"]]

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from parallel_fixtures import gone
 from serving_fixtures import MAX_BODY_BYTES, tiny_engine
 
+from backbench.engine.request import Token
 from backbench.errors import EngineError, HarnessError
 from backbench.harness import experiment
 from backbench.harness.experiment import Observer
@@ -114,12 +115,35 @@ def test_every_token_arrives_in_its_own_segment() -> None:
     assert num_segments > 30  # the head and the end of the answer are others
 
 
+def test_the_head_is_sent_while_the_first_token_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client has read it by then, so that only the token itself is left to read."""
+    may_step, real_step = threading.Event(), tiny_engine().step
+
+    def step(**how: bool) -> list[Token]:
+        assert may_step.wait(20)
+        return real_step(**how)
+
+    monkeypatch.setattr(tiny_engine(), "step", step)
+    with running() as (port, _, _), socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(20)
+        client.sendall(request_bytes({"max_tokens": 2}))
+        try:
+            head = client.recv(1000)
+        finally:
+            may_step.set()
+        assert b"200 OK" in head and head.endswith(b"\r\n\r\n") and b"data:" not in head
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += client.recv(1000)
+        assert received.count(b'"text"') == 2
+
+
 def test_a_client_that_hangs_up_frees_its_blocks() -> None:
     with running() as (port, _, front):
         client = socket.create_connection(("127.0.0.1", port))
         client.sendall(request_bytes({"max_tokens": 200}))
         assert b"200 OK" in client.recv(100)
-        assert tiny_engine().pool.num_used > 0
+        assert settled(lambda: tiny_engine().pool.num_used > 0)
         client.close()
         assert settled(lambda: tiny_engine().pool.num_used == 0 and front.num_sequences == 0, 1.0)
 
@@ -155,7 +179,10 @@ def test_it_ends_when_the_engine_has_failed(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(front.engine, "step", lambda **_: 1 / 0, raising=False)
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(request_bytes({"max_tokens": 2}))
-            assert b"500 Internal Server Error" in client.recv(100)
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += client.recv(1000)
+            assert b"The engine failed: division by zero" in received
         assert settled(lambda: refused(port)) and not server.should_exit
         for request_id in list(tiny_engine()._requests):
             tiny_engine().abort(request_id)
