@@ -282,8 +282,8 @@ def test_ways() -> None:
     assert choose(*UNTUNED, 1, 28672, 4096, SPARSE, torch.bfloat16) == Kernel(0, 4, 4, spans=16)
     assert choose(*UNTUNED, 16, 28672, 4096, SPARSE, torch.bfloat16).block_m == 16
     assert choose(*UNTUNED, 64, 4096, 12288, SPARSE, torch.bfloat16).split > 1
-    assert choose(*UNTUNED, 256, 28672, 4096, SPARSE, torch.bfloat16).block_m == 64
-    assert choose(*UNTUNED, 257, 28672, 4096, SPARSE, torch.bfloat16) == Expanded()
+    assert choose(*UNTUNED, 64, 28672, 4096, SPARSE, torch.bfloat16).block_m == 64
+    assert choose(*UNTUNED, 65, 28672, 4096, SPARSE, torch.bfloat16) == Expanded()
     assert choose(*UNTUNED, 1, 28672, 4096, SPARSE, torch.float32) == Expanded()
     for each in (WIDE, VECTOR, Expanded(), SemiStructured("cutlass"), SemiStructured("cusparselt", True)):
         assert quantized_configs.way(asdict(each)) == each
