@@ -30,7 +30,7 @@ from backbench.backends.triton.quantized_configs import (
     choose,
 )
 from backbench.backends.triton.quantized_tune import QuantizedProblem, random_sparse
-from backbench.backends.triton.sparse import expanded, multiply, run_sparse, with_library
+from backbench.backends.triton.sparse import COPIED_ROWS, expanded, multiply, run_sparse, with_library
 from backbench.backends.triton.sparse_aot import sparse_cases
 from backbench.backends.triton.sparse_weight import SparseWeight, pack_sparse, unpack_sparse
 from backbench.errors import BackendError
@@ -184,7 +184,9 @@ def compressed(dense: Tensor, order: int = 1) -> Tensor:
     return torch.cat([values.flatten(), positions.flatten().view(dense.dtype)]).view(len(dense), -1).to(AT)
 
 
-def cusparselt(held: Tensor, columns: Tensor, *, bias: Tensor | None) -> Tensor:
+def cusparselt(
+    held: Tensor, columns: Tensor, *, bias: Tensor | None, transpose_result: bool = False
+) -> Tensor:
     """torch's product by cuSPARSELt, as documented, of what `compressed` gives."""
     assert columns.shape[1] % 8 == 0
     k = columns.shape[0]
@@ -194,7 +196,8 @@ def cusparselt(held: Tensor, columns: Tensor, *, bias: Tensor | None) -> Tensor:
     positions = held[numbers:].view(torch.uint8).view(-1, k // 8)
     weight = quantization.expand(held[:numbers].view(-1, k // 2), positions)
     product = weight.float() @ columns.float()
-    return (product if bias is None else product + bias.float()[:, None]).to(columns.dtype)
+    product = (product if bias is None else product + bias.float()[:, None]).to(columns.dtype)
+    return product.T.contiguous() if transpose_result else product
 
 
 @pytest.fixture
@@ -211,7 +214,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("library", ["cutlass", "cusparselt"])
-@pytest.mark.parametrize("rows", [16, 13])
+@pytest.mark.parametrize("rows", [16, 13, COPIED_ROWS + 1])
 def test_the_libraries_are_given_what_they_ask_for(
     rows: int, library: str, kept: bool, biased: bool, libraries: None
 ) -> None:
