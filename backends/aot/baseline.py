@@ -113,6 +113,9 @@ def compile_row(case: KernelCase, target: str) -> PortabilityRow:
         return replace(
             row, problem=f"takes {found.shared_bytes} bytes of shared memory, {target} has {limit}"
         )
+    if found.overwritten:
+        count = len(found.overwritten)
+        return replace(row, problem=f"{found.overwritten[0]} of a product in flight ({count} such)")
     if case.matrix and not found.matrix_instructions:
         return replace(row, problem="uses no matrix instruction: falls to plain multiply-adds")
     return row

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from backbench.backends.aot.in_flight import disassemble, overwritten
 from backbench.backends.interface import KernelLaunch
 from backbench.errors import BackendError
 
@@ -66,6 +67,8 @@ class Resources:
     """The distinct matrix instructions, shortened."""
     text: str
     """The listing: PTX or AMD assembly."""
+    overwritten: tuple[str, ...] = ()
+    """Instructions that write a register of a Hopper product in flight: results would be wrong at times."""
 
     @property
     def fits(self) -> bool:
@@ -186,7 +189,9 @@ def _resources(compiled: Any, target: str) -> Resources:
     found = re.findall(rf"(?:{MATRIX_INSTRUCTIONS['nvidia' if nvidia else 'amd']})[\w.:]*", text)
     kinds = tuple(sorted({name[:60] for name in found}))
     registers, spill = _nvidia_usage(compiled.asm["cubin"]) if nvidia else _amd_usage(text)
-    return Resources(target, registers, spill, compiled.metadata.shared, len(found), kinds, text)
+    runs_on = any(kind.startswith("wgmma") for kind in kinds)
+    wrong = tuple(overwritten(disassemble(compiled.asm["cubin"]))) if runs_on else ()
+    return Resources(target, registers, spill, compiled.metadata.shared, len(found), kinds, text, wrong)
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int | None, int | None]:

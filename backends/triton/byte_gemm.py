@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from backbench.backends.triton.codes import exact_scale
-from backbench.backends.triton.gemm import prefetch_rows
+from backbench.backends.triton.gemm import finished, prefetch_rows
 from backbench.backends.triton.launch import release_successor, wait_for_predecessor
 
 
@@ -155,6 +155,7 @@ def byte_gemm_kernel(
     AHEAD: tl.constexpr,
     NATIVE: tl.constexpr,
     HALF: tl.constexpr,
+    WAIT: tl.constexpr,
     WIDEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -164,7 +165,7 @@ def byte_gemm_kernel(
     the cache. Part takes columns [part * split_depth, ...). PARTIAL: fp32 sums go to out [part, count, width]
     without the scales of whole rows and the bias, which `finish_kernel` adds. The first `soon`
     tiles fetch AHEAD lines of each row while the predecessor still runs. GROUP, GROUP_N, X_SCALE: as in
-    `byte_vector_kernel`, BLOCK_K dividing GROUP and the row's groups of 128.
+    `byte_vector_kernel`, BLOCK_K dividing GROUP and the row's groups of 128. WAIT: of `finished`.
     """
     release_successor(PDL)
     tiles_m = tl.cdiv(count, BLOCK_M)
@@ -226,7 +227,7 @@ def byte_gemm_kernel(
             else:
                 total += some * own[:, None] * step[None, :]
         else:
-            total = byte_product(value, codes, total, SWAP)
+            total = finished(byte_product(value, codes, total, SWAP), WAIT)
     if SWAP:
         total = tl.trans(total)
     live = present & (n < width)[None, :]

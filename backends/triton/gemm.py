@@ -46,6 +46,19 @@ def prefetch_rows(rows, width, LINES: tl.constexpr):
 
 
 @triton.jit
+def finished(total, WAIT: tl.constexpr):
+    """A loop's sum, of products that have ended: no instruction reads it here, but Triton waits for them.
+
+    WAIT: a product takes an operand from registers and runs on (Hopper's wgmma). Triton would let it run into
+    the next step, and ptxas before 13.3 then gives the registers that it still reads to the numbers of that
+    step (triton-lang/triton#9433), so that now and then results are wrong by any amount.
+    """
+    if WAIT:
+        total = tl.inline_asm_elementwise("", "=f,0", [total], dtype=tl.float32, is_pure=True, pack=1)
+    return total
+
+
+@triton.jit
 def weight_tile(rows, k, depth, EVEN: tl.constexpr):
     """weight[rows, k], zero where k lies past `depth`; read once, so first to leave the cache."""
     if EVEN:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from backbench.backends.triton.codes import code, exact_scale, scaled, unpacked
-from backbench.backends.triton.gemm import prefetch_rows
+from backbench.backends.triton.gemm import finished, prefetch_rows
 from backbench.backends.triton.launch import release_successor, wait_for_predecessor
 
 
@@ -174,6 +174,7 @@ def packed_gemm_kernel(
     STAGES: tl.constexpr,
     AHEAD: tl.constexpr,
     PTX: tl.constexpr,
+    WAIT: tl.constexpr,
     WIDEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -184,8 +185,8 @@ def packed_gemm_kernel(
     The first `soon` programs fetch the words of AHEAD spans while the predecessor still runs.
     ZERO_GROUP: columns that share a zero point, 0 = there is none; very many = all.
     EARLY: each code is scaled in x's dtype before it is multiplied, as if the weight had been dequantized;
-    else sums of a group are scaled in fp32. EVEN: depth is a multiple of the span. WIDEN: the interpreter
-    multiplies bf16 wrongly, so operands are cast up there.
+    else sums of a group are scaled in fp32. EVEN: depth is a multiple of the span. WAIT: of
+    `finished`. WIDEN: the interpreter multiplies bf16 wrongly, so operands are cast up there.
     """
     release_successor(PDL)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -231,12 +232,12 @@ def packed_gemm_kernel(
             total = add_product(total, x0, w0, SWAP, WIDEN)
             total = add_product(total, x1, w1, SWAP, WIDEN)
             total = add_product(total, x2, w2, SWAP, WIDEN)
-            total = add_product(total, x3, w3, SWAP, WIDEN)
+            total = finished(add_product(total, x3, w3, SWAP, WIDEN), WAIT)
         elif GROUP == 0:
             total = add_product(total, x0, w0, SWAP, WIDEN)
             total = add_product(total, x1, w1, SWAP, WIDEN)
             total = add_product(total, x2, w2, SWAP, WIDEN)
-            total = add_product(total, x3, w3, SWAP, WIDEN)
+            total = finished(add_product(total, x3, w3, SWAP, WIDEN), WAIT)
         elif WHOLE:
             some = add_product(tl.zeros_like(total), x0, w0, SWAP, WIDEN)
             some = add_product(some, x1, w1, SWAP, WIDEN)

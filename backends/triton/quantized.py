@@ -197,6 +197,7 @@ def _bound_packed(
         STAGES=config.stages,
         AHEAD=config.ahead,
         PTX=place.speaks_ptx,
+        WAIT=place.arch == "sm90" and config.swap,
         WIDEN=place.interpreted,
         **shared,
     )
@@ -263,6 +264,7 @@ def _bound_bytes(
         AHEAD=config.ahead,
         NATIVE=native(place.arch, scheme),
         HALF=half,
+        WAIT=place.arch == "sm90" and config.swap and not native(place.arch, scheme),
         WIDEN=place.interpreted,
         **shared,
     )

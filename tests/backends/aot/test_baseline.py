@@ -83,6 +83,10 @@ def test_the_baseline_only_gets_better() -> None:
     ("facts", "problem"),
     [
         ({"shared_bytes": 65 * 1024}, "takes 66560 bytes of shared memory, gfx942 has 65536"),
+        (
+            {"overwritten": ("0x10 MOV writes R40", "0x20 MOV writes R41")},
+            "0x10 MOV writes R40 of a product in flight (2 such)",
+        ),
         ({"matrix_instructions": 0, "kinds": ()}, "uses no matrix instruction: falls to plain multiply-adds"),
     ],
 )
