@@ -90,7 +90,7 @@ def serve(engine: Engine, prompts: Sequence[Sequence[int]], params: Sequence[Sam
     for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
         engine.add_request(str(index), prompt, each)
     while engine.has_work:
-        for token in engine.step(ahead=True):
+        for token in engine.step():
             tokens[int(token.request_id)].append(token.token_id)
     return Served(time.perf_counter() - start, tokens, engine.take_step_stats())
 

@@ -178,7 +178,7 @@ class AsyncEngine:
             self.engine.abort(request_id)
 
     def _step(self) -> None:
-        tokens = self.engine.step(ahead=True)
+        tokens = self.engine.step()
         seen_ns = time.perf_counter_ns()
         started = []
         if self._unstarted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +32,7 @@ from backbench.engine.request import (
     shown,
 )
 from backbench.engine.scheduling.blocks import BlockPool
-from backbench.engine.scheduling.scheduler import Scheduler, Slice, StepPlan
+from backbench.engine.scheduling.scheduler import Scheduler, Slice
 from backbench.engine.scheduling.sequence import Sequence
 from backbench.engine.scheduling.stopping import StopWatcher
 from backbench.engine.speculation.opening import DraftModel, open_speculator
@@ -42,6 +42,24 @@ from backbench.errors import EngineError
 
 if TYPE_CHECKING:
     from backbench.engine.models.checkpoint import ModelSource
+
+
+@dataclass
+class InFlight:
+    """A launched step, and what is known beside it."""
+
+    step: StepInFlight
+    start_ns: int
+    host_ns: int
+    """The host's time for it so far."""
+    waiting: int
+    """Requests that waited once it was scheduled."""
+    drafts: Drafts | None
+    end_ns: int = 0
+    """When its tokens were visible."""
+    running: int = 0
+    """Sequences that ran when it had landed, and KV blocks in use then."""
+    kv_blocks_used: int = 0
 
 
 class Engine:
@@ -102,8 +120,8 @@ class Engine:
         """KV blocks that one search would have taken without sharing, at its most, and those it then held."""
         self._watchers: dict[tuple[str, int], StopWatcher] = {}
         """By request and index, for as long as the sequence lives."""
-        self._in_flight: deque[tuple[StepInFlight, int, int, int, Drafts | None]] = deque()
-        """Launched steps with (start ns, host ns so far, waiting requests after scheduling, drafts)."""
+        self._in_flight: deque[InFlight] = deque()
+        """Launched steps, the oldest first."""
         self._last_end_ns = 0
         """When the step before ended: with overlap, the next one's time begins then."""
         self._undelivered: list[Token] = []
@@ -177,7 +195,6 @@ class Engine:
 
     def close(self) -> None:
         """End the other devices' processes, if there are any; the engine serves nothing after."""
-        self.runner.disarm()
         if self.ranks is not None:
             self.ranks.close(self.runner)
 
@@ -217,27 +234,22 @@ class Engine:
         self._undelivered = [token for token in self._undelivered if token.request_id != request_id]
         self._land_the_last()
 
-    def step(self, *, ahead: bool = False) -> list[Token]:
+    def step(self) -> list[Token]:
         """Advance by one step; returns the tokens that became visible, at least one step's worth in order.
 
-        ahead: the caller comes again at once, and until then neither waits for the device nor allocates its
-        memory: the next step may be launched before its inputs are known (`execution.ahead`).
+        Steps may be under way when it returns, which know nothing of what is added or aborted afterwards.
         """
         try:
-            visible = self._advance(ahead)
+            return self._advance()
         except BaseException:
             self.runner.disarm()
             raise
-        if not ahead:
-            self.runner.disarm()
-        return visible
 
-    def _advance(self, ahead: bool) -> list[Token]:
+    def _advance(self) -> list[Token]:
         if self._undelivered:
             visible, self._undelivered = self._undelivered, []
             return visible
-        drafted = 0 if self.speculator is None else self.speculator.choose(len(self.scheduler.running))
-        while len(self._in_flight) < (1 if drafted else self.max_steps_in_flight):
+        while self._may_launch(drafted := self._drafted_tokens()):
             if not self._launch(drafted):
                 break
         if not self._in_flight:
@@ -246,11 +258,25 @@ class Engine:
                     "No request can make progress; this is a scheduler defect, please report it."
                 )
             return []
-        if ahead and self.speculator is not None:
+        if self.speculator is not None:
             self._arm(self.speculator)
-        visible = self._land()
+        landed = self._in_flight.popleft()
+        visible = self._land(landed)
+        # A device that waits at a gate comes before everything else.
+        if self.runner.ahead.armed is not None and not self._launch(self._drafted_tokens()):
+            self.runner.disarm()
+        self._record(landed)
         self._land_the_last()
         return visible
+
+    def _may_launch(self, drafted: int) -> bool:
+        """Whether one more step may be under way: drafts need every token known, and so does what follows."""
+        alone = drafted or any(each.drafts and each.drafts.asked for each in self._in_flight)
+        return len(self._in_flight) < (1 if alone else self.max_steps_in_flight)
+
+    def _drafted_tokens(self) -> int:
+        """Tokens to draft for a sequence in the next step."""
+        return 0 if self.speculator is None else self.speculator.choose(len(self.scheduler.running))
 
     def generate(self, prompts: Iterable[TokenIds], params: SamplingParams) -> list[Completion]:
         """Serve token-id prompts together and block until all are done; n completions a prompt, in order.
@@ -266,14 +292,13 @@ class Engine:
             for request_id, prompt in asked.items():
                 self.add_request(request_id, prompt, params)
             while not asked.keys().isdisjoint(self._requests):
-                for token in self.step(ahead=True):
+                for token in self.step():
                     if token.request_id not in asked:
                         others.append(token)
                         continue
                     key = (token.request_id, token.sequence)
                     completions.setdefault(key, Completion(*key)).append(token)
         finally:
-            self.runner.disarm()
             for request_id in asked:
                 self.abort(request_id)
             self._undelivered = others + self._undelivered
@@ -416,15 +441,12 @@ class Engine:
     def _land_the_last(self) -> None:
         """With no request left, land what is in flight: an engine without requests is idle."""
         while self._in_flight and not self._requests:
-            self._land()
-        if not self._requests:
-            self.runner.disarm()
+            landed = self._in_flight.popleft()
+            self._land(landed)
+            self._record(landed)
 
-    def _launch(self, drafted: int = 0) -> bool:
-        """Start a step that drafts up to `drafted` tokens a sequence; False where there is nothing to do.
-
-        Drafts need every token known, so no step may be in flight then.
-        """
+    def _launch(self, drafted: int) -> bool:
+        """Start a step that drafts up to `drafted` tokens a sequence; False where there is nothing to do."""
         start = time.perf_counter_ns()
         if self._beams:
             self._start_searches()
@@ -444,7 +466,7 @@ class Engine:
         elif drafts is not None and self.runner.ahead.wasted > wasted:
             drafts.steady = False  # it follows a step in vain, which is no cost of its own
         host_ns = time.perf_counter_ns() - start + step.armed_ns
-        self._in_flight.append((step, start, host_ns, len(self.scheduler.waiting), drafts))
+        self._in_flight.append(InFlight(step, start, host_ns, len(self.scheduler.waiting), drafts))
         return True
 
     def _arm(self, speculator: Speculator) -> None:
@@ -453,17 +475,18 @@ class Engine:
             return
         if len(self._in_flight) > 1 or self.scheduler.waiting:
             return
-        step, *_, drafts = self._in_flight[0]
+        step, drafts = self._in_flight[0].step, self._in_flight[0].drafts
         if step.graph is None or drafts is None:
             return
         least = speculator.next_shape(step.plan, drafts)
         if least and self.runner.captured_shape(least, decodes=True) == step.inputs.shape:
             self.runner.arm(step)
 
-    def _land(self) -> list[Token]:
-        step, start, host_ns, waiting, drafts = self._in_flight.popleft()
+    def _land(self, landed: InFlight) -> list[Token]:
+        """Wait for a step and account for it; the tokens it brought."""
+        step, drafts = landed.step, landed.drafts
         tokens, logprobs, top_tokens = step.read()
-        end = time.perf_counter_ns()
+        landed.end_ns = time.perf_counter_ns()
         visible: list[Token] = []
         sample = 0
         for part in step.plan.slices:
@@ -496,8 +519,8 @@ class Engine:
                     )
                 )
             sample += part.samples
-        host_ns += time.perf_counter_ns() - end
-        self._record(step, start, end, host_ns, waiting, drafts)
+        landed.running, landed.kv_blocks_used = len(self.scheduler.running), self.pool.num_used
+        landed.host_ns += time.perf_counter_ns() - landed.end_ns
         return visible
 
     def _land_drafted(
@@ -585,30 +608,28 @@ class Engine:
         if len(family) == sequence.params.n and all(member.finish_reason for member in family):
             del self._requests[sequence.request_id]
 
-    def _record(
-        self, step: StepInFlight, start: int, end: int, host_ns: int, waiting: int, drafts: Drafts | None
-    ) -> None:
-        plan: StepPlan = step.plan
+    def _record(self, landed: InFlight) -> None:
+        step, plan = landed.step, landed.step.plan
         decodes, drafted = plan.num_decodes, NO_DRAFTS
-        if self.speculator is not None and drafts is not None:
-            drafted = drafts
-            seconds = (end - max(start, self._last_end_ns)) / 1e9
-            self.speculator.observe(drafts, seconds, decodes_only=decodes == len(plan.slices))
-        self._last_end_ns = end
+        if self.speculator is not None and landed.drafts is not None:
+            drafted = landed.drafts
+            seconds = (landed.end_ns - max(landed.start_ns, self._last_end_ns)) / 1e9
+            self.speculator.observe(drafted, seconds, decodes_only=decodes == len(plan.slices))
+        self._last_end_ns = landed.end_ns
         self._stats.append(
             StepStats(
                 step=self._steps,
-                start_ns=start,
-                end_ns=end,
-                host_ns=host_ns,
+                start_ns=landed.start_ns,
+                end_ns=landed.end_ns,
+                host_ns=landed.host_ns,
                 num_seqs=len(plan.slices),
                 num_tokens=plan.num_tokens,
                 num_prefill_tokens=plan.num_tokens - plan.num_drafted - decodes,
                 num_decodes=decodes,
                 context_tokens=step.inputs.context_tokens,
-                running=len(self.scheduler.running),
-                waiting=waiting,
-                kv_blocks_used=self.pool.num_used,
+                running=landed.running,
+                waiting=landed.waiting,
+                kv_blocks_used=landed.kv_blocks_used,
                 kv_blocks_total=self.pool.num_blocks,
                 prefix_hit_tokens=plan.prefix_hit_tokens,
                 preemptions=plan.preemptions,

@@ -111,7 +111,7 @@ class EngineTarget:
                 time.sleep(min(max(0.0, (deadline_ns - time.perf_counter_ns()) / 1e9), LONGEST_SLEEP_S))
             return []
         try:
-            tokens = self.engine.step(ahead=True)
+            tokens = self.engine.step()
             now_ns = time.perf_counter_ns()
         finally:
             self.steps.extend(self.engine.take_step_stats())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from engine_fixtures import VOCAB, WordTokenizer, open_small
 
-from backbench.engine.engine import Engine
+from backbench.engine.engine import Engine, InFlight
 from backbench.engine.models.decoder import Decoder
 from backbench.engine.request import TEMPERATURES, SamplingParams
 from backbench.errors import EngineError
@@ -273,8 +273,8 @@ def test_a_generate_that_fails_leaves_none_of_its_requests(monkeypatch: pytest.M
     engine = open_small()
     land = engine._land
 
-    def interrupted() -> None:
-        land()
+    def interrupted(landed: InFlight) -> None:
+        land(landed)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

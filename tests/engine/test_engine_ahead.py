@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,11 +22,11 @@ from speculation_fixtures import check_books, open_speculating
 from traffic import alone, engines, serve
 
 from backbench.engine.async_engine import AsyncEngine
-from backbench.engine.engine import Engine
-from backbench.engine.execution.ahead import ALIKE, Armed
+from backbench.engine.engine import Engine, InFlight
+from backbench.engine.execution.ahead import SURE, Armed
 from backbench.engine.execution.runner import Runner
 from backbench.engine.execution.step_buffers import Staging, StepBuffers
-from backbench.engine.request import SamplingParams
+from backbench.engine.request import SamplingParams, Token
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import StepPlan
 from backbench.engine.scheduling.sequence import Sequence
@@ -58,8 +59,8 @@ class Steady(Proposer):
         return found
 
 
-def open_ahead(proposer: str = "steady", *, needed: int = 0, **how: Any) -> Engine:
-    """needed: right guesses before a step is launched ahead."""
+def open_ahead(proposer: str = "steady", *, sure: float = -1.0, **how: Any) -> Engine:
+    """sure: the share of right guesses above which a step is launched ahead."""
     engine = open_speculating(
         "ngram" if proposer == "steady" else proposer, knows=knows, tokenizer=WordTokenizer(), **how
     )
@@ -68,19 +69,25 @@ def open_ahead(proposer: str = "steady", *, needed: int = 0, **how: Any) -> Engi
         engine.speculator.proposer = Steady()
     make_late(engine, graphs=True)
     engine.max_steps_in_flight = 1
-    engine.runner.ahead.needed = needed
+    engine.runner.ahead.sure = sure
     return engine
 
 
 def go_on(engine: Engine, got: dict[str, list[int]], until: Callable[[], Any] = lambda: False) -> None:
-    """Step ahead until something holds or nothing is left to do; collect what comes."""
+    """Step until something holds or nothing is left to do; collect what comes."""
     while engine.has_work and not until():
-        for token in engine.step(ahead=True):
+        for token in engine.step():
             got.setdefault(token.request_id, []).append(token.token_id)
+        assert armed(engine) is None, "nobody meets a closed gate between two steps"
 
 
 def armed(engine: Engine) -> Armed | None:
     return engine.runner.ahead.armed
+
+
+def under_way(engine: Engine) -> bool:
+    """Whether a step that was launched ahead has not landed yet."""
+    return any(each.step.armed_ns > 0 for each in engine._in_flight)
 
 
 def expect_idle(engine: Engine) -> None:
@@ -90,14 +97,14 @@ def expect_idle(engine: Engine) -> None:
 
 
 def test_a_long_answer_is_launched_ahead() -> None:
-    engine, got = open_ahead(needed=ALIKE), dict[str, list[int]]()
+    engine, got = open_ahead(sure=SURE), dict[str, list[int]]()
     engine.add_request("a", PROMPT, LONG)
     go_on(engine, got)
     assert got["a"] == alone(PROMPT, LONG, 0)[0]
     steps = engine.take_step_stats()
     drafted = sum(bool(step.draft_lengths) for step in steps)
     used = engine.describe()["steps_launched_ahead"]
-    assert used >= drafted - ALIKE - 4 > 5
+    assert used >= drafted - 8 > 5
     assert engine.describe()["steps_launched_in_vain"] == 0, "the end of an answer is known before"
     assert engine.describe()["not_launched_ahead"] is None
     assert all(step.graph for step in steps)
@@ -117,14 +124,14 @@ def test_several_sequences_with_log_probabilities() -> None:
     expect_idle(engine)
 
 
-def test_a_prompt_that_arrives_is_a_wrong_guess() -> None:
+def test_a_prompt_that_arrives_waits_for_the_step_under_way() -> None:
     engine, got = open_ahead(), dict[str, list[int]]()
     engine.add_request("a", PROMPT, LONG)
-    go_on(engine, got, lambda: armed(engine))
+    go_on(engine, got, lambda: under_way(engine))
     engine.add_request("b", (1, 2, 3), LONG)
     go_on(engine, got)
     assert got == {"a": alone(PROMPT, LONG, 0)[0], "b": alone((1, 2, 3), LONG, 0)[0]}
-    assert engine.runner.ahead.wasted >= 1
+    assert engine.runner.ahead.wasted == 0, "nothing is guessed while one waits"
     expect_idle(engine)
 
 
@@ -142,18 +149,21 @@ def noted_plans(engine: Engine) -> list[tuple[StepPlan, bool]]:
 
 
 def test_a_step_of_the_same_shape_and_another_graph_is_a_wrong_guess() -> None:
-    """Three greedy sequences, laid out for four, and a sampled one whose prompt is as short as a decode."""
+    """Three greedy sequences and a sampled one, whose stop token nobody foresees: all are laid out alike."""
     greedy = SamplingParams(max_tokens=40, ignore_eos=True)
+    output = alone((1,), LONG, 0)[0]
+    stop = next(token for i, token in enumerate(output) if i > 12 and token not in output[:i])
     engine, got = open_ahead(), dict[str, list[int]]()
     for name in "abc":
         engine.add_request(name, PROMPT, greedy)
-    go_on(engine, got, lambda: armed(engine))
-    engine.add_request("d", (1,), LONG)
+    engine.add_request("d", (1,), replace(LONG, stop_token_ids=(stop,)))
     plans = noted_plans(engine)
     go_on(engine, got)
-    assert plans[0][1] and len(plans[0][0].slices) == 4
+    lengths = [(len(plan.slices), alike) for plan, alike in plans]
+    assert (4, True) in lengths and lengths[lengths.index((4, True)) :].count((3, True)) > 1
+    assert engine.runner.ahead.wasted > 0
     assert got["a"] == alone(PROMPT, greedy, 0)[0]
-    assert got["d"] == alone((1,), LONG, 0)[0]
+    assert got["d"] == output[: output.index(stop) + 1]
 
 
 def test_a_step_that_copies_blocks_is_a_wrong_guess() -> None:
@@ -161,7 +171,7 @@ def test_a_step_that_copies_blocks_is_a_wrong_guess() -> None:
     engine, got = open_ahead(prefill_chunk=5), dict[str, list[int]]()
     for name in "ab":
         engine.add_request(name, PROMPT, LONG)
-    go_on(engine, got, lambda: armed(engine))
+    go_on(engine, got, lambda: under_way(engine))
     plans, params = noted_plans(engine), SamplingParams(max_tokens=20, n=2, temperature=1.0, ignore_eos=True)
     prompt = (7, 7, 3, 1, 4, 2)
     done = engine.generate([prompt], params)
@@ -170,12 +180,12 @@ def test_a_step_that_copies_blocks_is_a_wrong_guess() -> None:
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_abort_while_armed(others: bool) -> None:
+def test_abort_while_one_is_under_way(others: bool) -> None:
     engine, got = open_ahead(), dict[str, list[int]]()
     engine.add_request("a", PROMPT, LONG)
     if others:
         engine.add_request("b", (1, 2, 3), LONG)
-    go_on(engine, got, lambda: armed(engine))
+    go_on(engine, got, lambda: under_way(engine))
     engine.abort("a")
     if not others:
         expect_idle(engine)
@@ -199,20 +209,16 @@ def test_an_answer_that_stops_early_leaves_an_idle_engine() -> None:
     expect_idle(engine)
 
 
-def test_who_does_not_come_again_finds_nothing_armed() -> None:
-    """After a plain `step`, after `generate` beside another request, and after `close`."""
+def test_who_does_not_come_again_finds_no_gate_closed() -> None:
+    """After a step, after `generate` beside another request, and after `close`."""
     engine, got = open_ahead(), dict[str, list[int]]()
     engine.add_request("a", PROMPT, LONG)
-    go_on(engine, got, lambda: armed(engine))
-    used = engine.runner.ahead.used
-    got["a"] += [token.token_id for token in engine.step()]
-    assert engine.runner.ahead.used == used + 1, "what was armed is of use all the same"
+    go_on(engine, got, lambda: under_way(engine))
     expect_idle(engine)
     done = engine.generate([(1, 2, 3)], SamplingParams(max_tokens=20, ignore_eos=True))
     expect_idle(engine)
     assert done[0].token_ids == alone((1, 2, 3), SamplingParams(max_tokens=20, ignore_eos=True), 0)[0]
-    go_on(engine, got, lambda: armed(engine))
-    assert armed(engine)
+    go_on(engine, got, lambda: under_way(engine))
     engine.close()
     expect_idle(engine)
     go_on(engine, got)
@@ -238,11 +244,11 @@ def test_leaving_a_stream_early_leaves_nothing_armed() -> None:
     expect_idle(engine)
 
 
-@pytest.mark.parametrize("place", ["_stop_reason", "_record"])
+@pytest.mark.parametrize("place", ["_stop_reason", "_launch"])
 def test_a_step_that_fails_leaves_no_gate_closed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = open_ahead()
     engine.add_request("a", PROMPT, LONG)
-    go_on(engine, {}, lambda: armed(engine))
+    go_on(engine, {}, lambda: under_way(engine))
 
     def broken(*_: Any) -> None:
         assert armed(engine), "the step after this one"
@@ -250,7 +256,7 @@ def test_a_step_that_fails_leaves_no_gate_closed(place: str, monkeypatch: pytest
 
     monkeypatch.setattr(engine, place, broken)
     with pytest.raises(ZeroDivisionError):
-        engine.step(ahead=True)
+        engine.step()
     expect_idle(engine)
 
 
@@ -258,7 +264,7 @@ def test_a_fill_that_fails_half_way_runs_nothing() -> None:
     """And neither does any step in vain: caches, block table and last tokens stay as they were."""
     engine = open_ahead()
     engine.add_request("a", PROMPT, LONG)
-    go_on(engine, {}, lambda: armed(engine))
+    go_on(engine, {}, lambda: under_way(engine))
     runner = engine.runner
 
     def seen() -> list[torch.Tensor]:
@@ -266,16 +272,17 @@ def test_a_fill_that_fails_half_way_runs_nothing() -> None:
         kept = [each[:-1] for cache in runner.caches for each in (cache.keys, cache.values)]
         return [each.clone() for each in (*kept, tables.last_tokens[:-1], tables.blocks[:-1])]
 
-    before = seen()
+    before = list[torch.Tensor]()
 
     def broken(*_: Any) -> None:
+        before.extend(seen())
         raise ZeroDivisionError
 
     runner._captured._fill_sampling = broken  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
-        engine.step(ahead=True)
+        engine.step()
     expect_idle(engine)
-    assert all(map(torch.equal, before, seen()))
+    assert before and all(map(torch.equal, before, seen()))
 
 
 @pytest.mark.parametrize("asked", [0, 1])
@@ -288,12 +295,13 @@ def test_a_plain_step_behind_one_in_vain_is_no_measurement(asked: int) -> None:
     speculator.length.observe_plain = lambda *seen: plain.append(seen[0])  # type: ignore[method-assign]
     speculator.length.observe_drafted = lambda *seen: drafted.append(seen[1])  # type: ignore[method-assign]
     engine.add_request("a", PROMPT, LONG)
-    go_on(engine, {}, lambda: armed(engine))
-    plain.clear()
-    drafted.clear()
+    go_on(engine, {}, lambda: under_way(engine))
     speculator.choose = lambda running: asked  # type: ignore[method-assign]
     engine.step()
     assert engine.runner.ahead.wasted == 1
+    plain.clear()
+    drafted.clear()
+    engine.step()
     assert (plain, drafted) == ([], [1] if asked else [])
     engine.step()
     assert len(plain) == 1 - asked
@@ -315,20 +323,28 @@ def test_the_devices_time_begins_behind_the_gate() -> None:
     for name in ("gate", "submit", "mark", "stretch"):
         setattr(queue, name, noting(name))
     engine.add_request("a", PROMPT, LONG)
-    go_on(engine, {}, lambda: armed(engine))
+    go_on(engine, {}, lambda: under_way(engine))
     gate = len(seen) - 1 - seen[::-1].index("gate")
     # The gate itself, the copy of the inputs and its mark; then the time begins: the graph, the end.
     assert seen[gate:] == ["gate", "submit", "submit", "mark", "stretch", "submit", "mark"]
 
 
-def test_the_hosts_time_of_launching_ahead_is_the_steps_own() -> None:
+def test_the_hosts_time_of_launching_ahead_is_the_steps_own(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = open_ahead()
     engine.add_request("a", PROMPT, LONG)
-    go_on(engine, {}, lambda: armed(engine))
-    step = armed(engine)
-    assert step is not None and step.host_ns > 0
+    go_on(engine, {}, lambda: under_way(engine))
+    land = engine._land
+
+    def landing(landed: InFlight) -> list[Token]:
+        step = armed(engine)
+        assert step is not None and step.host_ns > 0
+        object.__setattr__(step, "host_ns", 10**12)
+        return land(landed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_land", landing)
+        engine.step()
     engine.take_step_stats()
-    object.__setattr__(step, "host_ns", 10**12)
     engine.step()
     (stats,) = engine.take_step_stats()
     assert stats.host_ns > 10**12
@@ -355,10 +371,10 @@ def test_traffic_of_every_kind_equals_each_sequence_alone(proposer: str) -> None
     seen = [0, 0]
 
     @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(engines(), st.integers(0, 1), st.booleans(), st.data())
-    def run(setting: dict[str, Any], needed: int, switching: bool, data: st.DataObject) -> None:
+    @given(engines(), st.sampled_from([-1.0, SURE]), st.booleans(), st.data())
+    def run(setting: dict[str, Any], sure: float, switching: bool, data: st.DataObject) -> None:
         setting["num_blocks"] += 4  # for longer answers
-        engine = open_ahead(proposer, needed=needed, **setting)
+        engine = open_ahead(proposer, sure=sure, **setting)
         speculator, step = engine.speculator, engine.step
         assert speculator is not None
         if switching:  # plain steps in between, two of them in flight
@@ -366,13 +382,13 @@ def test_traffic_of_every_kind_equals_each_sequence_alone(proposer: str) -> None
             choices = data.draw(st.randoms(use_true_random=False))
             speculator.choose = lambda running: choices.choice([0, 3, 3, 3])  # type: ignore[method-assign]
 
-        def ahead() -> Any:
-            tokens = step(ahead=True)
-            if not switching:
+        def checked() -> Any:
+            tokens = step()
+            if not engine._in_flight:
                 check_books(engine)
             return tokens
 
-        engine.step = ahead  # type: ignore[method-assign, assignment]
+        engine.step = checked  # type: ignore[method-assign, assignment]
         for asked in serve(engine, data, lengths=(4, 20)):
             asked.check()
         expect_idle(engine)

@@ -271,22 +271,22 @@ def test_steps_launched_ahead_change_no_token(params: SamplingParams, speculate:
         find_model("tiny"), backend="triton", device=detect(), dtype=torch.float32, config=config
     )
     engine.warm_up(params)
-    served: dict[int, list[Any]] = {}
-    for needed in (10**9, 0):
+    served: dict[float, list[Any]] = {}
+    for sure in (1.0, -1.0):
         engine.reset_prefix_cache()
         engine.reset_counts()
-        engine.runner.ahead.needed = needed
+        engine.runner.ahead.sure = sure
         for i, prompt in enumerate(prompts()[:count]):
             engine.add_request(str(i), prompt, params)  # drawn acceptance depends on the name, too
-        served[needed] = []
+        served[sure] = []
         while engine.has_work:
-            served[needed] += engine.step(ahead=True)
+            served[sure] += engine.step()
         torch.cuda.synchronize()  # would wait for ever behind a closed gate
     facts = engine.describe()
     if facts["not_launched_ahead"] is not None:
         assert facts["steps_launched_ahead"] == 0
         pytest.skip(facts["not_launched_ahead"])
-    assert served[0] == served[10**9]
+    assert served[-1.0] == served[1.0]
     # What a random model says may hold no n-gram twice.
     assert facts["steps_launched_ahead"] > 5 or speculate.startswith("ngram")
     steps = engine.take_step_stats()
@@ -301,12 +301,14 @@ def test_an_engine_dropped_while_the_device_waits_leaves_it_free() -> None:
         find_model("tiny"), backend="triton", device=detect(), dtype=torch.float32, config=config
     )
     engine.warm_up()
-    engine.runner.ahead.needed = 0
+    engine.runner.ahead.sure = -1.0
     engine.add_request("a", prompts()[0], GREEDY)
-    while engine.has_work and engine.runner.ahead.armed is None:
-        engine.step(ahead=True)
     if engine.describe()["not_launched_ahead"] is not None:
         pytest.skip(engine.describe()["not_launched_ahead"])
+    while engine.has_work and engine.runner.ahead.used == 0:
+        engine.step()
+    (under_way,) = engine._in_flight
+    engine.runner.arm(under_way.step)  # as within a step that is interrupted
     assert engine.runner.ahead.armed is not None
     engine.add_request("b", prompts()[1], GREEDY)  # it still has work
     del engine

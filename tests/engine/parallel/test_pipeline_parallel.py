@@ -107,7 +107,7 @@ def test_as_many_steps_as_stages_divide_the_sequences(team: Team) -> None:
         shares = set()
         while engine.has_work:
             engine.step()
-            flying = [{part.sequence for part in step.plan.slices} for step, *_ in engine._in_flight]
+            flying = [{part.sequence for part in each.step.plan.slices} for each in engine._in_flight]
             assert len(flying) < team.world
             assert len(set().union(*flying)) == sum(map(len, flying))
             shares |= {step.num_decodes for step in engine.take_step_stats() if step.running == 6}
