@@ -39,7 +39,8 @@ from backbench.engine.request import SamplingParams, StepStats
 INPUT, OUTPUT = 512, 256
 DEVICE_ROWS = {"shape:qwen3-0.6b": (1, 64, 256), "shape:qwen3-8b": (1,)}
 """Model -> batch sizes."""
-SYNTHETIC = "synthetic:2.5:4"
+ASKED_LENGTH = 2.5
+SYNTHETIC = f"synthetic:{ASKED_LENGTH}:4"
 CPU_ROWS = (
     ("ngram:4", 0.0, "greedy, which repeats itself"),
     ("draft:tiny-draft:1", 0.0, "greedy"),
@@ -142,6 +143,8 @@ def side_by_side(
         "steps_launched_in_vain": ahead.wasted,
         **facts(*([step for each in found for step in each.steps] for found in seen.values())),
     }
+    if SYNTHETIC in name:
+        row["speed_up_at_asked_length"] = round(at_asked_length(row), 4)
     same = all(a.tokens == b.tokens for a, b in zip(*seen.values(), strict=True))
     row["same_tokens"] = (
         same if drafting.config.speculation and drafting.config.speculation.accurate else None
@@ -155,6 +158,14 @@ def side_by_side(
         flush=True,
     )
     return row
+
+
+def at_asked_length(row: dict[str, Any]) -> float:
+    """What the same steps would give had just the asked number of tokens been drawn: a thousand steps draw
+    some percent more or fewer."""
+    share = row["drafted_share"]
+    given, asked = ((1 - share) + share * length for length in (row["mean_length"], ASKED_LENGTH))
+    return float(row["speed_up"] * asked / given)
 
 
 def facts(plain: list[StepStats], drafting: list[StepStats]) -> dict[str, Any]:

@@ -56,10 +56,11 @@ def test_speculation() -> None:
     rows = {row["name"]: row for row in data["rows"]}
     shown = table("speculation.md", "model, batch")
     assert len(shown) == len(rows)
-    for name, (speed_up, asked, running, length, even, share) in shown.items():
+    for name, (speed_up, at_length, asked, running, length, even, share) in shown.items():
         key = name.replace(", ", " bs")
         row = rows[f"{key} synthetic:2.5:4"]
         assert_is(speed_up, row["speed_up"], row["lowest"], row["highest"])
+        assert_is(at_length, row["speed_up_at_asked_length"])
         assert_is(asked, data["asked"][key])
         assert_is(running, row["speed_up_full_batch"])
         assert_is(length, row["mean_length"])
