@@ -112,11 +112,12 @@ class StepBuffers:
             self._fill_drafted(plan, host, live)
         self._fill_padding(host, shape, live)
         self._fill_sampling(plan, host, inputs)
-        lengths = host.seq_lens[: shape.num_seqs]
-        inputs.max_len = int(lengths.max())
-        inputs.context_tokens = int(lengths.sum())
-        if plan.num_drafted and not live.query:  # a sequence in several rows has its keys once
-            inputs.context_tokens = sum(part.start + part.num_tokens for part in plan.slices)
+        if plan.num_drafted:  # a sequence in several rows has its keys once
+            keys = [part.start + part.num_tokens for part in plan.slices]
+            inputs.max_len, inputs.context_tokens = max(keys), sum(keys)
+        else:
+            lengths = host.seq_lens[: shape.num_seqs]
+            inputs.max_len, inputs.context_tokens = int(lengths.max()), int(lengths.sum())
         return inputs
 
     def fill_inert(self, shape: StepShape, into: Staging | None = None) -> StepInputs:
@@ -257,14 +258,20 @@ class StepBuffers:
             ids += part.draft
             places += range(part.start, end)
             rows += [part.sequence.row] * part.num_tokens
+        host.ids[:count] = ids
         positions = host.positions[:count]
         positions[:] = places
-        host.ids[:count] = ids
-        host.slot_mapping[:count] = table[rows, positions // size] * size + positions % size
         if live.query == 0:
+            # Few tokens: each call of numpy takes longer than these take without it.
+            tables = {part.sequence.row: part.sequence.blocks for part in plan.slices}
+            at = zip(rows, places, strict=True)
+            host.slot_mapping[:count] = [
+                tables[row][place // size] * size + place % size for row, place in at
+            ]
             host.rows[:count] = rows
-            host.seq_lens[:count] = positions + 1
+            host.seq_lens[:count] = [place + 1 for place in places]
             return
+        host.slot_mapping[:count] = table[rows, positions // size] * size + positions % size
         seqs = len(plan.slices)
         np.cumsum([part.num_tokens for part in plan.slices], out=host.query_start[1 : seqs + 1])
         host.rows[:seqs] = [part.sequence.row for part in plan.slices]

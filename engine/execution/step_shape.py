@@ -7,7 +7,7 @@ the host longer than the device needs to run them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 GRAPH_PROMPTS = 16
 """Prompts that a captured step with prompts holds at most."""
@@ -18,9 +18,9 @@ FEW_DRAFTED = 32
 sequence among many units of the device, and few tokens leave them idle otherwise."""
 
 
-@dataclass(frozen=True)
-class StepShape:
-    """What a step is laid out for: decodes first, then prompts; what is not live in either is padding."""
+class StepShape(NamedTuple):
+    """What a step is laid out for: decodes first, then prompts; what is not live in either is padding. A named
+    tuple, as some are made at every step."""
 
     decodes: int
     prompts: int = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import astuple, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from backbench.engine.limits import EngineLimits
 SLOTS = 2 * MOST_STAGES
 FACTS = tuple(name for name in StepInputs.__slots__ if name not in ("shape", "more_updates"))
 """Whole numbers and truth values of `StepInputs`."""
-SHAPE = len(fields(StepShape))
+SHAPE = len(StepShape._fields)
 HEADER = 4 + SHAPE + len(FACTS)
 """Captured or not, three lengths, the shape, the facts."""
 WORD = np.dtype(np.int64).itemsize
@@ -59,7 +58,7 @@ class Board:
         words, more = self._words[slot], inputs.more_updates
         count = 0 if more is None else more.shape[1]
         facts = [getattr(inputs, name) for name in FACTS]
-        words[:HEADER] = [captured, len(integers), len(floats), count, *astuple(inputs.shape), *facts]
+        words[:HEADER] = [captured, len(integers), len(floats), count, *inputs.shape, *facts]
         words[HEADER : HEADER + len(integers)] = integers
         start = HEADER + self._integers
         if more is not None:
