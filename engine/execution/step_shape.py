@@ -19,8 +19,10 @@ sequence among many units of the device, and few tokens leave them idle otherwis
 
 
 class StepShape(NamedTuple):
-    """What a step is laid out for: decodes first, then prompts; what is not live in either is padding. A named
-    tuple, as some are made at every step."""
+    """What a step is laid out for: decodes first, then prompts; what is not live in either is padding.
+
+    A named tuple, as some are made at every step.
+    """
 
     decodes: int
     prompts: int = 0
