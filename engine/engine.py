@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from backbench.backends.interface import Device, Peers, Selection
-from backbench.engine.beams import Beams, num_candidates
+from backbench.engine.beams import num_candidates
 from backbench.engine.config import EngineConfig
 from backbench.engine.execution.results import StepInFlight
 from backbench.engine.execution.runner import Runner, device_seconds
@@ -22,19 +22,10 @@ from backbench.engine.models.weights import Weights
 from backbench.engine.parallel.part import Job, open_part
 from backbench.engine.parallel.ranks import Ranks
 from backbench.engine.parallel.team import Team
-from backbench.engine.request import (
-    Completion,
-    SamplingParams,
-    StepStats,
-    Token,
-    TokenIds,
-    as_token_ids,
-    shown,
-)
+from backbench.engine.request import Completion, SamplingParams, StepStats, Token, TokenIds
+from backbench.engine.requests import Requests
 from backbench.engine.scheduling.blocks import BlockPool
-from backbench.engine.scheduling.scheduler import Scheduler, Slice
-from backbench.engine.scheduling.sequence import Sequence
-from backbench.engine.scheduling.stopping import StopWatcher
+from backbench.engine.scheduling.scheduler import Scheduler
 from backbench.engine.speculation.opening import DraftModel, open_speculator
 from backbench.engine.speculation.speculator import NO_DRAFTS, Drafts, Speculator
 from backbench.engine.warm_up import warm_up
@@ -111,15 +102,13 @@ class Engine:
             ranks.lead(self.runner)
         self.speculator = speculator
         self.peak_blocks_used = 0
-        self._requests: dict[str, list[Sequence]] = {}
-        self._unforked: dict[str, Sequence] = {}
-        """Requests with n > 1 whose prompt is not computed yet."""
-        self._beams: dict[str, Beams] = {}
-        """Requests that are beam searches; their sequences in `_requests` are the live beams."""
-        self.peak_beam_blocks = (0, 0)
-        """KV blocks that one search would have taken without sharing, at its most, and those it then held."""
-        self._watchers: dict[tuple[str, int], StopWatcher] = {}
-        """By request and index, for as long as the sequence lives."""
+        self.requests = Requests(
+            self.scheduler,
+            vocab_size=decoder.config.vocab_size,
+            end_tokens=frozenset(decoder.config.eos_token_ids),
+            tokenizer=tokenizer,
+            speculator=speculator,
+        )
         self._in_flight: deque[InFlight] = deque()
         """Launched steps, the oldest first."""
         self._last_end_ns = 0
@@ -127,9 +116,7 @@ class Engine:
         self._undelivered: list[Token] = []
         """Tokens of other requests that became visible while `generate` served its own."""
         self._stats: list[StepStats] = []
-        self._arrivals = 0
         self._steps = 0
-        self._eos = frozenset(decoder.config.eos_token_ids)
 
     @classmethod
     def open(
@@ -207,30 +194,16 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """True while any request is unfinished, any step in flight or any token to be returned."""
-        return bool(self._requests or self._in_flight or self._undelivered)
+        return bool(self.requests or self._in_flight or self._undelivered)
 
     def add_request(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> None:
         """Queue a request of token ids. Raises EngineError where it can never be served."""
         token_ids = self.check(request_id, prompt, params)
-        sequence = self._new_sequence(request_id, 0, token_ids, params, self._arrivals)
-        self._arrivals += 1
-        self._requests[request_id] = [sequence]
-        if params.beams > 1:
-            blocks = self._most_blocks(len(token_ids) + params.max_tokens, params)
-            self._beams[request_id] = Beams(sequence, self._eos, blocks)
-            return
-        if params.n > 1:
-            self._unforked[request_id] = sequence
-        self.scheduler.add(sequence)
+        self.requests.add(request_id, token_ids, params)
 
     def abort(self, request_id: str) -> None:
         """Drop a request and its tokens in flight; unknown or finished ones are ignored."""
-        beams = self._beams.pop(request_id, None)
-        for sequence in self._requests.pop(request_id, []):
-            if sequence.finish_reason is None and (beams is None or beams.started):
-                self.scheduler.finish(sequence, "abort")
-            self._watchers.pop((request_id, sequence.index), None)
-        self._unforked.pop(request_id, None)
+        self.requests.abort(request_id)
         self._undelivered = [token for token in self._undelivered if token.request_id != request_id]
         self._land_the_last()
 
@@ -253,7 +226,7 @@ class Engine:
             if not self._launch(drafted):
                 break
         if not self._in_flight:
-            if self._requests:
+            if self.requests:
                 raise EngineError(
                     "No request can make progress; this is a scheduler defect, please report it."
                 )
@@ -283,7 +256,7 @@ class Engine:
 
         Other requests are served meanwhile; their tokens are what `step` returns next.
         """
-        asked = {f"generate-{self._arrivals}-{i}": prompt for i, prompt in enumerate(prompts)}
+        asked = {f"generate-{self.requests.arrivals}-{i}": prompt for i, prompt in enumerate(prompts)}
         for request_id, prompt in asked.items():
             self.check(request_id, prompt, params)
         others: list[Token] = []
@@ -291,7 +264,7 @@ class Engine:
         try:
             for request_id, prompt in asked.items():
                 self.add_request(request_id, prompt, params)
-            while not asked.keys().isdisjoint(self._requests):
+            while not asked.keys().isdisjoint(self.requests):
                 for token in self.step():
                     if token.request_id not in asked:
                         others.append(token)
@@ -315,7 +288,7 @@ class Engine:
         if self.has_work:
             raise EngineError("warm_up needs an idle engine; finish or abort its requests first.")
         start, params = device_seconds(), params or SamplingParams()
-        candidates = num_candidates(params, self._eos) if params.beams > 1 else 0
+        candidates = num_candidates(params, self.requests.end_tokens) if params.beams > 1 else 0
         warm_up(self.runner, self.speculator, params, candidates, self.generate)
         self.reset_prefix_cache()
         self.reset_counts()
@@ -333,7 +306,7 @@ class Engine:
         if self.speculator is not None:
             self.speculator.length.reset()
         self.peak_blocks_used = 0
-        self.peak_beam_blocks = (0, 0)
+        self.requests.peak_beam_blocks = (0, 0)
         self.runner.graph_misses = 0
         self.runner.ahead.reset_counts()
 
@@ -351,11 +324,11 @@ class Engine:
             "graph_misses": self.runner.graph_misses,
             "preemptions": self.scheduler.preemptions,
             **({} if self.speculator is None else self.speculator.describe(self.runner)),
-            **(self._beam_blocks() if self.peak_beam_blocks[0] else {}),
+            **(self._beam_blocks() if self.requests.peak_beam_blocks[0] else {}),
         }
 
     def _beam_blocks(self) -> dict[str, int]:
-        unshared, held = self.peak_beam_blocks
+        unshared, held = self.requests.peak_beam_blocks
         return {"beam_blocks_peak": held, "beam_blocks_peak_unshared": unshared}
 
     def memory(self) -> dict[str, int]:
@@ -381,66 +354,11 @@ class Engine:
 
     def check(self, request_id: str, prompt: TokenIds, params: SamplingParams) -> list[int]:
         """The prompt's token ids; EngineError where the request can never be served."""
-        max_len, vocab = self.limits.max_len, self.model_config.vocab_size
-        if not isinstance(request_id, str):
-            raise EngineError(f"A request's id must be a string, not {shown(request_id)}.")
-        named = f"Request {shown(request_id)}"
-        if request_id in self._requests:
-            raise EngineError(f"{named} is already being served; give each request its own id.")
-        token_ids = as_token_ids(prompt, f"{named}, prompt", vocab)
-        if not token_ids:
-            raise EngineError(f"{named} has an empty prompt; give at least one token.")
-        if self.speculator is not None:
-            self.speculator.check(params)
-        if params.forced_tokens is not None:
-            as_token_ids(params.forced_tokens, f"{named}, forced_tokens", vocab)
-        total = len(token_ids) + params.max_tokens
-        if total > max_len:
-            raise EngineError(
-                f"{named} needs {len(token_ids)} + {params.max_tokens} tokens, more than the "
-                f"context of {max_len}; shorten the prompt or max_tokens."
-            )
-        if params.beams > self.limits.max_seqs:
-            raise EngineError(
-                f"{named} has {params.beams} beams, more than --max-seqs {self.limits.max_seqs}."
-            )
-        if params.beams > 1 and num_candidates(params, self._eos) > vocab:
-            raise EngineError(f"{named} has {params.beams} beams, too many for a vocabulary of {vocab}.")
-        blocks = self._most_blocks(total, params)
-        if blocks > self.pool.num_blocks:
-            raise EngineError(
-                f"{named} needs {blocks} KV blocks, more than the whole pool of "
-                f"{self.pool.num_blocks}; raise --num-blocks or shorten the request."
-            )
-        if params.stop and self.tokenizer is None:
-            raise EngineError(
-                "Stop strings need a tokenizer; open the engine with one, or use stop_token_ids."
-            )
-        return token_ids
-
-    def _most_blocks(self, total: int, params: SamplingParams) -> int:
-        """KV blocks without which a request of `total` tokens may not end.
-
-        Sequences of one prompt can take turns; beams cannot, and may share nothing in the end.
-        """
-        blocks = -(-(total - 1) // self.pool.block_size)
-        return params.beams * blocks if params.beams > 1 else blocks + (params.n > 1)
-
-    def _start_searches(self) -> None:
-        """Hand those searches to the scheduler, in order, that fit beside the ones that have started."""
-        places, blocks = self.limits.max_seqs, self.pool.num_blocks
-        for beams in self._beams.values():
-            places -= beams.width
-            blocks -= beams.most_blocks
-            if places < 0 or blocks < 0:
-                return
-            if not beams.started:
-                beams.started = True
-                self.scheduler.add(beams.live[0])
+        return self.requests.check(request_id, prompt, params)
 
     def _land_the_last(self) -> None:
         """With no request left, land what is in flight: an engine without requests is idle."""
-        while self._in_flight and not self._requests:
+        while self._in_flight and not self.requests:
             landed = self._in_flight.popleft()
             self._land(landed)
             self._record(landed)
@@ -448,8 +366,7 @@ class Engine:
     def _launch(self, drafted: int) -> bool:
         """Start a step that drafts up to `drafted` tokens a sequence; False where there is nothing to do."""
         start = time.perf_counter_ns()
-        if self._beams:
-            self._start_searches()
+        self.requests.start_searches()
         plan = self.scheduler.schedule()
         if not plan.slices:
             return False
@@ -484,129 +401,12 @@ class Engine:
 
     def _land(self, landed: InFlight) -> list[Token]:
         """Wait for a step and account for it; the tokens it brought."""
-        step, drafts = landed.step, landed.drafts
-        tokens, logprobs, top_tokens = step.read()
+        results = landed.step.read()
         landed.end_ns = time.perf_counter_ns()
-        visible: list[Token] = []
-        sample = 0
-        for part in step.plan.slices:
-            sequence = part.sequence
-            if drafts is not None and part.draft:
-                here = slice(sample, sample + part.samples)
-                told = None if logprobs is None or top_tokens is None else (logprobs[here], top_tokens[here])
-                visible += self._land_drafted(part, drafts, tokens[here], told)
-                sample += part.samples
-                continue
-            sampled = tokens[sample] if part.samples else None
-            counts = self.scheduler.land(part, sampled)
-            if counts and sequence.num_candidates:
-                found = step.candidates(sample, sequence.num_candidates)
-                visible += self._advance_beams(sequence, found)
-            elif counts:
-                assert sampled is not None
-                self._fork_if_ready(sequence)
-                reason = self._stop_reason(sequence, sampled, len(sequence.token_ids))
-                if reason is not None:
-                    self._finish(sequence, reason)
-                visible.append(
-                    Token(
-                        sequence.request_id,
-                        sequence.index,
-                        sampled,
-                        None if logprobs is None or not sequence.params.logprobs else logprobs[sample],
-                        None if top_tokens is None or not sequence.params.logprobs else top_tokens[sample],
-                        reason,
-                    )
-                )
-            sample += part.samples
+        visible = self.requests.landed(landed.step, landed.drafts, *results)
         landed.running, landed.kv_blocks_used = len(self.scheduler.running), self.pool.num_used
         landed.host_ns += time.perf_counter_ns() - landed.end_ns
         return visible
-
-    def _land_drafted(
-        self, part: Slice, drafts: Drafts, drawn: list[int], told: tuple[list[float], list[int]] | None
-    ) -> list[Token]:
-        """Account for a slice that verified drafts; its tokens, up to one that ends the sequence.
-
-        drawn: the target's tokens at its positions; told: their log-probabilities and the top tokens.
-        """
-        assert self.speculator is not None
-        sequence, visible = part.sequence, list[Token]()
-        if sequence.finish_reason is not None:
-            self.scheduler.accept(part, [])
-            self.scheduler.land(part, drawn[0])
-            return visible
-        outputs = self.speculator.outputs(part, drawn)
-        drafts.results.append((len(part.draft), len(outputs) - 1))
-        known = len(sequence.token_ids)
-        for i, token in enumerate(outputs):
-            reason = self._stop_reason(sequence, token, known + i + 1)
-            logprob, top_token = None, None
-            if told is not None and sequence.params.logprobs:
-                logprob, top_token = told[0][i], told[1][i]
-            draft = drafts.results[-1] if i == 0 else None
-            visible.append(
-                Token(sequence.request_id, sequence.index, token, logprob, top_token, reason, draft)
-            )
-            if reason is not None:
-                break
-        self.scheduler.accept(part, outputs[: len(visible) - 1])
-        self.scheduler.land(part, visible[-1].token_id)
-        self._fork_if_ready(sequence)
-        if visible[-1].finish_reason is not None:
-            self._finish(sequence, visible[-1].finish_reason)
-        return visible
-
-    def _new_sequence(
-        self, request_id: str, index: int, prompt: TokenIds, params: SamplingParams, order: int
-    ) -> Sequence:
-        sequence = Sequence(request_id, index, prompt, params, order)
-        if params.stop:
-            self._watchers[request_id, index] = StopWatcher(self.tokenizer, params.stop)
-        return sequence
-
-    def _fork_if_ready(self, parent: Sequence) -> None:
-        if self._unforked.get(parent.request_id) is not parent:
-            return
-        del self._unforked[parent.request_id]
-        prompt = parent.token_ids[: parent.prompt_len]
-        family = self._requests[parent.request_id]
-        for index in range(1, parent.params.n):
-            family.append(self._new_sequence(parent.request_id, index, prompt, parent.params, parent.order))
-        for child in reversed(family[1:]):
-            self.scheduler.fork(parent, child)
-
-    def _advance_beams(self, sequence: Sequence, found: list[tuple[int, float]]) -> list[Token]:
-        """A beam's next tokens have landed; the search's own once it has ended."""
-        request_id, params = sequence.request_id, sequence.params
-        beams = self._beams[request_id]
-        ended = beams.landed(sequence, found, self.scheduler)
-        self._requests[request_id] = beams.live
-        self.peak_beam_blocks = max(self.peak_beam_blocks, beams.blocks())
-        if not ended:
-            return []
-        for each in beams.live:
-            self.scheduler.finish(each, "beam dropped")
-        del self._requests[request_id], self._beams[request_id]
-        return beams.tokens(request_id, params.n)
-
-    def _stop_reason(self, sequence: Sequence, token: int, known: int) -> str | None:
-        """Why `token`, the last of the `known` ones, ends its sequence; None = it does not."""
-        params = sequence.params
-        num_outputs = known - sequence.prompt_len
-        if num_outputs > params.min_tokens:
-            if token in params.stop_token_ids or (token in self._eos and not params.ignore_eos):
-                return "stop"
-            if params.stop and self._watchers[sequence.request_id, sequence.index].push(token):
-                return "stop"
-        return "length" if num_outputs >= params.max_tokens else None
-
-    def _finish(self, sequence: Sequence, reason: str) -> None:
-        self.scheduler.finish(sequence, reason)
-        self._watchers.pop((sequence.request_id, sequence.index), None)
-        family = self._requests[sequence.request_id]
-        if len(family) == sequence.params.n and all(member.finish_reason for member in family):
-            del self._requests[sequence.request_id]
 
     def _record(self, landed: InFlight) -> None:
         step, plan = landed.step, landed.step.plan

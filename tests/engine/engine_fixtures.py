@@ -79,3 +79,9 @@ def open_small(*, eos: tuple[int, ...] = (), tokenizer: Any = None, **settings: 
     config = EngineConfig(**({"block_size": 4, "max_seqs": 8, "max_step_tokens": 96} | settings))
     source: Any = SmallSource(eos)
     return Engine.open(source, backend="torch", device=detect(), config=config, tokenizer=tokenizer)
+
+
+def nothing_is_kept(engine: Engine) -> bool:
+    """Whether no request has left anything behind."""
+    requests = engine.requests
+    return not (requests._sequences or requests._unforked or requests._beams or requests._watchers)

@@ -126,7 +126,7 @@ def test_blocks_are_shared_and_all_returned() -> None:
     engine = open_small(num_blocks=64, prefix_cache=False)
     prompt = [(5 * i) % VOCAB for i in range(41)]
     engine.generate([prompt], SamplingParams(max_tokens=8, beams=4, ignore_eos=True))
-    unshared, held = engine.peak_beam_blocks
+    unshared, held = engine.requests.peak_beam_blocks
     # 41 + 7 computed tokens take 12 blocks, of which the 10 full ones of the prompt are every beam's.
     assert unshared == 4 * 12
     assert 12 < held <= 10 + 4 * 2

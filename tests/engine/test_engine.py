@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_fixtures import VOCAB, WordTokenizer, open_small
+from engine_fixtures import VOCAB, WordTokenizer, nothing_is_kept, open_small
 
 from backbench.engine.engine import Engine, InFlight
 from backbench.engine.models.decoder import Decoder
@@ -249,7 +249,7 @@ def test_an_aborted_request_leaves_nothing_behind(depth: int, steps: int) -> Non
     for _ in range(steps):
         engine.step()
     engine.abort("a")
-    assert not engine._watchers and not engine._unforked
+    assert nothing_is_kept(engine)
     assert not engine.has_work
     assert engine.pool.num_used == 0
 

@@ -26,10 +26,10 @@ GENERATOR = torch.Generator().manual_seed(4)
 PROMPTS = [torch.randint(0, 4096, (length,), generator=GENERATOR).tolist() for length in (5, 30, 18, 26)]
 
 
-def opened(scheme: str, **settings) -> Engine:
+def opened(scheme: str, tokenizer=None, **settings) -> Engine:
     sizes = {"max_seqs": 8, "block_size": 8, "num_blocks": 32, "max_len": 128} | settings
     config = EngineConfig(**{"quantize": scheme, "quantize_head": True} | sizes)
-    return Engine.open(find_model("tiny"), backend="torch", device=cpu(), config=config)
+    return Engine.open(find_model("tiny"), backend="torch", device=cpu(), config=config, tokenizer=tokenizer)
 
 
 def tokens(engine: Engine, prompts=PROMPTS) -> list[list[int]]:
@@ -122,8 +122,7 @@ def test_forks(kept: dict[str, str], num_blocks: int) -> None:
 @by_what
 def test_stop_strings_and_aborts(kept: dict[str, str]) -> None:
     """One sequence ends at a string, another is dropped, and the third is as it is alone."""
-    engine = kept_so(kept, prefix_cache=False)
-    engine.tokenizer = WordTokenizer()
+    engine = kept_so(kept, prefix_cache=False, tokenizer=WordTokenizer())
     full = tokens(engine)
     stop = f"{full[0][6]} {full[0][7]}"
     engine.add_request("stopped", PROMPTS[0], replace(PARAMS, stop=(stop,)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_fixtures import WordTokenizer, open_small
+from engine_fixtures import WordTokenizer, nothing_is_kept, open_small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from late_device import make_late
@@ -48,7 +48,7 @@ def run_traffic(proposer: str, setting: dict[str, Any], data: st.DataObject, **m
     for asked in serve(engine, data):
         asked.check()
     assert engine.pool.num_used == 0
-    assert not engine._requests and not engine._unforked and not engine._watchers
+    assert nothing_is_kept(engine)
     return engine
 
 

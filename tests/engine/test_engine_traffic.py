@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from engine_fixtures import VOCAB, WordTokenizer, open_small
+from engine_fixtures import VOCAB, WordTokenizer, nothing_is_kept, open_small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from late_device import keep_first, make_late
@@ -43,7 +43,7 @@ def test_every_sequence_equals_the_same_served_alone(device: str, monkeypatch: p
         for asked in serve(engine, data):
             asked.check()
         assert engine.pool.num_used == 0
-        assert not engine._requests and not engine._unforked and not engine._watchers
+        assert nothing_is_kept(engine)
         told = sum(step.preemptions for step in engine.take_step_stats())
         assert told <= engine.scheduler.preemptions
 

@@ -69,7 +69,7 @@ class Held(Compared):
 
     def run(self, prompt: Sequence[int], params: SamplingParams = GREEDY) -> list[int]:
         """The tokens of one request, checked step by step."""
-        self.engine.add_request(f"{self.engine._arrivals}", prompt, params)
+        self.engine.add_request(f"{self.engine.requests.arrivals}", prompt, params)
         found: list[int] = []
         while self.engine.has_work:
             found += [token.token_id for token in self.engine.step() if token.sequence == 0]

@@ -425,7 +425,7 @@ def test_a_failed_engine_is_said_and_health_tells(monkeypatch: pytest.MonkeyPatc
             assert (await server.call("GET", "/health")).status == 503
             assert (await server.complete()).status == 503
             monkeypatch.setattr(engine, "step", real_step)
-            for request_id in list(engine._requests):
+            for request_id in list(engine.requests):
                 engine.abort(request_id)
 
     asyncio.run(main())

@@ -184,7 +184,7 @@ def test_it_ends_when_the_engine_has_failed(monkeypatch: pytest.MonkeyPatch) -> 
                 received += client.recv(1000)
             assert b"The engine failed: division by zero" in received
         assert settled(lambda: refused(port)) and not server.should_exit
-        for request_id in list(tiny_engine()._requests):
+        for request_id in list(tiny_engine().requests):
             tiny_engine().abort(request_id)
 
 
