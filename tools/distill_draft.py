@@ -14,13 +14,15 @@ import argparse
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from train_tiny import ENDS, HEAD_DIM, SHARED, device_name, learning_rate_share
+from torch import nn
+from train_tiny import ENDS, HEAD_DIM, SHARED, device_name, learning_rate_share, make_optimizer
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -37,17 +39,15 @@ SAMPLED_START = 128
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the student is trained."""
+class Training:
+    """How a model is trained to go on as another does, on the other's samples."""
 
-    layers: int = 1
-    width: int = 128
     steps: int = 6000
     seed: int = 0
     batch: int = 16
     """Samples a step."""
     samples: int = 4096
-    """Of the teacher; as many as one in 32 more are held out for the card."""
+    """Of the other; as many as one in 32 more are held out for the card."""
     sample_tokens: int = 768
     learning_rate: float = 4e-3
     weight_decay: float = 0.1
@@ -55,11 +55,31 @@ class Recipe:
     max_seconds: float = math.inf
     """The schedule is squeezed so that training ends by then."""
 
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        """An option for each of its settings."""
+        for field in fields(cls):
+            kind = float if isinstance(field.default, float) else int
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+
+    @classmethod
+    def given(cls, options: argparse.Namespace) -> Self:
+        """The settings that the options say."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Recipe(Training):
+    """How the student is trained."""
+
+    layers: int = 1
+    width: int = 128
+
 
 def main() -> None:
     """Sample, train, measure, write."""
     options = parse_arguments()
-    recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+    recipe = Recipe.given(options)
     torch.manual_seed(recipe.seed)
     device = options.device
     teacher = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).to(device).eval()
@@ -89,9 +109,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, default=CHECKPOINTS / "tiny")
     parser.add_argument("--out", type=Path, required=True, help="folder the model is written to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name, field in Recipe.__dataclass_fields__.items():
-        kind = float if isinstance(field.default, float) else int
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=field.default)
+    Recipe.add_options(parser)
     return parser.parse_args()
 
 
@@ -138,27 +156,42 @@ def distil(
     held: torch.Tensor,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """AdamW under bf16 autocast on a GPU; warm-up, then cosine to zero, by steps or seconds."""
-    matrices = [p for p in student.parameters() if p.dim() >= 2]
-    scales = [p for p in student.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": scales, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+    """Train the student on the teacher's distribution at every token; steps and seconds it took."""
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = teacher(input_ids=batch, use_cache=False).logits
+        given = student(input_ids=batch, use_cache=False).logits
+        return divergence(given.float(), wanted.float())
+
+    def accepts() -> str:
+        return f"  accepts {agreement(student, teacher, held)['at temperature 1'][0]:.3f}"
+
+    return fit(student, loss_of, train, recipe, accepts)
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    train: torch.Tensor,
+    recipe: Training,
+    look: Callable[[], str] = str,
+) -> dict[str, Any]:
+    """AdamW under bf16 autocast on a GPU; warm-up, then cosine to zero, by steps or seconds; both it took.
+
+    loss_of: of a batch i64[recipe.batch, tokens] of `train`. look: what is said beside the loss, ten times.
+    """
+    optimizer = make_optimizer(model, recipe.learning_rate, recipe.weight_decay)
     begin_s, step, progress, next_look = time.monotonic(), 0, 0.0, 0.1
     while progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * learning_rate_share(progress, recipe.warmup)
         batch = train[torch.randint(len(train), (recipe.batch,), device=train.device)]
         with torch.autocast(train.device.type, torch.bfloat16, enabled=train.is_cuda):
-            with torch.no_grad():
-                wanted = teacher(input_ids=batch, use_cache=False).logits
-            given = student(input_ids=batch, use_cache=False).logits
-        loss = divergence(given.float(), wanted.float())
+            loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
         if step % 10 == 0:
@@ -166,12 +199,8 @@ def distil(
         progress = max(step / recipe.steps, (time.monotonic() - begin_s) / recipe.max_seconds)
         if progress >= next_look:
             next_look += 0.1
-            accepted = agreement(student, teacher, held)["at temperature 1"]
-            seconds = time.monotonic() - begin_s
-            print(
-                f"step {step:6d}  {seconds:6.1f} s  loss {loss.item():.4f}  accepts {accepted[0]:.3f}",
-                flush=True,
-            )
+            said, seconds = look(), time.monotonic() - begin_s
+            print(f"step {step:6d}  {seconds:6.1f} s  loss {loss.item():.4f}{said}", flush=True)
     return {"steps": step, "seconds": time.monotonic() - begin_s}
 
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from distill_draft import CHECKPOINTS, SAMPLED_START, TEMPERATURES, divergence, sample
+from distill_draft import CHECKPOINTS, SAMPLED_START, TEMPERATURES, Training, divergence, fit, sample
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train_tiny import HEAD_DIM, device_name, learning_rate_share
+from train_tiny import HEAD_DIM, device_name
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 LAYERS = (1, 2, 4)
@@ -36,23 +35,15 @@ LATER_WEIGHT = 0.8
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Training):
     """How the head is trained."""
 
     steps: int = 4000
-    seed: int = 0
-    batch: int = 16
-    """Samples a step."""
     samples: int = 2048
-    """Of the target; as many as one in 32 more are held out."""
     sample_tokens: int = 512
+    learning_rate: float = 2e-3
     draft_vocab: int = 2048
     """The most frequent tokens of the samples, which the head can draft."""
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.03
-    max_seconds: float = math.inf
-    """The schedule is squeezed so that training ends by then."""
 
 
 class Norm(nn.Module):
@@ -184,11 +175,9 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=CHECKPOINTS / "tiny")
     parser.add_argument("--out", type=Path, required=True, help="folder the head is written to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name, field in Recipe.__dataclass_fields__.items():
-        kind = float if isinstance(field.default, float) else int
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=field.default)
+    Recipe.add_options(parser)
     options = parser.parse_args()
-    recipe = Recipe(**{name: getattr(options, name) for name in Recipe.__dataclass_fields__})
+    recipe = Recipe.given(options)
     torch.manual_seed(recipe.seed)
     device = options.device
     target = AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32).to(device).eval()
@@ -199,7 +188,7 @@ def main() -> None:
     head = Head(target, counts.topk(recipe.draft_vocab).indices.sort().values).to(device)
     covered = counts[head.draft_ids].sum() / counts.sum()
     print(f"{sum(p.numel() for p in head.parameters()):,} parameters; {covered:.1%} of tokens can be drafted")
-    result = fit(head, target, train, recipe)
+    result = fit(head, partial(drafting_loss, head, target), train, recipe)
     head.load_state_dict(rounded(head))
     measured = agreement(head, target, held)
     for what, places in measured.items():
@@ -218,40 +207,15 @@ def prepared(target: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor, Tens
     return states[:, :-1], embedded, output.logits
 
 
-def fit(head: Head, target: PreTrainedModel, train: Tensor, recipe: Recipe) -> dict[str, float]:
-    """AdamW, warm-up, then cosine to zero, by steps or seconds; what it took."""
-    matrices = [p for p in head.parameters() if p.dim() >= 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": [p for p in head.parameters() if p.dim() < 2], "weight_decay": 0.0},
+def drafting_loss(head: Head, target: PreTrainedModel, batch: Tensor) -> Tensor:
+    """Of drafts from every token of i64[batch, tokens]: the divergence of each pass, later ones for less."""
+    states, embedded, logits = prepared(target, batch)
+    wanted = logits[..., head.draft_ids].float()
+    losses = [
+        LATER_WEIGHT**place * divergence(given.float(), wanted[:, place + 1 :])
+        for place, given in enumerate(head.passes(states, embedded, AHEAD))
     ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
-    begin_s, step, progress, next_look = time.monotonic(), 0, 0.0, 0.1
-    while progress < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * learning_rate_share(progress, recipe.warmup)
-        batch = train[torch.randint(len(train), (recipe.batch,), device=train.device)]
-        with torch.autocast(train.device.type, torch.bfloat16, enabled=train.is_cuda):
-            states, embedded, logits = prepared(target, batch)
-            wanted = logits[..., head.draft_ids].float()
-            losses = [
-                LATER_WEIGHT**place * divergence(given.float(), wanted[:, place + 1 :])
-                for place, given in enumerate(head.passes(states, embedded, AHEAD))
-            ]
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.stack(losses).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if step % 10 == 0:
-            loss.item()  # waits for the device: the clock below must not run ahead of it
-        seconds = time.monotonic() - begin_s
-        progress = max(step / recipe.steps, seconds / recipe.max_seconds)
-        if progress >= next_look:
-            next_look += 0.1
-            print(f"step {step:6d}  {seconds:6.1f} s  loss {loss.item():.4f}", flush=True)
-    return {"steps": step, "seconds": time.monotonic() - begin_s}
+    return torch.stack(losses).sum()
 
 
 @torch.inference_mode()

@@ -218,7 +218,7 @@ def train_model(
     The learning rate rises over the warm-up and falls to zero along a cosine; `progress` is the larger of
     the share of steps and the share of seconds used, so that a timed stop is annealed as well.
     """
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe.learning_rate, recipe.weight_decay)
     hooks = add_dropout(model, recipe.dropout)
     begin_s = time.monotonic()
     next_look, step, progress = 1 / VALIDATIONS, 0, 0.0
@@ -252,15 +252,17 @@ def train_model(
     return {"steps": step, "seconds": time.monotonic() - begin_s}
 
 
-def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: torch.nn.Module, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """AdamW; matrices decay, norm scales do not."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     scales = [p for p in model.parameters() if p.dim() < 2]
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": matrices, "weight_decay": weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=matrices[0].is_cuda)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=matrices[0].is_cuda)
 
 
 def add_dropout(model: PreTrainedModel, share: float) -> list[torch.utils.hooks.RemovableHandle]:

@@ -164,7 +164,8 @@ class AdaptiveLength:
 
     def _best(self, times: _Times, plain_s: float | None = None) -> int:
         """The length with most tokens a second; 0 where none is worth it. plain_s: None = as measured."""
-        plain, missed = plain_s or times.time_s(0), times.drafted.get(0)
+        plain = times.time_s(0) if plain_s is None else plain_s
+        missed = times.drafted.get(0)
         missed_s = median(missed) if missed else plain
         if not any(times.drafted):
             return self.tokens if missed_s < DEAR * plain else 0
