@@ -110,6 +110,7 @@ class CompositeRunner(AttentionRunner):
         self.graph = min(decode.graph, max(prefill.graph, GraphSupport.DECODE))
         self.batch_invariant = prefill.batch_invariant and decode.batch_invariant
         self.fused_write = owner.fused_write
+        self.few_queries = prefill.few_queries
         self.finite_cache = prefill.finite_cache or decode.finite_cache
 
     def new_cache(self, num_blocks: int) -> Any:

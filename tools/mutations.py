@@ -48,7 +48,10 @@ ARRIVALS_TESTS = ("tests/workloads/test_arrivals.py",)
 READER_TESTS = ("tests/workloads/readers/*.py",)
 SAMPLING_TESTS = ("tests/backends/triton/test_triton_sampling.py",)
 OPERATIONS_TESTS = ("tests/backends/triton/test_triton_operations.py",)
-ATTENTION_TESTS = ("tests/backends/triton/test_triton_attention.py",)
+ATTENTION_TESTS = (
+    "tests/backends/triton/test_triton_attention.py",
+    "tests/backends/triton/test_triton_configs.py",
+)
 LINEAR_TESTS = ("tests/backends/triton/test_triton_linear.py",)
 
 
@@ -231,7 +234,13 @@ MUTATIONS = [
         "kernels", TRITON, ATTENTION_TESTS,
         ("the last key is not seen", "live = key < length\n        start = widened(block, WIDE) * block_stride", "live = key < length - 1\n        start = widened(block, WIDE) * block_stride"),
         ("the last key of a cache of bytes is not seen", "live = key < length\n        start = widened(block, WIDE) * (block", "live = key < length - 1\n        start = widened(block, WIDE) * (block"),
-        ("the decode window is one key late", "WIDEN, PTX)), WIDEN)\n        scores = scaled_scores(raw, factor, cap, CAPPED)\n        if WINDOW > 0:\n            live = live & (key >= length", "WIDEN, PTX)), WIDEN)\n        scores = scaled_scores(raw, factor, cap, CAPPED)\n        if WINDOW > 0:\n            live = live & (key > length"),
+        ("the decode window is one key late", "live = live & (key >= length - WINDOW)", "live = live & (key > length - WINDOW)"),
+        ("a draft sees the key after it", "shown = live[None, :] & (key[None, :] <= position[:, None])", "shown = live[None, :] & (key[None, :] <= position[:, None] + 1)"),
+        ("a draft's window is one key late", "shown & (key[None, :] + WINDOW > position[:, None])", "shown & (key[None, :] + WINDOW > position[:, None] + 1)"),
+        ("drafts reach no further back than the last", "M // GROUP - 1 if DRAFTED", "0 if DRAFTED"),
+        ("a row that has seen no key spoils its sum", "maximum = tl.where(maximum == float(\"-inf\"), 0.0, maximum)", "maximum += 0.0"),
+        ("merging drafts forgets the later maximum", "weight = tl.exp2(highest - origin)", "weight = tl.exp2(maximum - maximum)"),
+        ("a third of the drafts' programs fits beside two", 'found["STAGES"] = config["STAGES"] + 1', 'found["STAGES"] = config["STAGES"]'),
         ("the prefill window is one key late", "(key[None, :] > position[:, None] - WINDOW)", "(key[None, :] >= position[:, None] - WINDOW)"),
         ("a query sees the key after it", "seen = key[None, :] <= position[:, None]", "seen = key[None, :] <= position[:, None] + 1"),
         ("a write skips slot 0", "if slot >= 0:", "if slot > 0:"),

@@ -20,8 +20,10 @@ SHAPES: dict[str, tuple[Row, ...]] = {
     "prefill": (Row(7, 7), Row(40, 40), Row(1, 1), Row(16, 16)),
     "prefix": (Row(5, 44), Row(16, 48), Row(33, 100)),
     "mixed": (Row(1, 33), Row(1, 64), Row(1, 9), Row(9, 9), Row(20, 52), Row(3, 70)),
+    "drafts": (Row(5, 44), Row(3, 130), Row(5, 5), Row(1, 20), Row(4, 66)),
 }
-"""Decodes, one long decode, fresh prompts, prompts behind a cached prefix, and all of it at once."""
+"""Decodes, one long decode, fresh prompts, prompts behind a cached prefix, all of it at once, and sequences
+that verify drafts."""
 
 LONG_SHAPES: dict[str, tuple[Row, ...]] = {
     "long decode 5000": (Row(1, 5000), Row(1, 3)),
@@ -53,6 +55,8 @@ class AttentionCase:
     rows: tuple[Row, ...]
     pad_seqs: int = 0
     pad_tokens: int = 0
+    drafted: bool = False
+    """Of the batch (`Batch.drafted`)."""
 
 
 def make_case(
@@ -91,7 +95,7 @@ def make_case(
     parts += [f"window{window}"] if window else []
     parts += [f"softcap{softcap:g}"] if softcap else []
     parts += [f"kv {kv_dtype}".replace("torch.", "")] if kv_dtype and kv_dtype != dtype else []
-    return AttentionCase(" ".join(parts), kind, spec, rows, pad, pad)
+    return AttentionCase(" ".join(parts), kind, spec, rows, pad, pad, drafted=shape == "drafts")
 
 
 def quick_cases(dtype: torch.dtype, *, interpret: bool = False) -> Iterator[AttentionCase]:
@@ -112,10 +116,12 @@ def quick_cases(dtype: torch.dtype, *, interpret: bool = False) -> Iterator[Atte
     yield make_case("prefix", dtype, window=24)
     yield make_case("mixed", dtype, softcap=20.0)
     yield make_case("decode", dtype, softcap=20.0, window=40)
+    yield make_case("drafts", dtype, head_dim=128)
+    yield make_case("drafts", dtype, head_dim=80, group=7, window=16)
     if dtype != torch.float32:
-        for shape in ("decode", "mixed"):
+        for shape in ("decode", "mixed", "drafts"):
             yield make_case(shape, dtype, head_dim=128, kv_dtype=torch.float8_e4m3fn)
-    yield from _int8_cache(dtype, ("decode", "mixed"))
+    yield from _int8_cache(dtype, ("decode", "mixed", "drafts"))
     yield from _behaviours(dtype)
 
 
@@ -155,11 +161,11 @@ def _int8_cache(dtype: torch.dtype, shapes: Iterable[str]) -> Iterator[Attention
 
 def _behaviours(dtype: torch.dtype) -> Iterator[AttentionCase]:
     """Padding, forks, batch invariance, graphs and the fused write, at the commonest geometry."""
-    for shape in ("decode", "mixed"):
+    for shape in ("decode", "mixed", "drafts"):
         yield make_case(shape, dtype, kind="padding", pad=3, head_dim=128)
     yield make_case("decode", dtype, kind="fork", head_dim=128)
     yield make_case("decode", dtype, kind="invariance", head_dim=128)
     yield make_case("mixed", dtype, kind="invariance", head_dim=128)
-    yield make_case("decode", dtype, kind="graph", pad=2, head_dim=128)
-    yield make_case("mixed", dtype, kind="graph", pad=2, head_dim=128)
+    for shape in ("decode", "mixed", "drafts"):
+        yield make_case(shape, dtype, kind="graph", pad=2, head_dim=128)
     yield make_case("mixed", dtype, kind="fused write", head_dim=128)

@@ -95,6 +95,7 @@ def step_inputs(setup: Setup, device: torch.device) -> tuple[Tensor, Tensor, Ten
     case = setup.case
     rows, data = case.rows, setup.data
     batch = make_batch(rows, setup.layout, device, pad_seqs=case.pad_seqs, pad_tokens=case.pad_tokens)
+    batch.drafted = case.drafted
     new_k = [k[row.context :] for k, row in zip(data.k, rows, strict=True)]
     new_v = [v[row.context :] for v, row in zip(data.v, rows, strict=True)]
 

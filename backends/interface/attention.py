@@ -87,6 +87,9 @@ class Batch:
     max_query: int
     max_len: int
     """Upper bound of `seq_lens`."""
+    drafted: bool = False
+    """Every row has a known token and drafted ones that it verifies, `max_query` at most, and there are no
+    decodes; a hint, for attention is the same."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class AttentionRunner(ABC):
     """True when a sequence's output bits do not depend on the rest of the batch."""
     fused_write: bool = False
     """True when `rotate_and_write` is offered."""
+    few_queries: int = 1
+    """Query tokens a sequence that are computed in about the time of one where a batch is `drafted`."""
     finite_cache: bool = False
     """True when slots past a sequence's end must hold finite values; `new_cache` then zeroes them."""
 

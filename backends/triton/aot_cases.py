@@ -132,7 +132,7 @@ def cases() -> list[KernelCase]:
 
 
 def _attention_cases(layer: Layer, targets: tuple[str, ...]) -> Iterator[KernelCase]:
-    for bucket in ("write", *configs.ATTENTION_BUCKETS):
+    for bucket in ("write", *configs.ATTENTION_BUCKETS, "drafts"):
         if bucket == "decode_small" and targets and not _small_differs(layer, *targets):
             continue
         # fp32 products are exact: on most targets they are plain multiply-adds by nature.
@@ -156,7 +156,7 @@ def refusals(layer: Layer, target: str) -> list[str]:
 
 
 def attention(bucket: str, layer: Layer, target: str) -> Launch:
-    """The attention kernel of a bucket, or the cache write."""
+    """The attention kernel of a bucket, the decode kernel over drafts, or the cache write."""
     spec, device = layer.spec, imagined(target)
     runner = TritonRunner(spec, device)
     values_per_block = spec.kv_heads * spec.block_size * spec.head_dim
@@ -178,7 +178,9 @@ def attention(bucket: str, layer: Layer, target: str) -> Launch:
         max_query=1 if decodes else tokens,
         max_len=spec.max_len,
     )
-    start = runner.decode_launch if decodes else runner.prefill_launch
+    if bucket == "drafts":
+        batch = replace(batch, num_seqs=spec.max_seqs, max_query=runner.few_queries, drafted=True)
+    start = runner.decode_launch if decodes or batch.drafted else runner.prefill_launch
     return start(q, cache, batch, torch.empty_like(q))
 
 

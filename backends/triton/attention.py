@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
 MAX_GROUP = 32
+FEW_QUERIES, MOST_MEMBERS = 8, 64
+"""Query tokens of a sequence that the decode kernel computes at once, as far as they and a KV head's query
+heads are so many rows: the matrix units' largest tile of one warp group."""
 LOG2_E = math.log2(math.e)
 
 
@@ -90,13 +93,16 @@ class TritonRunner(AttentionRunner):
             for bucket in ("decode_small", "decode")
         ]
         self.prefill = configs.attention_config(device, spec, "prefill") | (prefill or {})
+        self.members = min(MOST_MEMBERS, max(16, _power_of_two(FEW_QUERIES * self.group)))
+        """Rows of the decode kernel's tile where sequences verify drafts."""
+        self.few_queries = self.members // self.group
         units = 1 if device.interpret else device.units
         self.programs = [config.pop("programs_per_unit") * units for config in self.decode]
         pieces, place = 2 * max(self.programs), device.torch_device
-        self._piece_sums = torch.empty((pieces, self.group, spec.head_dim), device=place)
-        self._piece_stats = torch.empty((pieces, 2, self.group), device=place)
+        self._piece_sums = torch.empty((pieces, self.members, spec.head_dim), device=place)
+        self._piece_stats = torch.empty((pieces, 2, self.members), device=place)
         self._counters = torch.zeros(spec.max_seqs * spec.kv_heads, dtype=torch.int32, device=place)
-        self._kernels: dict[tuple[str, bool], BoundKernel] = {}
+        self._kernels: dict[tuple[str, bool, bool], BoundKernel] = {}
 
     def new_cache(self, num_blocks: int) -> PagedCache:
         spec = self.spec
@@ -114,7 +120,8 @@ class TritonRunner(AttentionRunner):
 
     def plan(self, batch: Batch) -> Hashable:
         """Rows of each kind, and the prefill grid: the decode grid depends on the rows' bucket alone."""
-        return (batch.num_seqs, batch.num_decodes, self._query_tiles(batch))
+        tiles = "few" if self._drafted(batch) else self._query_tiles(batch)
+        return (batch.num_seqs, batch.num_decodes, tiles)
 
     def write(self, cache: PagedCache, k: Tensor, v: Tensor, batch: Batch) -> None:
         from backbench.backends.triton.fused_write import kv_write
@@ -132,19 +139,26 @@ class TritonRunner(AttentionRunner):
         if not out.is_contiguous():
             raise BackendError("triton attention writes a contiguous output; pass one.")
         q = q.contiguous()
-        if batch.num_decodes:
+        drafted = self._drafted(batch)
+        if batch.num_decodes or drafted:
             self.decode_launch(q, cache, batch, out).start()
-        if batch.num_seqs > batch.num_decodes:
+        if batch.num_seqs > batch.num_decodes and not drafted:
             self.prefill_launch(q, cache, batch, out).start()
 
+    def _drafted(self, batch: Batch) -> bool:
+        """Whether all of the batch verifies drafts, few enough a sequence for the decode kernel."""
+        return batch.drafted and batch.num_decodes == 0 and batch.max_query <= self.few_queries
+
     def decode_launch(self, q: Tensor, cache: PagedCache, batch: Batch, out: Tensor) -> Launch:
-        """Attention of the batch's decodes; q and out contiguous."""
-        small = batch.num_decodes <= self.small_batch
-        bound = self._bound("decode_small" if small else "decode", cache)
+        """Attention of the decodes, or of all rows where they verify drafts; q and out contiguous."""
+        drafted = self._drafted(batch)
+        seqs = batch.num_seqs if drafted else batch.num_decodes
+        small = seqs <= self.small_batch
+        bound = self._bound("decode_small" if small else "decode", cache, drafted)
         arguments = (
             q, *cache.arguments(), batch.block_table, batch.seq_lens, out,
             self._piece_sums, self._piece_stats, self._counters,
-            batch.num_decodes, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(),
+            seqs, batch.block_table.stride(0), cache.block_stride, *self._scale_and_cap(), batch.query_start,
         )  # fmt: skip
         return bound.launch((self.programs[0 if small else 1], 1, 1), arguments)
 
@@ -161,15 +175,15 @@ class TritonRunner(AttentionRunner):
         grid = (self.spec.kv_heads, self._query_tiles(batch), 1)
         return self._bound("prefill", cache).launch(grid, arguments)
 
-    def _bound(self, bucket: str, cache: PagedCache) -> BoundKernel:
+    def _bound(self, bucket: str, cache: PagedCache, drafted: bool = False) -> BoundKernel:
         """The bucket's kernel with its compile-time arguments, made at first use."""
         wide = cache.k.numel() >= 2**31
-        key = (bucket, wide)
+        key = (bucket, wide, drafted)
         if key not in self._kernels:
-            self._kernels[key] = self._bind(bucket, wide)
+            self._kernels[key] = self._bind(bucket, wide, drafted)
         return self._kernels[key]
 
-    def _bind(self, bucket: str, wide: bool) -> BoundKernel:
+    def _bind(self, bucket: str, wide: bool, drafted: bool) -> BoundKernel:
         from backbench.backends.triton.decode_kernel import decode_kernel
         from backbench.backends.triton.launch import Place
         from backbench.backends.triton.prefill_kernel import prefill_kernel
@@ -195,10 +209,12 @@ class TritonRunner(AttentionRunner):
         }
         if bucket == "prefill":
             return place.bind(prefill_kernel, **shared, **self.prefill)
+        config = dict(self.decode[0 if bucket == "decode_small" else 1])
         group_pad = _power_of_two(self.group)
-        shared["PAIRED"] = self.paired
-        config = self.decode[0 if bucket == "decode_small" else 1]
-        return place.bind(decode_kernel, **shared, **config, GROUP_PAD=group_pad, M=max(16, group_pad))
+        config |= {"GROUP_PAD": group_pad, "M": self.members if drafted else max(16, group_pad)}
+        if drafted:
+            config |= configs.drafts(self.device, self.spec, bucket, self.members)
+        return place.bind(decode_kernel, **shared, **config, PAIRED=self.paired, DRAFTED=drafted)
 
     def _query_tiles(self, batch: Batch) -> int:
         """At most this many query tiles: every prefill row may end in a tile that is not full."""

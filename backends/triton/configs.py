@@ -180,6 +180,23 @@ def padded_dim(spec: AttentionSpec) -> int:
     return 1 << (spec.head_dim - 1).bit_length()
 
 
+def drafts(device: Device, spec: AttentionSpec, bucket: str, members: int) -> dict[str, Any]:
+    """What a decode launch does otherwise where sequences verify drafts, in tiles of `members` rows.
+
+    Pieces are merged two at a time: more take registers from what comes before. Of two programs a compute
+    unit each takes one stage more, if so much memory is there: a program of few rows takes so few registers
+    that a third would fit beside two, and those units that get three end last (on an H100 72 us in place of
+    66, 64 sequences of 640 keys).
+    """
+    config = attention_config(device, spec, bucket)
+    found = {"CHUNK": 2}
+    stage_bytes = config["TILE"] * key_bytes(spec)
+    room = (device.shared_bytes or LDS_BYTES) // config["programs_per_unit"] - 4096
+    if members == 16 and config["programs_per_unit"] == 2 and config["STAGES"] * stage_bytes <= room:
+        found["STAGES"] = config["STAGES"] + 1
+    return found
+
+
 def key_bytes(spec: AttentionSpec) -> int:
     """Shared memory one key and its value take in a tile."""
     return kv_bytes_per_token(1, padded_dim(spec), spec.kv_dtype)

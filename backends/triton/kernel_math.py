@@ -30,6 +30,29 @@ def scaled_scores(raw, scale, cap, CAPPED: tl.constexpr):
 
 
 @triton.jit
+def seen(key, live, length, position, WINDOW: tl.constexpr, DRAFTED: tl.constexpr):
+    """Which of the `live` keys [TILE] a decode of a sequence of `length` keys sees, [1, TILE]; DRAFTED, which
+    each row at its own `position` [M] does, [M, TILE]."""
+    if DRAFTED:
+        shown = live[None, :] & (key[None, :] <= position[:, None])
+        if WINDOW > 0:
+            shown = shown & (key[None, :] + WINDOW > position[:, None])
+    else:
+        if WINDOW > 0:
+            live = live & (key >= length - WINDOW)
+        shown = live[None, :]
+    return shown
+
+
+@triton.jit
+def origin_of(maximum, DRAFTED: tl.constexpr):
+    """What exponents [M] are taken from: the maximum, but DRAFTED for a row that has seen no key so far."""
+    if DRAFTED:
+        maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
+    return maximum
+
+
+@triton.jit
 def find_row(ends, item):
     """The row whose half-open range holds `item`, given the ranges' inclusive ends, and its begin."""
     past = ends <= item

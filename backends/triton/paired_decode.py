@@ -19,7 +19,9 @@ from backbench.backends.triton.kernel_math import (
     in_units,
     load_scales,
     matmul,
+    origin_of,
     scaled_scores,
+    seen,
     widened,
 )
 
@@ -102,10 +104,11 @@ def byte_pairs(words, like, PTX: tl.constexpr, SCALED: tl.constexpr):
 
 @triton.jit
 def paired_piece(
-    q, k_cache, v_cache, k_scale, v_scale, table, head, length, first, last, scale, cap, block_stride,
+    q, k_cache, v_cache, k_scale, v_scale, table, head, length, position, first, last, scale, cap,
+    block_stride,
     HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
-    WIDEN: tl.constexpr, PTX: tl.constexpr, SCALED: tl.constexpr,
+    WIDEN: tl.constexpr, PTX: tl.constexpr, SCALED: tl.constexpr, DRAFTED: tl.constexpr,
 ):  # fmt: skip
     """`decode_kernel.decode_piece` for an fp8 cache, or SCALED an int8 one, of an even HEAD_DIM."""
     M: tl.constexpr = q.shape[0]
@@ -143,12 +146,11 @@ def paired_piece(
         k_even, k_odd = byte_pairs(k, q, PTX, SCALED)
         raw = matmul(q_even, tl.trans(k_even), WIDEN) + matmul(q_odd, tl.trans(k_odd), WIDEN)
         scores = scaled_scores(raw, factor, cap, CAPPED)
-        if WINDOW > 0:
-            live = live & (key >= length - WINDOW)
-        scores = tl.where(live[None, :], scores, float("-inf"))
+        scores = tl.where(seen(key, live, length, position, WINDOW, DRAFTED), scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_maximum[:, None])
-        shrink = tl.exp2(maximum - new_maximum)
+        origin = origin_of(new_maximum, DRAFTED)
+        weights = tl.exp2(scores - origin[:, None])
+        shrink = tl.exp2(maximum - origin)
         total = total * shrink + tl.sum(weights, axis=1)
         if SCALED:
             weights, shrink, unit = in_units(weights, v_step, shrink, unit, q)

@@ -185,6 +185,44 @@ def test_an_int8_cache_is_served_where_fp8_cannot_be_converted() -> None:
     assert "use int8 or" in reason
 
 
+DRAFTS = (Row(5, 44), Row(3, 66), Row(4, 4), Row(1, 20), Row(2, 33))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"head_dim": 32, "group": 2, "block_size": 32},
+        {"head_dim": 32, "group": 1, "window": 3},
+        {"head_dim": 80, "group": 7, "window": 20, "softcap": 20.0},
+        {"head_dim": 64, "group": 8, "window": 16, "kv_dtype": torch.float8_e4m3fn},
+        {"head_dim": 32, "group": 4, "window": 40, "kv_dtype": torch.int8},
+        {"head_dim": 32, "group": 2, "kind": "padding", "pad": 2},
+    ],
+    ids=str,
+)
+def test_drafts_are_verified_by_the_decode_kernel(geometry: dict[str, Any]) -> None:
+    """Each token sees the keys up to its own, in one tile with the others of its sequence."""
+    case = short(make_case("drafts", torch.bfloat16, **geometry), *DRAFTS)
+    assert TritonRunner(case.spec, DEVICE).plan(step_inputs(set_up(case), PLACE)[3])[-1] == "few"
+    assert not problem(case)
+
+
+@pytest.mark.parametrize(("programs", "lead_in"), [(1, 1), (7, 0), (13, 3), (40, 1)])
+@pytest.mark.parametrize("window", [None, 3])
+def test_drafts_are_right_however_the_work_is_cut(programs: int, lead_in: int, window: int | None) -> None:
+    """Pieces in which some rows see no key: those after their own, or all behind a window."""
+    case = short(make_case("drafts", torch.float32, head_dim=32, group=2, window=window), *DRAFTS)
+    assert not problem(case, decode={"programs_per_unit": programs, "LEAD_IN": lead_in})
+
+
+def test_more_drafts_than_a_tile_has_rows_for_are_a_prompts_tokens() -> None:
+    case = short(make_case("drafts", torch.float32, head_dim=32, group=16), Row(5, 20), Row(2, 9))
+    runner = TritonRunner(case.spec, DEVICE)
+    assert runner.few_queries == 4
+    assert runner.plan(step_inputs(set_up(case), PLACE)[3])[-1] != "few"
+    assert not problem(case)
+
+
 def test_head_dim_256() -> None:
     assert not problem(short(make_case("mixed", torch.float16, head_dim=256), Row(1, 20), Row(9, 12)))
 

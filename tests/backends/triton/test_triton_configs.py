@@ -14,7 +14,7 @@ from backbench.backends.interface import AttentionSpec, Device, Scheme, WeightSp
 from backbench.backends.interface.device import cpu
 from backbench.backends.torch.attention import TorchAttention
 from backbench.backends.triton import configs
-from backbench.backends.triton.attention import TritonAttention
+from backbench.backends.triton.attention import TritonAttention, TritonRunner
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.tuning.table import Entry
 
@@ -105,3 +105,19 @@ def test_an_int8_cache_is_a_dtype_of_its_own_whose_scales_take_room() -> None:
     assert configs.entry_key(small, "prefill")[2] == "bfloat16 on int8"
     assert configs.key_bytes(small) == 2 * (128 + 4)
     assert small.kv_bytes_per_token == 8 * configs.key_bytes(small)
+
+
+@pytest.mark.parametrize(
+    ("group", "bucket", "stages"), [(2, "decode", 4), (4, "decode", 3), (2, "decode_small", 3)]
+)
+def test_no_third_program_of_drafts_fits_beside_two(group: int, bucket: str, stages: int) -> None:
+    """Programs of few rows have one stage more: three would not fit the H200's shared memory."""
+    spec = replace(SPEC, q_heads=8 * group, kv_heads=8)
+    config = configs.attention_config(H200, spec, bucket)
+    members = TritonRunner(spec, replace(H200, torch_device=torch.device("meta"))).members
+    found = config | configs.drafts(H200, spec, bucket, members)
+    assert found["STAGES"] == stages
+    tiles = found["TILE"] * configs.key_bytes(spec) * (stages - 1)
+    assert tiles * found["programs_per_unit"] < H200.shared_bytes
+    if members == 16:
+        assert tiles * (found["programs_per_unit"] + 1) > H200.shared_bytes
