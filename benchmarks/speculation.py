@@ -31,7 +31,6 @@ import torch
 from backbench.backends.interface.device import detect
 from backbench.engine.config import EngineConfig
 from backbench.engine.engine import Engine
-from backbench.engine.execution import runner
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.perplexity import split_corpus, topics_corpus
 from backbench.engine.request import SamplingParams, StepStats
@@ -250,8 +249,8 @@ def device_rows(models: Sequence[str], repeats: int) -> list[dict[str, Any]]:
 
 
 def layout_rows(repeats: int) -> list[dict[str, Any]]:
-    """Captured steps with drafts laid out as prompts of several tokens and as decodes of one: what
-    `FEW_DRAFTED` decides. Drafts at any price, so that both verify the same number of tokens."""
+    """Captured steps with drafts laid out as sequences of several tokens and as decodes of one: what
+    `Runner.few_drafted` decides. Drafts at any price, so that both verify the same number of tokens."""
     batches, model = (1, 2, 4, 8, 16, 32), "shape:qwen3-0.6b"
     settings = {
         "max_seqs": 192,
@@ -261,15 +260,14 @@ def layout_rows(repeats: int) -> list[dict[str, Any]]:
         "num_blocks": 500,
     }
     plain, drafting = open_pair(model, "triton", SYNTHETIC, torch.bfloat16, adaptive_drafts=False, **settings)
-    vocab, rows, usual = plain.model_config.vocab_size, [], runner.FEW_DRAFTED
+    vocab, rows = plain.model_config.vocab_size, []
     for batch in batches:
         rng = random.Random(batch)
         prompts = [[rng.randrange(vocab) for _ in range(INPUT)] for _ in range(batch)]
-        for layout, few in (("prompts", 0), ("decodes", 512)):
-            runner.FEW_DRAFTED = few
+        for layout, few in (("sequences", 0), ("decodes", 512)):
+            drafting.runner.few_drafted = few
             name = f"qwen3-0.6b bs{batch} {SYNTHETIC} as {layout}"
             rows.append(side_by_side(name, plain, drafting, prompts, params_of(batch, OUTPUT), repeats))
-    runner.FEW_DRAFTED = usual
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,8 +85,11 @@ class StepInFlight:
         self.inputs = inputs
         self.armed_ns = armed_ns
         self._launched = launched
-        self.device_ns: int | None = None
+
+    @cached_property
+    def device_ns(self) -> int | None:
         """How long the device took, once `read` has waited for it; None on a CPU."""
+        return self._launched.work.device_ns()
 
     @property
     def graph(self) -> Hashable | None:
@@ -97,7 +101,6 @@ class StepInFlight:
         Once."""
         launched, live = self._launched, self.inputs.num_live_samples
         launched.work.synchronize()
-        self.device_ns = launched.work.device_ns()
         if not launched.results:
             return [], None, None
         lists: list[Any] = [result[:live].tolist() for result in launched.results]

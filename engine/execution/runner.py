@@ -78,6 +78,8 @@ class Runner:
             ) from None
         captured = graphs and device.type == "cuda" and decoder.communicator.capturable
         self._shapes = limits.captured_shapes(decoder.graph_support) if captured else []
+        self.few_drafted = FEW_DRAFTED if limits.draft_tokens >= decoder.few_queries else 0
+        """Tokens of a captured step with drafts up to which each is laid out as a decode of its own."""
         tables = RequestTables(limits, device)
         largest = max((shape.num_tokens for shape in self._shapes), default=1)
         # With as many no step in flight has to end before the next is filled.
@@ -87,6 +89,9 @@ class Runner:
         self._captured = StepBuffers(limits, tables, device, self.queue, largest, **options)
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, StepOutput | None]] = {}
         self._batches: dict[StepShape, Batch] = {}
+        self._max_lens = max_len_ladder(limits.max_len)
+        self._plans: dict[tuple[StepShape, int], Hashable] = {}
+        """The decoder's, by a captured shape and one of these."""
         self._rows = HostRows(pinned=device.type != "cpu")
         self.ahead = Ahead()
         self.graph_misses = 0
@@ -167,7 +172,7 @@ class Runner:
         if shape != armed.inputs.shape or plan.copies:
             return None
         inputs = self._captured.fill(plan, shape, armed.staging)
-        graph = self._graph_key(inputs, self._batch(inputs))
+        graph = self._graph_key(inputs)
         return inputs if graph == armed.launched.graph and inputs.more_updates is None else None
 
     @torch.inference_mode()
@@ -185,7 +190,7 @@ class Runner:
             batch = buffers.batch(inputs)
         else:
             batch = self._batch(inputs)
-            graph = self._graph_key(inputs, batch)
+            graph = self._graph_key(inputs)
             if self._graphs.get(graph) is None:
                 self.graph_misses += 1
                 graph = None
@@ -243,7 +248,7 @@ class Runner:
             self.followers.capture(sampled, filtered, logprobs, candidates)
         before = len(self._graphs)
         for shape in reversed(self._shapes):
-            for max_len in max_len_ladder(self.limits.max_len):
+            for max_len in self._max_lens:
                 inputs = StepInputs(shape)
                 inputs.max_len = max_len
                 inputs.all_greedy = not sampled
@@ -259,7 +264,7 @@ class Runner:
         decodes: whether what it computes of each sequence is a decode, or verifies one's drafts.
         """
         shapes = [live]
-        if live.query and decodes and live.num_tokens <= FEW_DRAFTED:
+        if live.query and decodes and live.num_tokens <= self.few_drafted:
             shapes.insert(0, StepShape(live.num_tokens))
         return next((shape for each in shapes for shape in self._shapes if shape.holds(each)), None)
 
@@ -304,7 +309,7 @@ class Runner:
 
     def _capture_one(self, inputs: StepInputs) -> None:
         batch = self._batch(inputs)
-        key = self._graph_key(inputs, batch)
+        key = self._graph_key(inputs)
         if key in self._graphs:
             return
         # Inputs that write nothing anyone reads: every row is padding.
@@ -325,9 +330,13 @@ class Runner:
             batch = self._batches[inputs.shape] = self._captured.batch(inputs)
         return replace(batch, max_len=inputs.max_len)
 
-    def _graph_key(self, inputs: StepInputs, batch: Batch) -> Hashable:
+    def _graph_key(self, inputs: StepInputs) -> Hashable:
+        """What a captured step's launches bake in; plans are made for the lengths that are captured for."""
+        at = (inputs.shape, min(bound for bound in self._max_lens if bound >= inputs.max_len))
+        if at not in self._plans:
+            self._plans[at] = self.decoder.plan(replace(self._batch(inputs), max_len=at[1]))
         flags = (inputs.all_greedy, inputs.any_filter, inputs.any_forced, inputs.logprobs, inputs.candidates)
-        return (inputs.shape, flags, self.decoder.plan(batch))
+        return (inputs.shape, flags, self._plans[at])
 
 
 def device_seconds() -> float:

@@ -172,6 +172,7 @@ class StepBuffers:
             num_decodes=shape.decodes,
             max_query=inputs.max_query,
             max_len=inputs.max_len,
+            drafted=shape.query > 0,
         )
 
     def unpack(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
@@ -250,32 +251,30 @@ class StepBuffers:
     def _fill_drafted(self, plan: StepPlan, host: StepArrays[np.ndarray], live: StepShape) -> None:
         """Known and drafted tokens: a sequence's row has all of its own or, laid out as decodes, each has one
         and sees the keys up to its own position. The host knows every token of such a step."""
-        count, size, table = plan.num_tokens, self.block_size, self.tables.host_blocks
-        ids, places, rows = list[int](), list[int](), list[int]()
+        count, size = plan.num_tokens, self.block_size
+        ids, places, slots = list[int](), list[int](), list[int]()
+        rows, ends, lengths = list[int](), list[int](), list[int]()
+        # Python's lists: the few tokens of most such steps take less than calls of numpy would.
         for part in plan.slices:
-            end = part.start + part.num_tokens
-            ids += part.sequence.token_ids[part.start : end]
+            sequence, end = part.sequence, part.start + part.num_tokens
+            here, blocks = range(part.start, end), sequence.blocks
+            ids += sequence.token_ids[part.start : end]
             ids += part.draft
-            places += range(part.start, end)
-            rows += [part.sequence.row] * part.num_tokens
+            places += here
+            slots += [blocks[place // size] * size + place % size for place in here]
+            if live.query:
+                rows.append(sequence.row)
+                ends.append(len(ids))
+                lengths.append(end)
+            else:
+                rows += [sequence.row] * part.num_tokens
+                lengths += range(part.start + 1, end + 1)
         host.ids[:count] = ids
-        positions = host.positions[:count]
-        positions[:] = places
-        if live.query == 0:
-            # Few tokens: each call of numpy takes longer than these take without it.
-            tables = {part.sequence.row: part.sequence.blocks for part in plan.slices}
-            at = zip(rows, places, strict=True)
-            host.slot_mapping[:count] = [
-                tables[row][place // size] * size + place % size for row, place in at
-            ]
-            host.rows[:count] = rows
-            host.seq_lens[:count] = [place + 1 for place in places]
-            return
-        host.slot_mapping[:count] = table[rows, positions // size] * size + positions % size
-        seqs = len(plan.slices)
-        np.cumsum([part.num_tokens for part in plan.slices], out=host.query_start[1 : seqs + 1])
-        host.rows[:seqs] = [part.sequence.row for part in plan.slices]
-        host.seq_lens[:seqs] = positions[host.query_start[1 : seqs + 1] - 1] + 1
+        host.positions[:count] = places
+        host.slot_mapping[:count] = slots
+        host.rows[: len(rows)] = rows
+        host.seq_lens[: len(rows)] = lengths
+        host.query_start[1 : len(ends) + 1] = ends
 
     def _fill_prefills(self, plan: StepPlan, host: StepArrays[np.ndarray], shape: StepShape) -> None:
         size, table, offset = self.block_size, self.tables.host_blocks, shape.decodes

@@ -14,7 +14,8 @@ GRAPH_PROMPTS = 16
 GRAPH_PROMPT_TOKENS = range(64, 513, 64)
 """Prompt tokens of captured steps; with more, computing takes longer than launching one by one."""
 FEW_DRAFTED = 32
-"""Tokens of a captured step with drafts up to which each is a decode of its own: kernels for decodes divide a
+"""Tokens of a captured step with drafts up to which each is a decode of its own where attention does not
+compute a sequence's few tokens like one (`AttentionRunner.few_queries`): kernels for decodes divide a
 sequence among many units of the device, and few tokens leave them idle otherwise."""
 
 

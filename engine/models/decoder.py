@@ -186,6 +186,11 @@ class Decoder:
         """Which batches may be captured: what every layer's attention allows."""
         return min(runner.graph for runner in self.runners.values())
 
+    @property
+    def few_queries(self) -> int:
+        """Tokens of a sequence with drafts that every layer's attention computes like one."""
+        return min((runner.few_queries for runner in self.runners.values()), default=1)
+
     def new_caches(self, num_blocks: int) -> list[Any]:
         """Every layer's KV cache of `num_blocks` blocks."""
         return [layer.runner.new_cache(num_blocks) for layer in self.layers]

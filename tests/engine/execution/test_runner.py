@@ -7,8 +7,9 @@ import torch
 from engine_fixtures import open_small
 from late_device import LateQueue, open_late
 
+from backbench.engine.execution.runner import Runner
 from backbench.engine.execution.step_buffers import StepBuffers
-from backbench.engine.execution.step_shape import graph_shapes
+from backbench.engine.execution.step_shape import StepShape, graph_shapes
 from backbench.engine.request import SamplingParams
 
 
@@ -71,3 +72,21 @@ def test_no_graphs_on_a_cpu(graphs: bool) -> None:
     engine = open_small(graphs=graphs)
     assert engine.runner.capture() == 0
     assert not engine.runner.graphs_enabled
+
+
+@pytest.mark.parametrize(
+    ("few_queries", "expected"),
+    [(1, StepShape(5)), (4, StepShape(5)), (5, StepShape(0, 1, 5, 5)), (8, StepShape(0, 1, 5, 5))],
+)
+def test_drafts_are_decodes_where_attention_has_no_tile_for_them(
+    few_queries: int, expected: StepShape
+) -> None:
+    """Four drafted tokens make five of a sequence."""
+    small = open_small(speculate="ngram:4", max_seqs=8)
+    for runner in small.decoder.runners.values():
+        runner.few_queries = few_queries
+    runner = Runner(small.decoder, small.selection.operations, small.limits, graphs=True)
+    runner._shapes = [StepShape(5), StepShape(0, 1, 5, 5)]
+    assert runner.captured_shape(StepShape(0, 1, 5, 5), decodes=True) == expected
+    assert runner.captured_shape(StepShape(0, 1, 3, 3), decodes=True) == expected
+    assert runner.captured_shape(StepShape(0, 1, 5, 5), decodes=False) == StepShape(0, 1, 5, 5)
