@@ -27,6 +27,10 @@ class Problem(ABC):
     tolerance: float
     """Relative error in norm, from which on a result counts as wrong."""
 
+    def sources_of(self, config: Config | None) -> str:
+        """The hash of the kernels such a launch runs: an entry that carries another no longer holds."""
+        return self.sources
+
     @abstractmethod
     def baseline(self) -> Config | None:
         """What serves where nothing was tuned; None = the vendor's library."""

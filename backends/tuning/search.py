@@ -56,7 +56,7 @@ def sweep(problem: Problem, compile_all: Compiler | None = None) -> Finding:
         raise BackendError(
             f"No launch of {problem.operation} {problem.bucket} gives a right result here: {refused[0]}."
         )
-    entry = Entry(problem.operation, problem.bucket, problem.dtype, problem.sources, best)
+    entry = Entry(problem.operation, problem.bucket, problem.dtype, problem.sources_of(best), best)
     return Finding(entry, baseline_us, best_us, 1 + len(candidates), tuple(refused))
 
 

@@ -30,9 +30,9 @@ def test_no_shipped_entry_is_stale(file: Path) -> None:
     table = configs.table(arch, int(units))
     assert table.entries
     stale = {
-        f"{entry.operation}: {entry.sources} is now {configs.sources(entry.operation)}"
+        f"{entry.operation}: {entry.sources} is now {configs.sources_of(entry.operation, entry.config)}"
         for entry in table.entries.values()
-        if entry.sources != configs.sources(entry.operation)
+        if entry.sources != configs.sources_of(entry.operation, entry.config)
     }
     assert not stale
 
