@@ -6,7 +6,7 @@ timed, and again afterwards, all its numbers are held to `quantization.product`,
 each other bit for bit: a race shows in some runs only. It writes quantized_tiles.json after each case and
 ends with code 1 if any launch was wrong. `--again TABLE` instead measures the products of a former tuning
 table that the present one lacks, that table's launches among the others. `--keep JSON` instead writes the
-fastest ways of such a file into the tuning table; it needs no GPU.
+fastest ways of such a file into the tuning table, of those that are tried still; it needs no GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -194,19 +195,45 @@ def check(problem: QuantizedProblem, config: Config, exact: torch.Tensor) -> Non
 
 
 def keep(record: Mapping[str, Any]) -> None:
-    """Write the fastest way of each number of rows that is a bucket into the tuning table."""
+    """Write the fastest way of each bucket whose own number of rows was timed into the tuning table."""
     place = tuple(record["place"])
     file = configs.table_file(*place)
     known = table.read(file, table.place(*place))
-    entries = []
+    buckets: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in record["rows"]:
-        case = (row["rows"], row["shape"], row["scheme"])
-        if row["rows"] in BUCKETS and row["ways"]:
-            fastest = min(row["ways"], key=lambda found: found["us"])["way"]
-            key = key_of(case)
-            entries.append(table.Entry(*key, configs.sources_of(key[0], fastest), fastest))
-            print(f"{row['rows']} {row['shape']} {row['scheme']}: {brief(fastest)}")
+        case = (quantized_configs.bucket(row["rows"]), row["shape"], row["scheme"])
+        buckets.setdefault(key_of(case), []).append(row)
+    entries = [
+        entry_of(place, key, rows)
+        for key, rows in buckets.items()
+        if any(row["rows"] in BUCKETS for row in rows)
+    ]
+    for entry in entries:
+        assert entry.config is not None
+        print(f"{entry.bucket} {entry.dtype}: {brief(entry.config)} {entry.us} us, bf16 {entry.dense_us}")
     table.write(file, known.merged(entries))
+
+
+def entry_of(
+    place: tuple[str, int], key: tuple[str, str, str], rows: Sequence[Mapping[str, Any]]
+) -> table.Entry:
+    """The entry of a bucket, of which `rows` are all that were timed: its own number of rows is among them.
+
+    The way is the fastest over all of them (geometric mean); its times are those where it does worst.
+    """
+    largest = max(rows, key=lambda row: int(row["rows"]))
+    case = (largest["rows"], largest["shape"], largest["scheme"])
+    tried = {*tile_launches(*place, case[0], *SHAPES[case[1]], WEIGHT_ONLY[case[2]])}
+    found = []
+    for each in largest["ways"]:
+        served = quantized_configs.way(each["way"])
+        times = [same["us"] for row in rows for same in row["ways"] if same["way"] == each["way"]]
+        if len(times) == len(rows) and (served in tried or not isinstance(served, Tile)):
+            found.append((math.prod(times), times, each["way"]))
+    _, times, config = min(found, key=lambda each: each[0])
+    beside = [(us, row["bf16_us"]) for us, row in zip(times, rows, strict=True)]
+    worst = max(beside, key=lambda pair: pair[0] / pair[1])
+    return table.Entry(*key, configs.sources_of(key[0], config), config, *worst)
 
 
 def brief(config: Config) -> str:

@@ -47,6 +47,11 @@ class Problem(ABC):
     def times_us(self, config: Config | None) -> Sequence[float]:
         """Microseconds of one call for each representative shape, in a graph and with cold caches."""
 
+    def dense_us(self) -> float | None:
+        """Of a product by a quantized or sparse weight: what the fastest by the dense one takes, timed alike;
+        None = it is no such product."""
+        return None
+
     @abstractmethod
     def compile(self, config: Config) -> None:
         """Compile the launch into Triton's cache on disk, touching little memory (in another process)."""

@@ -151,6 +151,12 @@ class QuantizedProblem(Problem):
             calls = calls * 2
         return graph_time_us(calls, self.replays)
 
+    def dense_us(self) -> float:
+        from backbench.backends.triton.tune import dense_product_us
+
+        at = (self.rows, self.n, self.k, self.number_type, self.device)
+        return min(dense_product_us(*at, self.replays).values())
+
     def compile(self, config: Config) -> None:
         # As many columns and as few rows as specialise the kernels alike.
         few = replace(self, n=256, rows=min(self.rows, 16), cold_bytes=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from backbench.backends.triton.cache import PagedCache
 from backbench.backends.triton.configs import ATTENTION_BUCKETS, KERNEL_BUCKETS, ROW_BUCKETS, ZeroBias
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.triton.quantized_configs import BUCKETS
-from backbench.backends.triton.quantized_tune import QuantizedProblem
+from backbench.backends.triton.quantized_tune import COLD_BYTES, MANY, READ_BYTES, QuantizedProblem
 from backbench.backends.tuning.timing import graph_time_us
 
 COLD_WEIGHT_BYTES = 2**30
@@ -329,6 +329,21 @@ class GemmProblem(Problem):
 
     def _product(self, config: Config | None, weight: Tensor) -> Tensor:
         return self.linear.product(self.x, weight, None if config is None else configs.product(config))
+
+
+@lru_cache
+def dense_product_us(
+    rows: int, n: int, k: int, dtype: torch.dtype, device: Device, replays: int = 5
+) -> dict[str, float]:
+    """What `rows` rows by a dense [n, k] weight take: the library's product, and ours where it is chosen."""
+    read = READ_BYTES if rows <= MANY else 1
+    problem = GemmProblem(rows, n, k, dtype, device, COLD_BYTES, read, replays)
+    found = {"library": problem.time_us(None)[0]}
+    chosen = configs.choose(device.arch, device.units, rows, n, k, dtype)
+    if chosen is not None:
+        name = "library, zero bias" if isinstance(chosen, ZeroBias) else "skinny"
+        found[name] = problem.time_us(asdict(chosen))[0]
+    return found
 
 
 class TritonTuner(Tuner):
