@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from backbench.backends.interface import Config
+from backbench.backends.interface import Config, Crossover
 from backbench.errors import BackendError
 
 
@@ -68,18 +68,8 @@ class Table:
         return replace(self, entries=MappingProxyType({**self.entries, **{e.key: e for e in entries}}))
 
 
-@dataclass(frozen=True)
-class Crossover:
-    """Where a product by a quantized weight stops being faster than by the dense one."""
-
-    faster_up_to: int
-    """Rows of the largest bucket of which it and all smaller ones that were timed are faster; 0 = of none."""
-    slower_from: int | None
-    """Rows of the smallest timed bucket that is not; None = all that were timed are faster."""
-
-
 def crossover(entries: Mapping[int, Entry | None]) -> Crossover | None:
-    """From the entries of a shape by their buckets' rows; None = none was timed beside the dense product."""
+    """From a shape's entries by their buckets' rows; None = none was timed beside the dense product."""
     timed = [
         (rows, entry.us < entry.dense_us)
         for rows, entry in sorted(entries.items())
