@@ -199,19 +199,22 @@ def keep(record: Mapping[str, Any]) -> None:
     place = tuple(record["place"])
     file = configs.table_file(*place)
     known = table.read(file, table.place(*place))
-    buckets: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in record["rows"]:
-        case = (quantized_configs.bucket(row["rows"]), row["shape"], row["scheme"])
-        buckets.setdefault(key_of(case), []).append(row)
-    entries = [
-        entry_of(place, key, rows)
-        for key, rows in buckets.items()
-        if any(row["rows"] in BUCKETS for row in rows)
-    ]
+    entries = list(entries_of(place, record["rows"]))
     for entry in entries:
         assert entry.config is not None
         print(f"{entry.bucket} {entry.dtype}: {brief(entry.config)} {entry.us} us, bf16 {entry.dense_us}")
     table.write(file, known.merged(entries))
+
+
+def entries_of(place: tuple[str, int], rows: Sequence[Mapping[str, Any]]) -> Iterator[table.Entry]:
+    """An entry for each bucket whose own number of rows was timed."""
+    buckets: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        case = (quantized_configs.bucket(row["rows"]), row["shape"], row["scheme"])
+        buckets.setdefault(key_of(case), []).append(row)
+    for key, timed in buckets.items():
+        if any(row["rows"] in BUCKETS for row in timed):
+            yield entry_of(place, key, timed)
 
 
 def entry_of(
