@@ -32,9 +32,9 @@ from backbench.backends.interface.device import gpu
 from backbench.backends.quantization import SCHEMES as QUANTIZED
 from backbench.backends.quantization import dequantize
 from backbench.backends.triton import configs, quantized_configs
+from backbench.backends.triton.gemm_tune import dense_product_us
 from backbench.backends.triton.quantized_configs import BUCKETS, Expanded
 from backbench.backends.triton.quantized_tune import QuantizedProblem
-from backbench.backends.triton.tune import dense_product_us
 from backbench.backends.tuning import search, table
 from backbench.backends.tuning.timing import graph_time_us
 from backbench.errors import BackendError

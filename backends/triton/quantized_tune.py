@@ -12,6 +12,7 @@ from torch import Tensor
 from backbench.backends import quantization
 from backbench.backends.interface import Config, Device, Problem, Scheme, Weight
 from backbench.backends.triton import configs, quantized_configs
+from backbench.backends.triton.gemm_tune import COLD_BYTES, MANY, READ_BYTES, dense_product_us
 from backbench.backends.triton.quantized_configs import (
     BUCKETS,
     Dequantized,
@@ -27,12 +28,6 @@ from backbench.backends.triton.sparse_weight import SparseWeight, pack_sparse
 from backbench.backends.triton.tile_launches import tile_launches
 from backbench.backends.tuning.timing import graph_time_us
 
-COLD_BYTES = 400 * 2**20
-"""Weights of one graph together: several times any cache."""
-READ_BYTES = 2**31
-"""Bytes of weights that one replay reads at least, so that its start and end count for little."""
-MANY = 256
-"""Rows from which on a product takes long enough by itself."""
 MOST_PLACES = 16
 CHECKED = 2048
 """Outputs at either end that are compared."""
@@ -152,8 +147,6 @@ class QuantizedProblem(Problem):
         return graph_time_us(calls, self.replays)
 
     def dense_us(self) -> float:
-        from backbench.backends.triton.tune import dense_product_us
-
         at = (self.rows, self.n, self.k, self.number_type, self.device)
         return min(dense_product_us(*at, self.replays).values())
 
