@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backbench.backends.interface.device import gpu
 from backbench.backends.triton.configs import ROW_BUCKETS, Product, choose
-from backbench.backends.triton.tune import GemmProblem
+from backbench.backends.triton.gemm_tune import GemmProblem
 from backbench.backends.tuning.search import describe
 from benchmarks.graph_timing import Row, write_rows
 

@@ -32,9 +32,9 @@ from backbench.backends.interface.device import gpu
 from backbench.backends.quantization import SCHEMES as QUANTIZED
 from backbench.backends.quantization import dequantize
 from backbench.backends.triton import configs, quantized_configs
+from backbench.backends.triton.gemm_tune import dense_product_us
 from backbench.backends.triton.quantized_configs import BUCKETS, Expanded
-from backbench.backends.triton.quantized_tune import MANY, READ_BYTES, QuantizedProblem
-from backbench.backends.triton.tune import GemmProblem
+from backbench.backends.triton.quantized_tune import QuantizedProblem
 from backbench.backends.tuning import search, table
 from backbench.backends.tuning.timing import graph_time_us
 from backbench.errors import BackendError
@@ -53,6 +53,7 @@ SCHEMES = {**QUANTIZED, "2:4": Scheme(sparsity="2:4")}
 """What is measured, by name."""
 ROWS = (1, 16, 32, 64, 128, 256, 8192)
 BF16 = torch.bfloat16
+REPLAYS = 15
 Job = tuple[int, str, str]
 """Rows, shape, scheme."""
 LAYER = ("qkv", "attention_output", "gate_up", "down")
@@ -104,7 +105,7 @@ def clocks() -> str:
 def problem_of(job: Job, device: Device) -> QuantizedProblem:
     """The product of a job."""
     rows, shape, scheme = job
-    return QuantizedProblem(rows, *SHAPES[shape], SCHEMES[scheme], BF16, device, replays=15)
+    return QuantizedProblem(rows, *SHAPES[shape], SCHEMES[scheme], BF16, device, replays=REPLAYS)
 
 
 def measure(groups: Sequence[Sequence[Job]], tune: bool, until: float) -> Iterator[dict[str, Any]]:
@@ -149,14 +150,7 @@ def compile_one(work: tuple[Job, Config]) -> str:
 
 def dense_us(rows: int, n: int, k: int) -> dict[str, float]:
     """The library's bf16 product, and ours."""
-    device = gpu(0)
-    read = READ_BYTES if rows <= MANY else 1
-    problem = GemmProblem(rows, n, k, BF16, device, cold_bytes=400 * 2**20, read_bytes=read, replays=15)
-    found = {"library": problem.time_us(None)[0]}
-    chosen = configs.choose(device.arch, device.units, rows, n, k, BF16)
-    if isinstance(chosen, configs.GemmConfig):
-        found["skinny"] = problem.time_us(vars(chosen))[0]
-    return found
+    return dense_product_us(rows, n, k, BF16, gpu(0), REPLAYS)
 
 
 def bare_us(problem: QuantizedProblem) -> dict[str, float]:

@@ -15,7 +15,7 @@ from backbench.harness.replay import Replay
 from backbench.reports.metrics.speculation import OUTCOMES
 
 if TYPE_CHECKING:
-    from backbench.backends.interface import Selection
+    from backbench.backends.interface import Crossover, Selection
     from backbench.engine.engine import Engine
     from backbench.engine.request import StepStats
     from backbench.workloads.request import Workload
@@ -126,7 +126,8 @@ def backend_section(options: RunOptions, engine: Engine) -> dict[str, Any]:
 
 
 def linears(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Role -> its scheme, what serves it, and over all layers the bytes held and read a step.
+    """Role -> its scheme, what serves it, up to how many rows that is faster than the dense weight, and over
+    all layers the bytes held and read a step.
 
     A dense head that is the embedding's own tensor counts as held here.
     """
@@ -134,17 +135,34 @@ def linears(engine: Engine) -> dict[str, dict[str, Any]]:
 
     selection, products = engine.selection, {each.role: each for each in engine.decoder.spec.products}
     found: dict[str, dict[str, Any]] = {}
+    crossovers: dict[str, list[Crossover | None]] = {}
     for role, held in engine.weights.products():
         spec = products[role].weight_spec(engine.decoder.dtype, held.scheme)
         row = found.setdefault(role, {"scheme": [], "served_by": [], "held_bytes": 0, "read_bytes": 0})
         said = name_of(held.scheme), selection.linear.served_by(spec, selection.device)
         for key, text in zip(("scheme", "served_by"), said, strict=True):
             row[key] += [] if text in row[key] else [text]
+        if not held.scheme.dense:
+            crossovers.setdefault(role, []).append(selection.linear.crossover(spec, selection.device))
         row["held_bytes"] += sum(each.nbytes for each in held.tensors())
         row["read_bytes"] += sum(each.nbytes for each in held.tensors(read=True))
     return {
-        role: row | {key: "; ".join(row[key]) for key in ("scheme", "served_by")}
+        role: row
+        | {key: "; ".join(row[key]) for key in ("scheme", "served_by")}
+        | beside_dense(crossovers.get(role, ()))
         for role, row in found.items()
+    }
+
+
+def beside_dense(layers: Sequence[Crossover | None]) -> dict[str, Any]:
+    """The lowest of a role's crossovers in the record's fields; nulls where one of them was not measured."""
+    known = [each for each in layers if each is not None]
+    whole = known and len(known) == len(layers)
+    worst = min(known, key=lambda each: each.faster_up_to) if whole else None
+    return {
+        "faster_than_dense_up_to_rows": None if worst is None else worst.faster_up_to,
+        "slower_than_dense_from_rows": None if worst is None else worst.slower_from,
+        "served_beyond": None if worst is None else worst.beyond,
     }
 
 

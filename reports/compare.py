@@ -128,9 +128,11 @@ def configuration(record: RunRecord) -> Iterator[tuple[str, Any]]:
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """(dotted name, leaf) pairs; lists are leaves unless they hold objects; an empty object has none.
 
-    `backend.portability` and the bytes of `backend.linears` are left out: they configure nothing.
+    `backend.portability` and of `backend.linears` bytes and what was measured are left out: they configure
+    nothing.
     """
-    if name == "backend.portability" or (name.startswith("backend.linears.") and name.endswith("_bytes")):
+    measured = name.endswith(("_bytes", "_rows", ".served_beyond"))
+    if name == "backend.portability" or (name.startswith("backend.linears.") and measured):
         return
     if isinstance(value, dict):
         for key in sorted(value):

@@ -36,7 +36,7 @@ class Cell:
     verdict: str = ""
     """The ratio's verdict: "better", "worse", "same", "unclear" or ""."""
     note: str = ""
-    """Why there is no value."""
+    """Why there is no value, or what it is of."""
     sort: float | str | None = None
     """What the cell sorts by: the number in the record's own unit, or a text."""
 
@@ -239,11 +239,29 @@ def quantization_table(arms: Sequence[Arm]) -> Table | None:
         return None
     wanted = [quantity(*path) for path in QUANTIZED]
     wanted = [each for each in wanted if any(arm.values(each) for arm in arms)]
+    faster = [faster_up_to(arm.runs[0].record) for arm in arms]
+    timed = any(cell.sort is not None for cell in faster)
     rows = []
-    for arm, scheme in zip(arms, kept, strict=True):
+    for arm, scheme, rows_faster in zip(arms, kept, faster, strict=True):
         cells = (_cell(measured(arm, each), each.unit) for each in wanted)
-        rows.append((*_texts(arm.label, scheme), *cells))
-    return Table("Quantized weights", ("Arm", "Scheme", *(each.label for each in wanted)), tuple(rows))
+        rows.append((*_texts(arm.label, scheme), *((rows_faster,) if timed else ()), *cells))
+    head = ("Arm", "Scheme", *(("Faster up to",) if timed else ()))
+    return Table("Quantized weights", (*head, *(each.label for each in wanted)), tuple(rows))
+
+
+def faster_up_to(record: RunRecord) -> Cell:
+    """Rows of a product up to which all quantized weights are faster than dense ones would be; as a note the
+    role that ends it, and what serves that from there on. All from `backend.linears`."""
+    linears = record.backend.get("linears") or {}
+    quantized = {role: row for role, row in linears.items() if row.get("scheme", "none") != "none"}
+    if not quantized:
+        return Cell(DASH)
+    known = {role: row.get("faster_than_dense_up_to_rows") for role, row in quantized.items()}
+    if missing := [role for role, rows in known.items() if rows is None]:
+        return Cell("not measured", note=", ".join(missing) if len(missing) < len(known) else "")
+    rows, role = min((rows, role) for role, rows in known.items())
+    beyond = quantized[role].get("served_beyond")
+    return Cell(f"{rows} rows", note=f"{role}; then {beyond or 'not measured'}", sort=rows)
 
 
 def comparison_table(

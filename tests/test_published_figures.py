@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from backbench.backends.interface import Device, Scheme, WeightSpec
+from backbench.backends.quantization import SCHEMES
+from backbench.backends.triton import configs
+from backbench.backends.triton.linear import TritonLinear
+from backbench.backends.triton.quantized_configs import Way, choose, way
+from benchmarks.quantized_gemm import SHAPES
+from benchmarks.quantized_tiles import entries_of
 
 ROOT = Path(__file__).parents[1]
-FILES = ("h100-speculation", "h100x2-tensor-parallel", "h100-energy")
+FILES = ("h100-speculation", "h100x2-tensor-parallel", "h100-energy", "h100-quantized-tiles")
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -146,6 +155,70 @@ def test_the_sums_share_of_a_step_is_computed_from_what_is_kept() -> None:
         assert_is(ms, 72 * sum_us / 1e3)
         assert_is(step, total)
         assert_is(share, 100 * 72 * sum_us / 1e3 / total)
+
+
+def times_of(rows: int, scheme: str, serving: Way) -> list[tuple[float, float]]:
+    """What 28672x4096 took served so, and bf16's of the same call; what was measured last comes first."""
+    found = [
+        (each["us"], row["bf16_us"])
+        for row in reversed(kept("h100-quantized-tiles")["rows"])
+        if (row["rows"], row["shape"], row["scheme"]) == (rows, "28672x4096", scheme)
+        for each in row["ways"]
+        if way(each["way"]) == serving
+    ]
+    return found + [
+        (row["us"], min(row["bf16_us"].values()))
+        for row in kept("h100-quantized-gemm")["rows"]
+        if row["name"] == f"quantized_gemm/28672x4096/m{rows}/{scheme}" and way(row["way"]) == serving
+    ]
+
+
+def test_quantized_products_are_shown_as_the_backend_serves_them() -> None:
+    shown = table("quantization.md", "rows | bf16 | int4-g128 | int4-g32")
+    names = ("int4-g128", "int4-g32", "nvfp4", "int8", "fp8")
+    assert len(shown) == 9
+    for rows, (bf16, *cells) in shown.items():
+        dense = []
+        for name, cell in zip(names, cells, strict=True):
+            count = int(rows)
+            serving = choose("sm90", 132, count, *SHAPES["28672x4096"], SCHEMES[name], torch.bfloat16)
+            times = times_of(count, name, serving)[:1]
+            assert_is(cell, *(number for us, other in times for number in (us, other / us)))
+            dense += [other for _, other in times]
+        assert any(abs(float(bf16) - us) <= (0.05 if "." in bf16 else 0.5) + 1e-9 for us in dense)
+
+
+def test_up_to_how_many_rows_quantized_products_are_faster() -> None:
+    device = Device("nvidia", "sm90", "H100", 132, 2**36, 227 * 1024, torch.device("cpu"))
+
+    def rows(scheme: Scheme, shape: str) -> int:
+        found = TritonLinear().crossover(WeightSpec(shape, *SHAPES[shape], scheme, torch.bfloat16), device)
+        assert found is not None
+        return found.faster_up_to
+
+    shapes = ("28672x4096", "qkv", "attention_output", "gate_up", "down")
+    shown = table("quantization.md", "faster up to")
+    assert len(shown) == 4
+    for name, cells in shown.items():
+        assert [int(cell) for cell in cells] == [rows(SCHEMES[name.strip("`")], shape) for shape in shapes]
+    assert [rows(SCHEMES["fp8"], shape) for shape in shapes] == [8192, 64, 64, 64, 64]
+
+
+def test_the_tuning_table_has_what_was_measured_of_tiles() -> None:
+    data = kept("h100-quantized-tiles")
+    measured = {}
+    for call in data["conditions"]["command"]:
+        rows = [row for row in data["rows"] if row["call"] == call]
+        assert rows and not any(row["wrong"] for row in rows)
+        measured |= {entry.key: entry for entry in entries_of(tuple(data["place"]), rows)}
+    known = configs.table(*data["place"]).entries
+    assert len(measured) > 90
+    assert {key: known[key] for key in measured} == measured
+    page = " ".join((ROOT / "docs" / "quantization.md").read_text().split())
+    assert f"of {len(data['rows'])} products was wrong" in page
+    counts = kept("h100-quantized-checks")["conformance"]["counts"]
+    assert counts["wrong"] == counts["refused"] == 0
+    assert f"in all {counts['pass']} cases" in page
 
 
 def test_energy() -> None:

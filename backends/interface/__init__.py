@@ -19,7 +19,7 @@ from backbench.backends.interface.backend import Backend, Selection
 from backbench.backends.interface.collectives import Collectives, Communicator, Peers, Single, Way
 from backbench.backends.interface.device import Device
 from backbench.backends.interface.kernels import KernelCase, KernelLaunch, Kernels
-from backbench.backends.interface.linear import Linear, PackedWeight, RoundedRows
+from backbench.backends.interface.linear import Crossover, Linear, PackedWeight, RoundedRows
 from backbench.backends.interface.operations import Operations, SamplingBatch
 from backbench.backends.interface.tuner import Config, Problem, Tuner
 from backbench.backends.interface.weight import Scheme, Weight, WeightSpec, join
@@ -33,6 +33,7 @@ __all__ = [
     "Collectives",
     "Communicator",
     "Config",
+    "Crossover",
     "Device",
     "GraphSupport",
     "KernelCase",

@@ -31,6 +31,18 @@ class RoundedRows:
         return self.codes.shape
 
 
+@dataclass(frozen=True)
+class Crossover:
+    """Where products by a quantized or sparse weight stop being faster than by the dense one, as measured."""
+
+    faster_up_to: int
+    """Rows of the largest bucket of which it and all smaller ones that were timed are faster; 0 = of none."""
+    slower_from: int | None
+    """Rows of the smallest timed bucket that is not; None = all that were timed are faster."""
+    beyond: str | None = None
+    """What serves from there on."""
+
+
 class Linear(ABC):
     """A named matrix-multiplication implementation."""
 
@@ -70,6 +82,10 @@ class Linear(ABC):
 
     def tuning(self, spec: WeightSpec, device: Device) -> dict[str, str | None] | None:
         """Shape -> why the weight runs on a written default there, as `Attention.tuning`."""
+        return None
+
+    def crossover(self, spec: WeightSpec, device: Device) -> Crossover | None:
+        """Up to how many rows a quantized or sparse weight is worth having; None = nobody measured."""
         return None
 
 

@@ -27,6 +27,10 @@ class Problem(ABC):
     tolerance: float
     """Relative error in norm, from which on a result counts as wrong."""
 
+    def sources_of(self, config: Config | None) -> str:
+        """The hash of the kernels such a launch runs: an entry that carries another no longer holds."""
+        return self.sources
+
     @abstractmethod
     def baseline(self) -> Config | None:
         """What serves where nothing was tuned; None = the vendor's library."""
@@ -42,6 +46,11 @@ class Problem(ABC):
     @abstractmethod
     def times_us(self, config: Config | None) -> Sequence[float]:
         """Microseconds of one call for each representative shape, in a graph and with cold caches."""
+
+    def dense_us(self) -> float | None:
+        """Of a product by a quantized or sparse weight: what the fastest by the dense one takes, timed alike;
+        None = it is no such product."""
+        return None
 
     @abstractmethod
     def compile(self, config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbench.backends.interface import Device, Linear, RoundedRows, Weight, WeightSpec
+from backbench.backends.interface import Crossover, Device, Linear, RoundedRows, Weight, WeightSpec
 from backbench.backends.rocm import aiter
 from backbench.backends.triton.linear import TritonLinear
 from backbench.errors import BackendError
@@ -56,6 +56,9 @@ class RocmLinear(Linear):
 
     def served_by(self, spec: WeightSpec, device: Device) -> str:
         return self.name if spec.scheme.dense else self.other.served_by(spec, device)
+
+    def crossover(self, spec: WeightSpec, device: Device) -> Crossover | None:
+        return self.other.crossover(spec, device)
 
     def run(self, x: Tensor, packed: PackedLinear, bias: Tensor | None = None) -> Tensor:
         if packed.product is None:

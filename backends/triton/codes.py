@@ -55,6 +55,19 @@ SCALED = tl.constexpr(
 fma.rn.bf16x2 $0, $4, $8, zero; fma.rn.bf16x2 $1, $5, $9, zero;
 fma.rn.bf16x2 $2, $6, $10, zero; fma.rn.bf16x2 $3, $7, $11, zero; }"""
 )
+INT8_BF16 = tl.constexpr(
+    """{ .reg .b32 p, m, s, one; mov.b32 one, 0x3F803F80;
+prmt.b32 p, $1, 0, 0x4140; lop3.b32 m, p, 0x007F007F, 0x43004300, 0xEA;
+lop3.b32 s, p, 0x00800080, 0xC300C300, 0xEA; fma.rn.bf16x2 $0, m, one, s; }"""
+)
+FP8_BF16 = tl.constexpr(
+    """{ .reg .b32 p, m, large, zero; mov.b32 large, 0x7B807B80; mov.b32 zero, 0x80008000;
+prmt.b32 p, $1, 0, 0x1404; shr.u32 m, p, 4; and.b32 m, m, 0x07F007F0;
+lop3.b32 m, p, 0x80008000, m, 0xEA; fma.rn.bf16x2 $0, m, large, zero; }"""
+)
+TIMES = tl.constexpr(
+    "{ .reg .b32 zero; mov.b32 zero, 0x80008000; fma.rn.bf16x2 $0, $1, $2, zero; }",
+)
 
 
 @triton.jit
@@ -151,3 +164,32 @@ def exact_scale(stored, KIND: tl.constexpr):
     else:
         number = stored.to(tl.float32)
     return number
+
+
+@triton.jit
+def byte_numbers(word, KIND: tl.constexpr):
+    """bf16 of the two int8 or e4m3 codes in each word (i16), exact, by inline assembly for sm80 and newer.
+
+    int8: the low seven bits make 128 + them, the high bit 128 or 256, which is taken off. e4m3: its bits in a
+    bf16's exponent and mantissa are the number * 2^-120. Both numbers are made in one register.
+    """
+    both = tl.inline_asm_elementwise(
+        INT8_BF16 if KIND == "int8" else FP8_BF16,
+        "=r,r",
+        [word.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+    low, high = both.to(tl.int16), (both >> 16).to(tl.int16)
+    return low.to(tl.bfloat16, bitcast=True), high.to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def times_scale(w, step, FINE: tl.constexpr, PTX: tl.constexpr):
+    """A tile times scales beside it, rounded once to the tile's dtype. FINE: tile and scales are bf16."""
+    if FINE and PTX:
+        found = tl.inline_asm_elementwise(TIMES, "=r,r,r", [w, step], dtype=tl.bfloat16, is_pure=True, pack=2)
+    else:
+        found = (w.to(tl.float32) * step.to(tl.float32)).to(w.dtype)
+    return found

@@ -25,6 +25,7 @@ KERNELS = {
     "packed_gemm": ("packed_gemm.py", "packed_vector_kernel", "packed_gemm_kernel"),
     "byte_gemm": ("byte_gemm.py", "byte_vector_kernel", "byte_gemm_kernel"),
     "sparse_gemm": ("sparse_gemm.py", "sparse_vector_kernel", "sparse_gemm_kernel"),
+    "tile_gemm": ("tile_gemm.py", "tile_gemm_kernel"),
     "decode_attention": ("decode_kernel.py", "decode_kernel"),
     "prefill_attention": ("prefill_kernel.py", "prefill_kernel"),
 }
@@ -44,9 +45,14 @@ def table(arch: str, units: int) -> Table:
 
 @lru_cache
 def sources(operation: str) -> str:
-    """The hash that an operation's entries must carry to hold."""
+    """The hash over an operation's kernels."""
     file, *kernels = KERNELS[operation]
     return tuning.kernel_hash(Path(__file__).parent / file, kernels)
+
+
+def sources_of(operation: str, config: Config | None) -> str:
+    """The hash that an operation's entry must carry to hold: over the kernels that its launch runs."""
+    return sources("tile_gemm" if config is not None and "tile_m" in config else operation)
 
 
 def lookup(arch: str, units: int, operation: str, bucket: str, dtype: str) -> Entry | None:
@@ -54,8 +60,8 @@ def lookup(arch: str, units: int, operation: str, bucket: str, dtype: str) -> En
     found = table(arch, units)
     if not found.entries:
         return None
-    for name in _names(dtype):
-        if (entry := found.lookup(operation, bucket, name, sources(operation))) is not None:
+    for name, kernels in itertools.product(_names(dtype), (operation, "tile_gemm")):
+        if (entry := found.lookup(operation, bucket, name, sources(kernels))) is not None:
             return entry
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backbench.backends import quantization
-from backbench.backends.interface import Device, RoundedRows, Scheme, Weight, WeightSpec
+from backbench.backends.interface import Crossover, Device, RoundedRows, Scheme, Weight, WeightSpec
 from backbench.backends.interface.device import kernels_refused
 from backbench.backends.interface.weight import PACKED
 from backbench.backends.torch.linear import DTYPES, TorchLinear
@@ -24,6 +25,7 @@ from backbench.backends.triton.quantized_weight import (
     unpack_weight,
 )
 from backbench.backends.triton.sparse_weight import SparseWeight, pack_sparse, sparse_refused, unpack_sparse
+from backbench.backends.tuning import table
 from backbench.errors import BackendError
 
 Packed = Tensor | QuantizedWeight | SparseWeight
@@ -81,12 +83,22 @@ class TritonLinear(TorchLinear):
     def served_by(self, spec: WeightSpec, device: Device) -> str:
         if spec.scheme.dense or device.vendor == "cpu":
             return self.name
-        at = (spec.n, spec.k, spec.scheme, spec.dtype)
-        ways: dict[str, int] = {}
-        for size in quantized_configs.BUCKETS:
-            way = quantized_configs.choose(device.arch, device.units, size, *at)
-            ways[quantized_configs.describe(way)] = size
-        return f"{self.name}, " + "; ".join(f"{way} to {size} rows" for way, size in ways.items())
+        ways = _ways(spec, device)
+        runs = [(way, max(sizes)) for way, sizes in itertools.groupby(ways, key=ways.__getitem__)]
+        return f"{self.name}, " + "; ".join(f"{way} to {size} rows" for way, size in runs)
+
+    def crossover(self, spec: WeightSpec, device: Device) -> Crossover | None:
+        if spec.scheme.dense or device.vendor == "cpu":
+            return None
+        operation = quantized_configs.operation(spec.scheme)
+        dtype = quantized_configs.entry_dtype(spec.scheme, spec.dtype)
+        at = (device.arch, device.units, operation)
+        names = {size: configs.bucket_name(size, spec.n, spec.k) for size in quantized_configs.BUCKETS}
+        found = table.crossover({size: configs.lookup(*at, name, dtype) for size, name in names.items()})
+        if found is None or found.slower_from is None:
+            return found
+        beyond = [way for size, way in _ways(spec, device).items() if size >= found.slower_from]
+        return replace(found, beyond=", ".join(dict.fromkeys(beyond)))
 
     def run(self, x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
         from backbench.backends.triton.launch import place_of
@@ -153,6 +165,15 @@ class TritonLinear(TorchLinear):
         if spec.scheme.dense:
             return configs.product_tuning(*at, spec.dtype)
         return quantized_configs.tuning(*at, spec.scheme, spec.dtype)
+
+
+def _ways(spec: WeightSpec, device: Device) -> dict[int, str]:
+    """Bucket of rows -> the way that serves a quantized or sparse weight there."""
+    at, of = (device.arch, device.units), (spec.n, spec.k, spec.scheme, spec.dtype)
+    return {
+        size: quantized_configs.describe(quantized_configs.choose(*at, size, *of))
+        for size in quantized_configs.BUCKETS
+    }
 
 
 def scheme_refused(scheme: Scheme, n: int, k: int, arch: str) -> list[str]:

@@ -14,23 +14,34 @@ from backbench.backends.interface import RoundedRows, Scheme
 from backbench.backends.triton.byte_gemm import byte_gemm_kernel, byte_vector_kernel
 from backbench.backends.triton.launch import BoundKernel, Launch, Place, parts, place_of, power_of_two
 from backbench.backends.triton.packed_gemm import packed_gemm_kernel, packed_vector_kernel
-from backbench.backends.triton.quantized_configs import TILE, Kernel, ScaledProduct, native, step_of, whole
-from backbench.backends.triton.quantized_weight import CODES, NATIVE_ACTIVATIONS, QuantizedWeight
+from backbench.backends.triton.quantized_configs import (
+    TILE,
+    Kernel,
+    ScaledProduct,
+    Tile,
+    native,
+    step_of,
+    whole,
+)
+from backbench.backends.triton.quantized_weight import (
+    BF16_SCALES,
+    CODES,
+    ENDLESS,
+    NATIVE_ACTIVATIONS,
+    QuantizedWeight,
+)
 from backbench.backends.triton.rounding import (
     finish_kernel,
     round_rows_kernel,
     write_bytes_kernel,
     write_packed_kernel,
 )
+from backbench.backends.triton.tile_gemm import tile_launch, without_empty_parts
 
 BAND = 8
 """Blocks of rows that are multiplied by a block of the weight in turn."""
 FEW_ROWS = 16
 """Rows up to which what rounds them is launched for latency, not for bandwidth."""
-ENDLESS = 2**30
-"""Columns of a group that holds them all."""
-BF16_SCALES = (torch.bfloat16, torch.uint8, quantization.FP8)
-"""Kept scales that bf16 holds exactly."""
 TOPS = {"int8": 127.5, "fp8": quantization.FP8_MAX}
 KINDS = {"int8": torch.int8, "fp8": quantization.FP8}
 
@@ -110,14 +121,20 @@ def _numbers(x: Tensor, activation: str, input_scale: Tensor | None) -> Rows:
 
 
 def product_launches(
-    place: Place, rows: Rows, weight: QuantizedWeight, bias: Tensor | None, out: Tensor, config: Kernel
+    place: Place, rows: Rows, weight: QuantizedWeight, bias: Tensor | None, out: Tensor, config: Kernel | Tile
 ) -> list[Launch]:
     """`out` [M, N] = rows [M, K] by the weight transposed, plus bias [N]: a product, and its parts' sum."""
+    if isinstance(config, Tile):
+        config = without_empty_parts(config, weight, place.arch)
     sums = out
     if config.split > 1:
         sums = torch.empty((config.split, *out.shape), dtype=torch.float32, device=out.device)
-    build = _packed_launch if weight.packed else _byte_launch
-    launches = [build(place, rows, weight, bias, sums, config)]
+    if isinstance(config, Tile):
+        optional = (bias is not None, weight.row_scale is not None, rows.scale is not None)
+        launches = [tile_launch(place, _given(rows, weight, bias), weight, optional, sums, config)]
+    else:
+        build = _packed_launch if weight.packed else _byte_launch
+        launches = [build(place, rows, weight, bias, sums, config)]
     if config.split > 1:
         launches.append(_finish_launch(place, rows, weight, bias, sums, out))
     return launches
@@ -331,7 +348,7 @@ def _bound_writing(
 
 
 def multiply(
-    x: Tensor | RoundedRows, weight: QuantizedWeight, config: Kernel, bias: Tensor | None = None
+    x: Tensor | RoundedRows, weight: QuantizedWeight, config: Kernel | Tile, bias: Tensor | None = None
 ) -> Tensor:
     """x [M, K] by the weight transposed, plus bias [N]: [M, N] in x's dtype, by our kernels."""
     rows = rounded(x, weight)
@@ -388,7 +405,7 @@ def run_quantized(
         x = x if x.stride(1) == 1 else x.contiguous()
     if x.shape[0] == 0:
         return weight.codes.new_empty((0, weight.n), dtype=x.dtype)
-    if isinstance(way, Kernel):
+    if isinstance(way, (Kernel, Tile)):
         return multiply(x, weight, way, bias)
     if isinstance(way, ScaledProduct):
         return multiply_scaled(x, weight, bias)

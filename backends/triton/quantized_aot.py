@@ -38,7 +38,7 @@ from backbench.backends.triton.quantized import (
     rounding_launch,
     writing_launch,
 )
-from backbench.backends.triton.quantized_configs import BUCKETS, Kernel, Way
+from backbench.backends.triton.quantized_configs import BUCKETS, HOPPER, Kernel, Tile, Way
 from backbench.backends.triton.quantized_weight import CODES, ROUNDINGS, QuantizedWeight, words_a_span
 
 SCHEMES = {
@@ -46,6 +46,11 @@ SCHEMES = {
     "int4-g128 zero points": Scheme("int4", group=128, zero_point=True),
 }
 EVERYWHERE = ("int4-g128 zero points", "int4-g32", "nvfp4", "mxfp4", "int8", "int8-w8a8", "fp8", "fp8-block")
+TILED = {
+    **{name: scheme for name, scheme in SCHEMES.items() if quantized_configs.tile_takes(scheme, WHOLE_RUN)},
+    "fp8 rows as they are": Scheme("fp8"),
+    "int8-g128": Scheme("int8", group=128),
+}
 SCALES = {"float": torch.bfloat16, "e8m0": torch.uint8, "e4m3": quantization.FP8}
 
 
@@ -83,20 +88,32 @@ def quantized_cases() -> list[KernelCase]:
                 variant = f"{kernel} {activation}" + (f" rows{rows}" if rows == FEW else "")
                 found.append(KernelCase("quantized/round", variant, False, launch, refuses, targets))
     found.append(KernelCase("quantized/finish", "int8 4 parts", False, finish))
-    return [*found, *_chosen()]
+    return [*found, *_tiles(), *_chosen()]
+
+
+def _tiles() -> Iterator[KernelCase]:
+    """The tile kernel, which only tuning chooses; that it takes fp16 rows, on one target."""
+    for name, scheme in TILED.items():
+        refuses = partial(refusals, scheme)
+        launch = partial(tile, scheme, torch.bfloat16)
+        targets = () if name in EVERYWHERE else (WHOLE_RUN,)
+        yield KernelCase("quantized/tile", f"{name} bf16", True, launch, refuses, targets)
+        launch = partial(tile, scheme, torch.float16)
+        yield KernelCase("quantized/tile", f"{name} fp16", True, launch, refuses, (WHOLE_RUN,))
 
 
 def _chosen() -> Iterator[KernelCase]:
     """Launches that tuning found on the target most runs happen on, each once."""
-    seen: set[tuple[Scheme, Kernel, bool]] = set()
+    seen: set[tuple[Scheme, Kernel | Tile, bool]] = set()
     for (name, scheme), (n, k), size in itertools.product(SCHEMES.items(), WEIGHTS, BUCKETS):
         way = quantized_configs.measured(WHOLE_RUN, UNITS, size, n, k, scheme, torch.bfloat16)
-        if not isinstance(way, Kernel) or (scheme, way, k > HIDDEN) in seen:
+        if not isinstance(way, (Kernel, Tile)) or (scheme, way, k > HIDDEN) in seen:
             continue
         seen.add((scheme, way, k > HIDDEN))
         launch = partial(_launch, scheme, torch.bfloat16, size, n, k, way)
         variant = f"{name} bf16 rows{size} n{n} k{k}"
-        yield KernelCase("quantized/product", variant, way.block_m > 0, launch, targets=(WHOLE_RUN,))
+        matrix = isinstance(way, Tile) or way.block_m > 0
+        yield KernelCase("quantized/product", variant, matrix, launch, targets=(WHOLE_RUN,))
 
 
 def refusals(scheme: Scheme, target: str) -> list[str]:
@@ -139,10 +156,19 @@ def product(scheme: Scheme, dtype: torch.dtype, size: int, n: int, k: int, targe
 
 
 def _launch(
-    scheme: Scheme, dtype: torch.dtype, size: int, n: int, k: int, way: Kernel, target: str
+    scheme: Scheme, dtype: torch.dtype, size: int, n: int, k: int, way: Kernel | Tile, target: str
 ) -> Launch:
     rows, out = rows_of(scheme, dtype, size, k), on_meta(size, n, dtype=dtype)
     return product_launches(Place.of(imagined(target)), rows, weight_of(scheme, n, k), None, out, way)[0]
+
+
+def tile(scheme: Scheme, dtype: torch.dtype, target: str) -> Launch:
+    """A product of many rows by the tile kernel, in tiles that fit the target."""
+    way = Tile(32 if target.startswith("gfx1") else 64, 64, 4, 2)
+    if target in HOPPER:
+        stages = 3 if scheme.weight in PACKED else 2
+        way = Tile(128, 128, 8, stages, boxes=True, code_boxes=scheme.weight not in PACKED)
+    return _launch(scheme, dtype, 256, *WEIGHTS[2], way, target)
 
 
 def finish(target: str) -> Launch:

@@ -12,8 +12,9 @@ import torch
 from backbench.backends.interface import Config, Scheme
 from backbench.backends.interface.weight import PACKED
 from backbench.backends.triton import configs
+from backbench.backends.triton.quantized_weight import CODES, NATIVE_ACTIVATIONS, words_a_span
 
-BUCKETS = (1, 16, 32, 64, 128, 256, 1024, 8192)
+BUCKETS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 """Row counts a choice is made for; a count belongs to the smallest bucket that holds it, or the largest."""
 TILE = 128
 """Columns that the matrix units take of eight-bit codes at a time, and of a row that share a scale."""
@@ -76,7 +77,27 @@ class SemiStructured:
     bits. Else they are made before each product, cuSPARSELt's from the weight written out."""
 
 
-Way = Kernel | Dequantized | ScaledProduct | Expanded | SemiStructured
+@dataclass(frozen=True)
+class Tile:
+    """Launch of the kernel for tens to thousands of rows, whose weight is multiplied from registers."""
+
+    tile_m: int
+    """Rows of x a program takes."""
+    tile_n: int
+    """Rows of the weight a program takes; 64 of them for every four warps at least."""
+    warps: int
+    stages: int
+    split: int = 1
+    """As `Kernel.split`."""
+    depth: int = 0
+    """Columns a step; 0 = as many as `step_of` says of eight-bit codes, and a span of four-bit ones."""
+    boxes: bool = False
+    """Rows of x are fetched as boxes of a tensor descriptor."""
+    code_boxes: bool = False
+    """Codes are, too."""
+
+
+Way = Kernel | Tile | Dequantized | ScaledProduct | Expanded | SemiStructured
 
 
 def operation(scheme: Scheme) -> str:
@@ -99,6 +120,8 @@ def way(config: Config) -> Way:
         return SemiStructured(**config)
     if "dequantized" in config:
         return Dequantized(**config)
+    if "tile_m" in config:
+        return Tile(**config)
     return ScaledProduct(**config) if "scaled_product" in config else Kernel(**config)
 
 
@@ -152,6 +175,8 @@ def describe(served: Way) -> str:
         return f"torch semi-structured, {served.semi_structured}{', kept' if served.kept else ''}"
     if isinstance(served, ScaledProduct):
         return "torch._scaled_mm"
+    if isinstance(served, Tile):
+        return f"tile kernel {served.tile_m}x{served.tile_n}"
     return "vector kernel" if served.block_m == 0 else f"matrix kernel {served.block_m}x{served.block_n}"
 
 
@@ -171,6 +196,13 @@ def library_takes(arch: str, n: int, k: int, scheme: Scheme, dtype: torch.dtype)
 def whole(scheme: Scheme) -> bool:
     """Whether groups hold whole spans of a four-bit weight, so that a span's sum is scaled once."""
     return scheme.group is None or scheme.group % 128 == 0
+
+
+def tile_takes(scheme: Scheme, arch: str) -> bool:
+    """Whether the tile kernel serves a scheme: rows are 16-bit numbers, groups fill steps or divide them."""
+    step = CODES * words_a_span(scheme) if scheme.weight in PACKED else step_of(scheme, arch)
+    group = scheme.group or step
+    return scheme.activation not in NATIVE_ACTIVATIONS and (group % step == 0 or step % group == 0)
 
 
 def native(arch: str, scheme: Scheme) -> bool:

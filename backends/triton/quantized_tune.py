@@ -12,6 +12,7 @@ from torch import Tensor
 from backbench.backends import quantization
 from backbench.backends.interface import Config, Device, Problem, Scheme, Weight
 from backbench.backends.triton import configs, quantized_configs
+from backbench.backends.triton.gemm_tune import COLD_BYTES, MANY, READ_BYTES, dense_product_us
 from backbench.backends.triton.quantized_configs import (
     BUCKETS,
     Dequantized,
@@ -19,18 +20,14 @@ from backbench.backends.triton.quantized_configs import (
     Kernel,
     ScaledProduct,
     SemiStructured,
+    Tile,
     Way,
 )
 from backbench.backends.triton.quantized_weight import QuantizedWeight, pack_weight
 from backbench.backends.triton.sparse_weight import SparseWeight, pack_sparse
+from backbench.backends.triton.tile_launches import tile_launches
 from backbench.backends.tuning.timing import graph_time_us
 
-COLD_BYTES = 400 * 2**20
-"""Weights of one graph together: several times any cache."""
-READ_BYTES = 2**31
-"""Bytes of weights that one replay reads at least, so that its start and end count for little."""
-MANY = 256
-"""Rows from which on a product takes long enough by itself."""
 MOST_PLACES = 16
 CHECKED = 2048
 """Outputs at either end that are compared."""
@@ -104,6 +101,9 @@ class QuantizedProblem(Problem):
         some = torch.cat([first, torch.arange(max(0, self.n - CHECKED), self.n)]).to(self.x.device)
         return some, quantization.product(self.x[-64:], self.canonical)[:, some]
 
+    def sources_of(self, config: Config | None) -> str:
+        return configs.sources_of(self.operation, config)
+
     def baseline(self) -> Config:
         return asdict(self.way(None))
 
@@ -116,7 +116,8 @@ class QuantizedProblem(Problem):
 
     def candidates(self) -> Sequence[Config]:
         place = (self.device.arch, self.device.units)
-        found: list[Way] = [*quantized_configs.launches(*place, self.rows, self.n, self.k, self.scheme)]
+        at = (*place, self.rows, self.n, self.k, self.scheme)
+        found: list[Way] = [*quantized_configs.launches(*at), *tile_launches(*at)]
         if self.rows > BUCKETS[1]:
             found.append(Expanded() if self.scheme.compressed else Dequantized())
         library = quantized_configs.library_takes(place[0], self.n, self.k, self.scheme, self.number_type)
@@ -131,6 +132,10 @@ class QuantizedProblem(Problem):
         actual = self._product(config, self.places(config)[-1])[-64:, some].float()
         return float((actual - exact).norm() / exact.norm())
 
+    def product(self, config: Config | None) -> Tensor:
+        """All outputs [rows, n] of one run."""
+        return self._product(config, self.places(config)[-1])
+
     def times_us(self, config: Config | None) -> Sequence[float]:
         return [self.time_us(config)[0]]
 
@@ -141,10 +146,14 @@ class QuantizedProblem(Problem):
             calls = calls * 2
         return graph_time_us(calls, self.replays)
 
+    def dense_us(self) -> float:
+        at = (self.rows, self.n, self.k, self.number_type, self.device)
+        return min(dense_product_us(*at, self.replays).values())
+
     def compile(self, config: Config) -> None:
         # As many columns and as few rows as specialise the kernels alike.
         few = replace(self, n=256, rows=min(self.rows, 16), cold_bytes=1)
-        if isinstance(self.way(config), Kernel):
+        if isinstance(self.way(config), (Kernel, Tile)):
             few._product(config, few.weights[0])
             torch.cuda.synchronize()
 

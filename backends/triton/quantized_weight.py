@@ -9,8 +9,8 @@ from torch import Tensor
 
 from backbench.backends.interface import Scheme, Weight
 from backbench.backends.interface.weight import PACKED
+from backbench.backends.quantization import FP8, scale_values, unpacked
 from backbench.backends.quantization import packed as packed_codes
-from backbench.backends.quantization import scale_values, unpacked
 
 CODES = 4
 """Four-bit codes of a 16-bit word."""
@@ -22,6 +22,10 @@ NATIVE_ACTIVATIONS = ("int8-token", "int8-tensor", "fp8-token", "fp8-tensor", "f
 """Roundings whose codes and scales the kernels take apart; of others they take the numbers (`rounding`)."""
 ROUNDINGS = ("int8-token", "fp8-token", "fp8-group128")
 """Those of them that norm and gate can do in their own launch (`fused_rounding`): no scale is given."""
+ENDLESS = 2**30
+"""Columns of a group that holds them all."""
+BF16_SCALES = (torch.bfloat16, torch.uint8, FP8)
+"""Kept scales that bf16 holds exactly."""
 
 
 @dataclass

@@ -56,7 +56,10 @@ def sweep(problem: Problem, compile_all: Compiler | None = None) -> Finding:
         raise BackendError(
             f"No launch of {problem.operation} {problem.bucket} gives a right result here: {refused[0]}."
         )
-    entry = Entry(problem.operation, problem.bucket, problem.dtype, problem.sources, best)
+    key, sources = (problem.operation, problem.bucket, problem.dtype), problem.sources_of(best)
+    dense_us = problem.dense_us()
+    times_us = (None, None) if dense_us is None else (round(best_us, 2), round(dense_us, 2))
+    entry = Entry(*key, sources, best, *times_us)
     return Finding(entry, baseline_us, best_us, 1 + len(candidates), tuple(refused))
 
 

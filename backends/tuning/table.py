@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from backbench.backends.interface import Config
+from backbench.backends.interface import Config, Crossover
 from backbench.errors import BackendError
 
 
@@ -32,6 +32,11 @@ class Entry:
     """`kernel_hash` of the kernels as they were measured."""
     config: Config | None
     """None = the vendor's library was fastest."""
+    us: float | None = None
+    """Of a product by a quantized or sparse weight: what a call takes, in a graph and with cold caches. Where
+    several numbers of rows of the bucket were timed, at the one where it does worst beside `dense_us`."""
+    dense_us: float | None = None
+    """What the fastest product by the dense weight took there, timed alike in the same process."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -61,6 +66,20 @@ class Table:
     def merged(self, entries: Iterable[Entry]) -> Table:
         """This table with `entries` added, in place of those with the same operation, bucket and dtype."""
         return replace(self, entries=MappingProxyType({**self.entries, **{e.key: e for e in entries}}))
+
+
+def crossover(entries: Mapping[int, Entry | None]) -> Crossover | None:
+    """From a shape's entries by their buckets' rows; None = none was timed beside the dense product."""
+    timed = [
+        (rows, entry.us < entry.dense_us)
+        for rows, entry in sorted(entries.items())
+        if entry is not None and entry.us is not None and entry.dense_us is not None
+    ]
+    if not timed:
+        return None
+    slower_from = next((rows for rows, faster in timed if not faster), None)
+    below = [rows for rows, _ in timed if slower_from is None or rows < slower_from]
+    return Crossover(max(below, default=0), slower_from)
 
 
 def place(arch: str, units: int) -> str:
@@ -135,6 +154,8 @@ def read(file: Path, where: str) -> Table:
         entries = [Entry(**each) for each in found["entries"]]
         if not all(isinstance(entry.config, dict | None) for entry in entries):
             raise TypeError("a config is neither an object nor null")
+        if not all(isinstance(us, float | int | None) for each in entries for us in (each.us, each.dense_us)):
+            raise TypeError("a time is neither a number nor null")
         held = found["place"]
     except (ValueError, KeyError, TypeError) as error:
         raise BackendError(f"{file} is no tuning table ({error}); remove it or tune again.") from None
@@ -149,8 +170,9 @@ def write(file: Path, table: Table) -> None:
     Raises:
         BackendError: the file cannot be written.
     """
-    entries = [asdict(entry) for entry in sorted(table.entries.values(), key=_order)]
-    lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
+    lines = ",\n".join(
+        "  " + json.dumps(_written(entry)) for entry in sorted(table.entries.values(), key=_order)
+    )
     text = f'{{\n "place": {json.dumps(table.place)},\n "entries": [\n{lines}\n ]\n}}\n'
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +181,11 @@ def write(file: Path, table: Table) -> None:
         partial.replace(file)
     except OSError as error:
         raise BackendError(f"{file} cannot be written ({error.strerror}); give another --out.") from None
+
+
+def _written(entry: Entry) -> dict[str, Any]:
+    """Times that were not taken are left out."""
+    return {key: value for key, value in asdict(entry).items() if key == "config" or value is not None}
 
 
 def _order(entry: Entry) -> tuple[Any, ...]:

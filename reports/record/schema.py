@@ -142,7 +142,8 @@ class RunRecord:
     """Every setting of the engine."""
     backend: dict[str, Any] = field(default_factory=dict)
     """asked, used {operation: name}, passed_over, tuned {operation: "tuned" | "untuned: ..." | null},
-    kernel_source_hash, linears {role: {scheme, served_by, held_bytes, read_bytes}}."""
+    kernel_source_hash, linears {role: {scheme, served_by, held_bytes, read_bytes,
+    faster_than_dense_up_to_rows, slower_than_dense_from_rows, served_beyond; null = nobody measured}}."""
     system: dict[str, Any] = field(default_factory=dict)
     """device {vendor, arch, name} the engine ran on; every GPU, CPU, RAM."""
     software: dict[str, Any] = field(default_factory=dict)

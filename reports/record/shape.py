@@ -48,7 +48,7 @@ KINDS: dict[str, Kind] = {
     "backend.tuned.*": TEXT,
     "backend.linears": OBJECT,
     "backend.linears.*": (dict,),
-    "backend.linears.*.*": (str, int),
+    "backend.linears.*.*": (str, int, type(None)),
     "backend.passed_over": OBJECT,
     "backend.passed_over.*": TEXTS,
     "backend.portability": OBJECT,

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from backbench.backends.interface import Device
+from backbench.backends.interface import Crossover, Device
 from backbench.backends.triton.attention import TritonAttention
 from backbench.backends.triton.linear import TritonLinear
 from backbench.backends.triton.operations import TritonOperations
 from backbench.engine.limits import StepLimits
 from backbench.engine.models.checkpoint import find_model
 from backbench.engine.models.decoder import attention_specs
-from backbench.harness.sections import tuned, tuning_text
+from backbench.harness.sections import beside_dense, tuned, tuning_text
 
 
 def engine(model: str, arch: str = "sm90", block_size: int = 64) -> Any:
@@ -59,3 +59,16 @@ def test_other_models_and_devices_are_not() -> None:
     elsewhere = tuned(engine("shape:qwen3-8b", arch="sm100"))
     assert elsewhere["linear"] == "untuned: 80 of 80 shapes, no entry for sm100-132"
     assert elsewhere["attention"] == "untuned: 3 of 3 shapes, no entry for sm100-132"
+
+
+def test_a_roles_crossover_is_that_of_its_worst_layer() -> None:
+    """A layer that nobody measured leaves nothing to say."""
+    worse, better = Crossover(64, 128, "dequantized"), Crossover(128, 256, "tile kernel 128x128")
+    said = {
+        "faster_than_dense_up_to_rows": 64,
+        "slower_than_dense_from_rows": 128,
+        "served_beyond": "dequantized",
+    }
+    assert beside_dense([better, worse, better]) == said
+    assert set(beside_dense([better, None]).values()) == set(beside_dense([]).values()) == {None}
+    assert beside_dense([Crossover(0, 1, "x"), better])["faster_than_dense_up_to_rows"] == 0

@@ -16,6 +16,7 @@ from backbench.reports.tables import (
     clipping,
     comparison_table,
     difference_table,
+    faster_up_to,
     full_table,
     latency_table,
     quantity_tables,
@@ -52,6 +53,37 @@ def test_schemes_have_a_table_of_what_they_are_worth(gpu_runs: list[RunDirectory
     for column in ("Weights", "Decode step, intercept", "TPOT p50", "Memory bandwidth used (MBU)"):
         assert column in table.columns
     assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert "Faster up to" not in table.columns
+    linears = {"qkv": {"scheme": "int4-g128", "faster_than_dense_up_to_rows": 128, "served_beyond": None}}
+    timed = replace(quantized, backend=quantized.backend | {"linears": linears})
+    table = quantization_table(arms_of([records[0], timed]))
+    assert table is not None and table.columns[2] == "Faster up to"
+    assert [row[2].value for row in table.rows] == ["—", "128 rows"]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_up_to_how_many_rows_quantized_products_are_faster(gpu_runs: list[RunDirectory]) -> None:
+    record = gpu_runs[0].read_record()
+
+    def said(**rows: int | None) -> tuple[str, str]:
+        linears = {
+            role: {
+                "scheme": "int8",
+                "faster_than_dense_up_to_rows": up_to,
+                "served_beyond": None if up_to == 128 else "dequantized",
+            }
+            for role, up_to in rows.items()
+        }
+        dense = {"head": {"scheme": "none", "faster_than_dense_up_to_rows": None}}
+        cell = faster_up_to(replace(record, backend=record.backend | {"linears": linears | dense}))
+        return cell.value, cell.note
+
+    assert said(qkv=64, down=128) == said(down=128, qkv=64) == ("64 rows", "qkv; then dequantized")
+    assert said(qkv=0, down=64) == ("0 rows", "qkv; then dequantized")
+    assert said(qkv=128) == ("128 rows", "qkv; then not measured")
+    assert said(qkv=64, down=None) == ("not measured", "down")
+    assert said(qkv=None, down=None) == ("not measured", "")
+    assert said()[0] == faster_up_to(replace(record, backend={})).value == "—"
 
 
 def test_all_rows_are_as_wide_as_the_header(gpu_runs: list[RunDirectory]) -> None:

@@ -34,7 +34,7 @@ from backbench.backends.triton.fused_write import kv_write_launch, rotate_and_wr
 from backbench.backends.triton.gemm import product_launch
 from backbench.backends.triton.launch import Launch, Place
 from backbench.backends.triton.quantized import Rows, product_launches, rounding_launch, writing_launch
-from backbench.backends.triton.quantized_configs import Kernel
+from backbench.backends.triton.quantized_configs import Kernel, Tile
 from backbench.backends.triton.quantized_weight import pack_weight
 from backbench.backends.triton.sampling import sample_launches
 
@@ -107,6 +107,7 @@ def quantized_launches(place: Place, x: torch.Tensor, out: torch.Tensor) -> list
     return [
         *product_launches(place, one, packed, None, out[:1], vector),
         *product_launches(place, some, packed, None, out, wide),
+        *product_launches(place, some, packed, None, out, Tile(16, 64, 4, 2)),
         *product_launches(place, Rows(codes[:1], scale[:1]), eight, None, out[:1], vector),
         product_launches(place, Rows(codes, scale), eight, None, out, wide)[0],
         rounding_launch(place, x, "fp8-token", None, codes, scale),

@@ -29,8 +29,8 @@ def register(values: Tensor, dtype: torch.dtype) -> Tensor:
     return bits[0] | bits[1] << 16
 
 
-def followed(assembly: str, inputs: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Outputs $0 to $3 of the assembly's moves, shifts, logic and packed arithmetic."""
+def followed(assembly: str, inputs: dict[str, Tensor], dtype: torch.dtype, outputs: int = 4) -> list[Tensor]:
+    """Outputs of the assembly's moves, shifts, logic and packed arithmetic."""
     held = dict(inputs)
 
     def value(name: str) -> Tensor:
@@ -46,6 +46,12 @@ def followed(assembly: str, inputs: dict[str, Tensor], dtype: torch.dtype) -> li
             moved = value(operands[0]) << amount if name == "shl.b32" else value(operands[0]) >> amount
             held[out] = moved & FULL
             continue
+        if name == "prmt.b32":
+            assert operands[1] == "0"
+            source, places = value(operands[0]), [int(digit, 16) for digit in operands[2][2:]]
+            bytes_of = [source >> 8 * place & 0xFF if place < 4 else 0 * source for place in places]
+            held[out] = sum(byte << 8 * j for j, byte in enumerate(reversed(bytes_of)))
+            continue
         given = [value(each) for each in operands if each != "0xEA"]
         if name == "mov.b32":
             held[out] = given[0]
@@ -60,7 +66,7 @@ def followed(assembly: str, inputs: dict[str, Tensor], dtype: torch.dtype) -> li
             operation = name.partition(".")[0]
             result = a + b if operation == "add" else a * b + (c[0] if operation == "fma" else 0)
             held[out] = register(result, dtype)
-    return [halves(held[f"${j}"], dtype) for j in range(4)]
+    return [halves(held[f"${j}"], dtype) for j in range(outputs)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -93,3 +99,25 @@ def test_scaled() -> None:
     inputs = {f"${4 + j}": register(numbers[j], torch.bfloat16) for j in range(8)}
     for j, got in enumerate(followed(codes.SCALED.value, inputs, torch.bfloat16)):
         assert torch.equal(got, (numbers[j] * numbers[j + 4]).bfloat16().double())
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_bytes(kind: str) -> None:
+    every = torch.arange(256, dtype=torch.int64)
+    codes_of = torch.cartesian_prod(every, every).to(torch.uint8)
+    words = codes_of[:, 0].long() | codes_of[:, 1].long() << 8
+    stored = codes_of.view(torch.int8 if kind == "int8" else torch.float8_e4m3fn)
+    assembly = codes.INT8_BF16 if kind == "int8" else codes.FP8_BF16
+    (got,) = followed(assembly.value, {"$1": words}, torch.bfloat16, outputs=1)
+    for half in range(2):
+        numbers = stored[:, half].double()
+        real = ~numbers.isnan()
+        assert torch.equal(got[half][real], numbers[real])
+
+
+def test_times() -> None:
+    """Every number by its own scale, rounded once."""
+    numbers = torch.randn(2, 2, 100, generator=torch.Generator().manual_seed(0)).bfloat16().double()
+    inputs = {f"${1 + j}": register(numbers[j], torch.bfloat16) for j in range(2)}
+    (got,) = followed(codes.TIMES.value, inputs, torch.bfloat16, outputs=1)
+    assert torch.equal(got, (numbers[0] * numbers[1]).bfloat16().double())

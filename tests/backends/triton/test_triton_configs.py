@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from backbench.backends.composite import CompositeAttention
-from backbench.backends.interface import AttentionSpec, Device, Scheme, WeightSpec
+from backbench.backends.interface import AttentionSpec, Crossover, Device, Scheme, WeightSpec
 from backbench.backends.interface.device import cpu
+from backbench.backends.quantization import SCHEMES
 from backbench.backends.torch.attention import TorchAttention
 from backbench.backends.triton import configs
 from backbench.backends.triton.attention import TritonAttention, TritonRunner
@@ -30,11 +31,45 @@ def test_no_shipped_entry_is_stale(file: Path) -> None:
     table = configs.table(arch, int(units))
     assert table.entries
     stale = {
-        f"{entry.operation}: {entry.sources} is now {configs.sources(entry.operation)}"
+        f"{entry.operation}: {entry.sources} is now {configs.sources_of(entry.operation, entry.config)}"
         for entry in table.entries.values()
-        if entry.sources != configs.sources(entry.operation)
+        if entry.sources != configs.sources_of(entry.operation, entry.config)
     }
     assert not stale
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_products_by_quantized_weights_stand_beside_the_dense_one(file: Path) -> None:
+    arch, units = file.stem.rsplit("-", 1)
+    for entry in configs.table(arch, int(units)).entries.values():
+        beside = entry.operation in ("packed_gemm", "byte_gemm", "sparse_gemm")
+        assert (entry.us is not None) == (entry.dense_us is not None) == beside, entry
+
+
+def test_up_to_how_many_rows_a_quantized_weight_is_faster() -> None:
+    def crossover(scheme: Scheme, n: int, k: int, device: Device = H200) -> Crossover | None:
+        return TritonLinear().crossover(replace(product(n, k, torch.bfloat16), scheme=scheme), device)
+
+    packed = SCHEMES["int4-g128"]
+    gate_up = crossover(packed, 24576, 4096)
+    assert gate_up is not None and (gate_up.faster_up_to, gate_up.slower_from) == (128, 256)
+    assert gate_up.beyond == "tile kernel 128x128, dequantized"
+    down = crossover(packed, 4096, 12288)
+    assert down is not None and (down.faster_up_to, down.slower_from) == (256, 1024)
+    assert crossover(SCHEMES["fp8"], 28672, 4096) == Crossover(8192, None)
+    assert crossover(packed, 24576, 4104) is crossover(Scheme(), 24576, 4096) is None
+    assert crossover(packed, 24576, 4096, replace(H200, units=114)) is None
+    assert crossover(packed, 24576, 4096, cpu(interpret=True)) is None
+
+
+def test_a_way_that_serves_twice_is_said_twice() -> None:
+    """512 rows of this shape were not measured."""
+    spec = replace(product(24576, 4096, torch.bfloat16), scheme=SCHEMES["int4-g128"])
+    said = TritonLinear().served_by(spec, H200)
+    assert said.endswith(
+        "tile kernel 128x128 to 256 rows; dequantized to 512 rows; tile kernel 128x128 to 1024 rows; "
+        "dequantized to 8192 rows"
+    )
 
 
 def product(n: int, k: int, dtype: torch.dtype) -> WeightSpec:

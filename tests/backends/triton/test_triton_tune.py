@@ -14,7 +14,7 @@ from backbench.backends.interface import AttentionSpec, Device, Scheme
 from backbench.backends.interface import device as devices
 from backbench.backends.interface.device import cpu
 from backbench.backends.quantization import SCHEMES
-from backbench.backends.triton import configs, tune
+from backbench.backends.triton import configs, gemm_tune, quantized_tune, tune
 from backbench.backends.triton.configs import (
     ATTENTION_BUCKETS,
     KERNEL_BUCKETS,
@@ -27,8 +27,10 @@ from backbench.backends.triton.configs import (
     prefill_launches,
     written_attention,
 )
+from backbench.backends.triton.gemm_tune import GemmProblem
 from backbench.backends.triton.quantized_configs import BUCKETS
-from backbench.backends.triton.tune import AttentionProblem, GemmProblem, TritonTuner
+from backbench.backends.triton.quantized_tune import QuantizedProblem
+from backbench.backends.triton.tune import AttentionProblem, TritonTuner
 from backbench.backends.tuning.search import Problem, parallel_compiler, sweep
 
 HERE = devices.gpu(0) if torch.cuda.is_available() else cpu(interpret=True)
@@ -122,7 +124,7 @@ def test_products_are_timed_on_rotating_weights(monkeypatch: pytest.MonkeyPatch)
             call()
         return 5.0, 0.1
 
-    monkeypatch.setattr(tune, "graph_time_us", timer)
+    monkeypatch.setattr(gemm_tune, "graph_time_us", timer)
     problem = small_product()
     assert problem.times_us(None) == [5.0]
     assert problem.times_us(asdict(GemmConfig(0, 4, 64, 4, 1))) == [5.0]
@@ -153,7 +155,7 @@ def test_more_rows_try_the_library_in_both_ways(monkeypatch: pytest.MonkeyPatch)
         biases.append(bias)
         return linear(x, weight, bias)
 
-    monkeypatch.setattr(tune, "graph_time_us", timer)
+    monkeypatch.setattr(gemm_tune, "graph_time_us", timer)
     monkeypatch.setattr(torch.nn.functional, "linear", spy)
     found = sweep(problem)
     assert found.entry.config == {"zero_bias": True}
@@ -169,7 +171,7 @@ def test_a_whole_sweep_with_a_fake_timer(monkeypatch: pytest.MonkeyPatch) -> Non
         lambda size, vendor: [GemmConfig(0, n, 64, 4, 1) for n in (8, 4, 2)] + [GemmConfig(0, 1, 7, 4, 1)],
     )
     monkeypatch.setattr(
-        tune,
+        gemm_tune,
         "graph_time_us",
         lambda calls, replays: (launched_tile(calls[0]), 0.0),
     )
@@ -249,6 +251,29 @@ def test_representative_shapes_belong_to_their_kind(kind: str) -> None:
         assert sequences <= problem.spec.max_seqs
         if kind != "prefill":
             assert (sequences <= 132 // 8) == (kind == "decode_small")
+
+
+def test_a_quantized_product_stands_beside_the_dense_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library's and ours, each timed once for all schemes."""
+    timed = []
+
+    def dense_timer(calls: Any, replays: int) -> tuple[float, float]:
+        timed.append(calls[0].args[-1].shape)
+        return 12.0 + len(timed), 0.1
+
+    monkeypatch.setattr(gemm_tune, "graph_time_us", dense_timer)
+    monkeypatch.setattr(quantized_tune, "graph_time_us", lambda calls, replays: (9.0, 0.1))
+    monkeypatch.setattr(gemm_tune, "COLD_BYTES", 20_000)
+    monkeypatch.setattr(gemm_tune, "READ_BYTES", 20_000)
+    monkeypatch.setattr(quantized_tune, "READ_BYTES", 20_000)
+    for scheme in (SCHEMES["int8"], SCHEMES["int4-g32"]):
+        problem = QuantizedProblem(16, 48, 64, scheme, torch.bfloat16, HERE, cold_bytes=20_000)
+        monkeypatch.setattr(problem, "candidates", tuple)
+        entry = sweep(problem).entry
+        assert (entry.us, entry.dense_us) == (9.0, 13.0)
+    assert timed == [(48, 64)] * 2
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ class FakeProblem(Problem):
     times: dict[int | None, Sequence[float] | Exception]
     errors: dict[int, float] = field(default_factory=dict)
     base: Config | None = None
+    dense: float | None = None
 
     operation = "gemm"
     bucket = "m1 n64 k32"
@@ -43,6 +44,9 @@ class FakeProblem(Problem):
         if isinstance(found, Exception):
             raise found
         return found
+
+    def dense_us(self) -> float | None:
+        return self.dense
 
     def compile(self, config: Config) -> None:
         if isinstance(self.times[config["tile"]], Exception):
@@ -79,6 +83,15 @@ def test_the_baseline_stays_where_nothing_is_clearly_faster() -> None:
     written = sweep(FakeProblem({1: [10.0], 2: [12.0]}, base={"tile": 1}))
     assert written.entry.config == {"tile": 1}
     assert written.tried == 2, "the baseline is not tried twice"
+
+
+def test_the_entry_has_its_own_time_beside_that_of_the_dense_product() -> None:
+    beside = sweep(FakeProblem({None: [10.0], 1: [7.127]}, dense=12.344)).entry
+    assert (beside.us, beside.dense_us) == (7.13, 12.34)
+    stays = sweep(FakeProblem({1: [10.0], 2: [9.9]}, base={"tile": 1}, dense=12.0)).entry
+    assert (stays.config, stays.us) == ({"tile": 1}, 10.0)
+    alone = sweep(FakeProblem({None: [10.0], 1: [7.0]})).entry
+    assert alone.us is alone.dense_us is None
 
 
 def test_every_shape_of_a_bucket_counts_the_same() -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backbench.backends.interface import Crossover
 from backbench.backends.tuning import table as tuning
-from backbench.backends.tuning.table import Entry, Table
+from backbench.backends.tuning.table import Entry, Table, crossover
 from backbench.errors import BackendError
 
 NOW = "0123456789abcdef"
 ONE = Entry("gemm", "m1 n64 k32", "bfloat16", NOW, {"block_n": 4})
 LIBRARY = Entry("gemm", "m16 n64 k32", "bfloat16", NOW, None)
+
+
+TIMED = Entry("packed_gemm", "m64 n64 k32", "bfloat16 x int8", NOW, {"block_n": 4}, 7.25, 9.5)
 
 
 def table(*entries: Entry) -> Table:
@@ -58,6 +63,8 @@ def test_merging_replaces_and_keeps() -> None:
             dtype=st.sampled_from(["bfloat16", "float16"]),
             sources=st.just(NOW),
             config=st.none() | st.dictionaries(st.text(max_size=5), st.integers() | st.booleans()),
+            us=st.none() | st.floats(0, 1e6),
+            dense_us=st.none() | st.floats(0, 1e6),
         ),
         max_size=8,
     )
@@ -66,6 +73,33 @@ def test_a_written_table_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     file = tmp_path_factory.mktemp("tables") / "deep" / "sm90-132.json"
     tuning.write(file, table(*entries))
     assert tuning.read(file, "sm90-132") == table(*entries)
+
+
+def test_times_that_were_not_taken_are_not_written(tmp_path: Path) -> None:
+    tuning.write(tmp_path / "t.json", table(LIBRARY, TIMED))
+    library, timed = (tmp_path / "t.json").read_text().splitlines()[3:5]
+    assert '"config": null}' in library
+    assert '"us": 7.25, "dense_us": 9.5}' in timed
+
+
+def timed(us: float | None, dense_us: float | None = 10.0) -> Entry:
+    return replace(TIMED, us=us, dense_us=dense_us)
+
+
+def test_the_crossover_ends_at_the_first_bucket_that_is_slower() -> None:
+    """Also where a larger one is faster again, in whichever order they come."""
+    faster, slower = timed(9.9), timed(10.0)
+    entries: dict[int, Entry | None] = {256: slower, 16: faster, 1024: faster, 128: faster, 1: faster}
+    assert crossover(entries) == Crossover(128, 256)
+    assert crossover(dict(sorted(entries.items(), reverse=True))) == Crossover(128, 256)
+    assert crossover(entries | {1: slower}) == Crossover(0, 1)
+    assert crossover(entries | {256: faster}) == Crossover(1024, None)
+
+
+def test_a_bucket_that_was_not_timed_beside_the_dense_product_says_nothing() -> None:
+    assert crossover({}) is None
+    assert crossover({1: None, 16: timed(None), 32: timed(9.0, None), 64: timed(None, None)}) is None
+    assert crossover({1: timed(5.0), 16: timed(None), 64: timed(11.0), 128: None}) == Crossover(1, 64)
 
 
 def test_no_file_is_an_empty_table(tmp_path: Path) -> None:
@@ -81,6 +115,8 @@ def test_no_file_is_an_empty_table(tmp_path: Path) -> None:
         '{"place": "sm90-132", "entries": [{"operation": "gemm"}]}',
         '{"place": "sm90-132", "entries": [{"operation": "gemm", "bucket": "b", "dtype": "d", '
         '"sources": "s", "config": 7}]}',
+        '{"place": "sm90-132", "entries": [{"operation": "gemm", "bucket": "b", "dtype": "d", '
+        '"sources": "s", "config": null, "us": "7"}]}',
         '{"entries": []}',
     ],
 )
