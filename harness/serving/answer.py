@@ -135,7 +135,7 @@ class Answer(ABC):
         *,
         alternatives: bool = False,
     ) -> None:
-        """arrived_ns: when the request came, before its texts were tokenized.
+        """arrived_ns: when the request came, before its body was read.
 
         alternatives: beside a token's log-probability stands that of the most likely token.
         """

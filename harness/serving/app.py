@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,6 +49,7 @@ def make_app(
 
     def posted(path: str, serve: Serve) -> Route:
         async def endpoint(request: Request) -> Response:
+            request.state.arrived_ns = time.perf_counter_ns()
             return await serve(front, read_json(await read_body(request, max_body_bytes)), request)
 
         return Route(path, endpoint, methods=["POST"])

@@ -22,8 +22,8 @@ from backbench.harness.serving.protocol import (
 
 
 async def chat(front: Front, fields: Fields, request: Request) -> Response:
-    """Answer one request. Where it gives no length, the answer may fill the context."""
-    arrived_ns = time.perf_counter_ns()
+    """Answer one request, whose head was read at `request.state.arrived_ns`. Where it gives no length, the
+    answer may fill the context."""
     front.require_model(fields)
     messages = read_messages(fields)
     logprobs = fields.switch("logprobs", False)
@@ -40,6 +40,7 @@ async def chat(front: Front, fields: Fields, request: Request) -> Response:
     fields.end()
     token_ids = await front.encode_chat(messages, **template)
     params = sampling.params(front.room(len(token_ids), sampling.others["n"]))
+    arrived_ns = request.state.arrived_ns
     answer = ChatAnswer(front, [token_ids], params, how, arrived_ns, alternatives=bool(alternatives))
     return await answer.respond(request)
 

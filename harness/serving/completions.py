@@ -22,8 +22,7 @@ from backbench.harness.serving.protocol import (
 
 
 async def completions(front: Front, fields: Fields, request: Request) -> Response:
-    """Answer one request."""
-    arrived_ns = time.perf_counter_ns()
+    """Answer one request, whose head was read at `request.state.arrived_ns`."""
     front.require_model(fields)
     asked = read_prompts(fields)
     logprobs = fields.whole("logprobs", 0) if fields.has("logprobs") else None
@@ -37,6 +36,7 @@ async def completions(front: Front, fields: Fields, request: Request) -> Respons
     params = sampling.params(COMPLETION_TOKENS)
     front.require_places(len(asked) * params.n)
     prompts = await front.encode(asked, add_special_tokens=add_special_tokens)
+    arrived_ns = request.state.arrived_ns
     answer = CompletionAnswer(front, prompts, params, how, arrived_ns, alternatives=bool(logprobs))
     return await answer.respond(request)
 

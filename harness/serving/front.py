@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from backbench.engine.async_engine import AsyncEngine, Tokens
+from backbench.engine.async_engine import AsyncEngine, StepReport, Tokens
 from backbench.engine.engine import Engine
 from backbench.engine.request import SamplingParams, as_token_ids
 from backbench.errors import EngineError, shown
@@ -40,7 +40,7 @@ class Front:
         self.created_s = int(time.time())
         self.metrics = ServingMetrics(engine, self.names[0])
         self._sequences = 0
-        self._async_engine = AsyncEngine(engine, self.metrics.observe)
+        self._async_engine = AsyncEngine(engine, self._observe)
         # One thread: a tokenizer is not made for several, and one keeps the order of arrival.
         self._tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
 
@@ -64,6 +64,10 @@ class Front:
     def num_sequences(self) -> int:
         """Sequences that run or wait."""
         return self._sequences
+
+    def _observe(self, report: StepReport) -> None:
+        """Its tokens were just handed to their streams: no client could have had them before."""
+        self.metrics.observe(report, time.perf_counter_ns())
 
     def require_model(self, fields: Fields) -> None:
         """Refuse a request for another model."""

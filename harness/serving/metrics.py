@@ -121,7 +121,7 @@ class _Live:
     """Sequences that have not ended."""
     started_ns: int | None = None
     first_ns: dict[int, int] = field(default_factory=dict)
-    """By sequence: when its first token was visible."""
+    """By sequence: when its first token could be sent."""
     last_ns: dict[int, int] = field(default_factory=dict)
     num_tokens: dict[int, int] = field(default_factory=dict)
 
@@ -141,7 +141,9 @@ class ServingMetrics:
         self._preemptions = Counter("num_preemptions", "Sequences that gave up their blocks for others.")
         self._queries = Counter("prefix_cache_queries", "Prompt tokens looked for in the prefix cache.")
         self._hits = Counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
-        self._ttft = Histogram("time_to_first_token_seconds", "From a request's arrival to its first token.")
+        self._ttft = Histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token being sent."
+        )
         self._itl = Histogram("inter_token_latency_seconds", "Between two tokens of a sequence.")
         self._tpot = Histogram(
             "request_time_per_output_token_seconds", "Of a sequence: from its first token to its last, a gap."
@@ -177,8 +179,8 @@ class ServingMetrics:
         if self._live.pop(request_id, None) is not None:
             self._success.add(value="abort")
 
-    def observe(self, report: StepReport) -> None:
-        """The engine advanced by one step."""
+    def observe(self, report: StepReport, now_ns: int) -> None:
+        """The engine advanced by one step, whose tokens can be sent now."""
         for stats in report.stats:
             self._hits.add(stats.prefix_hit_tokens)
             self._preemptions.add(stats.preemptions)
@@ -197,7 +199,7 @@ class ServingMetrics:
         for (request_id, sequence), num_tokens in together.items():
             live = self._live.get(request_id)
             if live is not None:
-                self._count(live, sequence, num_tokens, report.seen_ns)
+                self._count(live, sequence, num_tokens, now_ns)
         for token in report.tokens:
             live = self._live.get(token.request_id)
             if live is not None and token.finish_reason is not None:

@@ -51,8 +51,9 @@ def step(seen_s: float, tokens: list[Token], started: list[str]) -> StepReport:
 def test_tokens_of_one_step_share_the_gap_before_them() -> None:
     metrics = ServingMetrics(tiny_engine(), "tiny")
     metrics.arrived("a", 11, 1, arrived_ns=0)
-    metrics.observe(step(0.25, [Token("a", 0, 1)], ["a"]))
-    metrics.observe(step(0.55, [Token("a", 0, 1)] * 2 + [Token("a", 0, 1, finish_reason="stop")], []))
+    metrics.observe(step(0.2, [Token("a", 0, 1)], ["a"]), 250_000_000)
+    last = [Token("a", 0, 1)] * 2 + [Token("a", 0, 1, finish_reason="stop")]
+    metrics.observe(step(0.5, last, []), 550_000_000)
     metrics.left("a")
     found = {name.removeprefix("backbench:"): value for name, value in parse(metrics.text()).items()}
     assert found["time_to_first_token_seconds_sum"] == pytest.approx(0.25)
