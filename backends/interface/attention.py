@@ -88,8 +88,8 @@ class Batch:
     max_len: int
     """Upper bound of `seq_lens`."""
     drafted: bool = False
-    """Every row has a known token and drafted ones that it verifies, `max_query` at most, and there are no
-    decodes; a hint, for attention is the same."""
+    """Rows verify drafted tokens behind known ones, or are prompts, `max_query` tokens at most; there are no
+    decodes. A hint, for attention is the same."""
 
 
 @dataclass(frozen=True)

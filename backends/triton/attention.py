@@ -96,8 +96,11 @@ class TritonRunner(AttentionRunner):
         self.members = min(MOST_MEMBERS, max(16, _power_of_two(FEW_QUERIES * self.group)))
         """Rows of the decode kernel's tile where sequences verify drafts."""
         self.few_queries = self.members // self.group
+        self.drafts = [configs.drafts(device, spec, config, self.members) for config in self.decode]
         units = 1 if device.interpret else device.units
-        self.programs = [config.pop("programs_per_unit") * units for config in self.decode]
+        self.programs = [config["programs_per_unit"] * units for config in self.decode]
+        for config in (*self.decode, *self.drafts):
+            del config["programs_per_unit"]  # the grid's, not the kernel's
         pieces, place = 2 * max(self.programs), device.torch_device
         self._piece_sums = torch.empty((pieces, self.members, spec.head_dim), device=place)
         self._piece_stats = torch.empty((pieces, 2, self.members), device=place)
@@ -209,12 +212,10 @@ class TritonRunner(AttentionRunner):
         }
         if bucket == "prefill":
             return place.bind(prefill_kernel, **shared, **self.prefill)
-        config = dict(self.decode[0 if bucket == "decode_small" else 1])
         group_pad = _power_of_two(self.group)
-        config |= {"GROUP_PAD": group_pad, "M": self.members if drafted else max(16, group_pad)}
-        if drafted:
-            config |= configs.drafts(self.device, self.spec, bucket, self.members)
-        return place.bind(decode_kernel, **shared, **config, PAIRED=self.paired, DRAFTED=drafted)
+        tile = {"GROUP_PAD": group_pad, "M": self.members if drafted else max(16, group_pad)}
+        config = (self.drafts if drafted else self.decode)[0 if bucket == "decode_small" else 1]
+        return place.bind(decode_kernel, **shared, **config, **tile, PAIRED=self.paired, DRAFTED=drafted)
 
     def _query_tiles(self, batch: Batch) -> int:
         """At most this many query tiles: every prefill row may end in a tile that is not full."""

@@ -120,7 +120,7 @@ def attention_config(
     if entry is not None and entry.config is not None and not written:
         config |= entry.config
     query_bytes = config.get("M", 0) * padded_dim(spec) * spec.dtype.itemsize
-    budget = (device.shared_bytes or LDS_BYTES) // config.get("programs_per_unit", 1) - 4096 - query_bytes
+    budget = _program_bytes(device, config) - query_bytes
     while config["TILE"] > 16 and config["TILE"] * key_bytes(spec) * max(config["STAGES"] - 1, 1) > budget:
         config["TILE"] //= 2
     return config
@@ -186,21 +186,24 @@ def padded_dim(spec: AttentionSpec) -> int:
     return 1 << (spec.head_dim - 1).bit_length()
 
 
-def drafts(device: Device, spec: AttentionSpec, bucket: str, members: int) -> dict[str, Any]:
-    """What a decode launch does otherwise where sequences verify drafts, in tiles of `members` rows.
+def drafts(device: Device, spec: AttentionSpec, config: Config, members: int) -> dict[str, Any]:
+    """A decode launch where sequences verify drafts, in tiles of `members` rows.
 
     Pieces are merged two at a time: more take registers from what comes before. Of two programs a compute
     unit each takes one stage more, if so much memory is there: a program of few rows takes so few registers
     that a third would fit beside two, and those units that get three end last (on an H100 72 us in place of
     66, 64 sequences of 640 keys).
     """
-    config = attention_config(device, spec, bucket)
-    found = {"CHUNK": 2}
-    stage_bytes = config["TILE"] * key_bytes(spec)
-    room = (device.shared_bytes or LDS_BYTES) // config["programs_per_unit"] - 4096
-    if members == 16 and config["programs_per_unit"] == 2 and config["STAGES"] * stage_bytes <= room:
+    found = {**config, "CHUNK": 2}
+    in_flight = config["STAGES"] * config["TILE"] * key_bytes(spec)
+    if members == 16 and config["programs_per_unit"] == 2 and in_flight <= _program_bytes(device, config):
         found["STAGES"] = config["STAGES"] + 1
     return found
+
+
+def _program_bytes(device: Device, config: Config) -> int:
+    """Shared memory that a program may plan with."""
+    return (device.shared_bytes or LDS_BYTES) // int(config.get("programs_per_unit", 1)) - 4096
 
 
 def key_bytes(spec: AttentionSpec) -> int:

@@ -26,6 +26,7 @@ from backbench.engine.engine import Engine, InFlight
 from backbench.engine.execution.ahead import SURE, Armed
 from backbench.engine.execution.runner import Runner
 from backbench.engine.execution.step_buffers import Staging, StepBuffers
+from backbench.engine.execution.step_shape import FEW_DRAFTED
 from backbench.engine.request import SamplingParams, Token
 from backbench.engine.scheduling.blocks import BlockPool
 from backbench.engine.scheduling.scheduler import StepPlan
@@ -371,10 +372,15 @@ def test_traffic_of_every_kind_equals_each_sequence_alone(proposer: str) -> None
     seen = [0, 0]
 
     @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(engines(), st.sampled_from([-1.0, SURE]), st.booleans(), st.data())
-    def run(setting: dict[str, Any], sure: float, switching: bool, data: st.DataObject) -> None:
+    @given(
+        engines(), st.sampled_from([-1.0, SURE]), st.booleans(), st.sampled_from([0, FEW_DRAFTED]), st.data()
+    )
+    def run(
+        setting: dict[str, Any], sure: float, switching: bool, few_drafted: int, data: st.DataObject
+    ) -> None:
         setting["num_blocks"] += 4  # for longer answers
         engine = open_ahead(proposer, sure=sure, **setting)
+        engine.runner.few_drafted = few_drafted
         speculator, step = engine.speculator, engine.step
         assert speculator is not None
         if switching:  # plain steps in between, two of them in flight

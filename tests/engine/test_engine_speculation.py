@@ -19,6 +19,7 @@ from speculation_fixtures import PROPOSERS, acceptance, check_books, open_specul
 from traffic import alone, engines, serve
 
 from backbench.engine.engine import Engine
+from backbench.engine.execution.step_shape import FEW_DRAFTED
 from backbench.engine.models.decoder import whole_sequences
 from backbench.engine.request import SamplingParams
 from backbench.engine.scheduling.scheduler import Scheduler, Slice
@@ -92,13 +93,13 @@ def test_what_adapts_by_time_changes_no_token(proposer: str) -> None:
 @pytest.mark.parametrize("proposer", ["one that knows", "eagle3 head"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_late_device_and_captured_layouts(padded: bool, proposer: str) -> None:
-    """Steps laid out as captured graphs have them: drafts as decodes, or as prompts that draw everywhere."""
+    """Laid out as captured graphs have them: few drafts as decodes, or as sequences that draw everywhere."""
 
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(engines(), st.data())
-    def run(setting: dict[str, Any], data: st.DataObject) -> None:
+    @given(engines(), st.sampled_from([0, FEW_DRAFTED]), st.data())
+    def run(setting: dict[str, Any], few_drafted: int, data: st.DataObject) -> None:
         engine = open_speculating(proposer, knows=knows, tokenizer=WordTokenizer(), **setting)
-        make_late(engine, padded=padded)
+        make_late(engine, padded=padded).runner.few_drafted = few_drafted
         engine.max_steps_in_flight = 1
         for asked in serve(engine, data):
             asked.check()

@@ -150,7 +150,7 @@ def test_no_third_program_of_drafts_fits_beside_two(group: int, bucket: str, sta
     spec = replace(SPEC, q_heads=8 * group, kv_heads=8)
     config = configs.attention_config(H200, spec, bucket)
     members = TritonRunner(spec, replace(H200, torch_device=torch.device("meta"))).members
-    found = config | configs.drafts(H200, spec, bucket, members)
+    found = configs.drafts(H200, spec, config, members)
     assert found["STAGES"] == stages
     tiles = found["TILE"] * configs.key_bytes(spec) * (stages - 1)
     assert tiles * found["programs_per_unit"] < H200.shared_bytes
